@@ -1,0 +1,10 @@
+//! Open-loop HTTP load.
+
+use std::process::ExitCode;
+
+#[derive(clap::Args)]
+pub struct Args {}
+
+pub fn run(_: Args) -> ExitCode {
+    ExitCode::from(2)
+}

@@ -1,0 +1,36 @@
+//! `ezbench`: load drivers and comparisons.
+
+mod http;
+mod locate;
+mod upstream;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Load drivers and comparisons: figures with the peer beside them.
+///
+/// Exit code 0: fine. 1: the answer is "no" (errors were seen). 2: wrong usage or input.
+#[derive(Parser)]
+#[command(version, propagate_version = true)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Open-loop HTTP load with latency from the time a request was due
+    Http(http::Args),
+    /// A backend for benchmarks
+    Upstream(upstream::Args),
+    /// Point-to-shard lookup beside geo + rstar
+    Locate(locate::Args),
+}
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Http(args) => http::run(args),
+        Command::Upstream(args) => upstream::run(args),
+        Command::Locate(args) => locate::run(args),
+    }
+}

@@ -1,0 +1,1 @@
+//! Route each request to the zone that owns it. A pure core that takes bytes and `now`, plus `uring/`, plus `control/`.

@@ -1,0 +1,3 @@
+//! `ezone`: where the programs are put together.
+
+fn main() {}

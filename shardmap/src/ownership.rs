@@ -12,7 +12,7 @@
 //! (`is_tail`), the router (`view`), and the map's writer (the transitions, which are compare-and-set on the newest entry).
 //! It never looks at a clock, a file or another shard.
 
-use crate::types::{MapEpoch, OwnerEpoch, Positions, Zone};
+use crate::types::{MapEpoch, OwnerEpoch, Positions, ZONES, Zone};
 use std::fmt;
 
 /// What a map says of one shard.
@@ -126,6 +126,31 @@ impl Entry {
             cut: Positions::default(),
         }
     }
+
+    /// Does it agree with itself? Its numbers are in range too, so that what is computed from them cannot overflow.
+    fn is_whole(&self) -> bool {
+        let (began, epoch) = (self.owner_epoch.0, self.epoch.0);
+        let lost = self.lost.map(|l| l.0);
+        let agrees = match self.kind {
+            Kind::Own => self.owner.is_some() && self.to.is_none() && lost != self.owner && began == epoch,
+            Kind::Unlock => self.owner.is_some() && self.to.is_none() && lost.is_none() && began < epoch,
+            Kind::Moving => {
+                self.owner.is_some()
+                    && self.to.is_some_and(|to| self.owner != Some(to))
+                    && lost.is_none()
+                    && began < epoch
+            }
+            Kind::Lost => {
+                self.owner.is_none()
+                    && self.to.is_none()
+                    && self.lost.is_some_and(|l| l.1 == self.owner_epoch)
+                    && began < epoch
+            }
+        };
+        let zones = [self.owner, self.to, lost].into_iter().flatten().all(|z| (z.0 as usize) < ZONES);
+        let in_time = epoch < u64::MAX && self.lost.is_none_or(|l| l.1.0 < epoch);
+        agrees && zones && in_time && self.owner.is_none_or(|o| self.cut.get(o).is_none())
+    }
 }
 
 impl History {
@@ -134,7 +159,8 @@ impl History {
         History(vec![Entry::first(owner, epoch)])
     }
 
-    /// Entries as they were stored or received. Refused: none, out of order, or an entry that contradicts itself.
+    /// Entries as they were stored or received. Refused: none, out of order, an entry that contradicts itself, or a first entry
+    /// that is not an ownership (what is pruned ends where an ownership begins: `fence_due` and `abort` look for it).
     pub fn from_entries(entries: Vec<Entry>) -> Result<History, Illegal> {
         if entries.is_empty() {
             return Err(Illegal::Rewritten);
@@ -144,17 +170,13 @@ impl History {
                 return Err(Illegal::Epoch { newest: pair[0].epoch, offered: pair[1].epoch });
             }
         }
-        for e in &entries {
-            let whole = match e.kind {
-                Kind::Own | Kind::Unlock => e.owner.is_some() && e.to.is_none(),
-                Kind::Moving => e.owner.is_some() && e.to.is_some() && e.to != e.owner,
-                Kind::Lost => e.owner.is_none() && e.lost.is_some(),
-            };
-            if !whole || e.owner_epoch.0 > e.epoch.0 {
-                return Err(Illegal::Wrong { wanted: "an entry that agrees with itself", found: e.kind });
-            }
+        if entries[0].kind != Kind::Own {
+            return Err(Illegal::Wrong { wanted: "an ownership as the first entry", found: entries[0].kind });
         }
-        Ok(History(entries))
+        match entries.iter().find(|e| !e.is_whole()) {
+            Some(e) => Err(Illegal::Wrong { wanted: "an entry that agrees with itself", found: e.kind }),
+            None => Ok(History(entries)),
+        }
     }
 
     /// The entries, oldest first.
@@ -282,8 +304,8 @@ impl History {
             Kind::Lost => v.lost.map(|(z, _)| z),
             Kind::Own | Kind::Unlock => return Err(Illegal::Wrong { wanted: "a move or a take-over", found: v.kind }),
         };
-        let cut = self.ownerships().next_back().map(|e| e.cut.clone()).unwrap_or_default();
-        Ok(Entry { kind: Kind::Own, owner, ..self.beginning(epoch, cut) })
+        // Moving, Lost and Unlock carry the cut of the ownership that they followed.
+        Ok(Entry { kind: Kind::Own, owner, ..self.beginning(epoch, v.cut.clone()) })
     }
 
     /// Step 1 of a take-over: what the loss of `zone` means for this shard; `None` if nothing.
@@ -387,5 +409,207 @@ impl History {
     /// An ownership that begins at `epoch`; its kind and owner are set by the caller.
     fn beginning(&self, epoch: MapEpoch, cut: Positions) -> Entry {
         Entry { epoch, kind: Kind::Own, owner: None, owner_epoch: epoch.begins(), to: None, lost: None, cut }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: Zone = Zone(0);
+    const B: Zone = Zone(1);
+    const C: Zone = Zone(2);
+
+    fn at(epoch: u64) -> MapEpoch {
+        MapEpoch(epoch)
+    }
+    fn positions(of: &[(Zone, u64)]) -> Positions {
+        of.iter().copied().collect()
+    }
+    /// A owns from 1, moves to B: moving at 3, committed at 4.
+    fn moved() -> History {
+        let h = History::new(A, at(1));
+        let h = h.with(h.begin_move(B, at(3)).unwrap()).unwrap();
+        h.with(h.commit_move(7, &positions(&[(A, 9), (C, 5)]), at(4)).unwrap()).unwrap()
+    }
+    /// A owns from 1, is lost at 2, B takes over at 5.
+    fn taken_over() -> History {
+        let h = History::new(A, at(1));
+        let h = h.with(h.declare_lost(A, at(2)).unwrap().unwrap()).unwrap();
+        h.with(h.finish_take_over(B, &positions(&[(A, 9), (B, 3)]), at(5)).unwrap()).unwrap()
+    }
+
+    /// `hostile` changes the newest entry of a legal history: reading it back must fail.
+    fn refused(legal: &History, hostile: impl Fn(&mut Entry)) {
+        let mut entries = legal.entries().to_vec();
+        hostile(entries.last_mut().unwrap());
+        assert!(History::from_entries(entries.clone()).is_err(), "accepted: {:?}", entries.last());
+    }
+
+    #[test]
+    fn a_stored_history_is_read_back_as_it_was() {
+        for h in [moved(), taken_over()] {
+            assert_eq!(History::from_entries(h.entries().to_vec()), Ok(h));
+        }
+    }
+
+    #[test]
+    fn no_entry_or_entries_out_of_order_are_refused() {
+        assert_eq!(History::from_entries(Vec::new()), Err(Illegal::Rewritten));
+        let mut entries = moved().entries().to_vec();
+        entries.swap(0, 1);
+        assert!(matches!(History::from_entries(entries), Err(Illegal::Epoch { .. })));
+        let twice = vec![Entry::first(A, at(1)), Entry::first(B, at(1))];
+        assert!(matches!(History::from_entries(twice), Err(Illegal::Epoch { .. })));
+    }
+
+    #[test]
+    fn a_history_that_does_not_begin_with_an_ownership_is_refused() {
+        let tail = moved().entries()[1..2].to_vec();
+        assert!(matches!(History::from_entries(tail), Err(Illegal::Wrong { found: Kind::Moving, .. })));
+    }
+
+    #[test]
+    fn an_ownership_that_contradicts_itself_is_refused() {
+        let h = taken_over();
+        refused(&h, |e| e.owner = None);
+        refused(&h, |e| e.owner = Some(Zone(15)));
+        refused(&h, |e| e.owner = Some(A));
+        refused(&h, |e| e.to = Some(C));
+        refused(&h, |e| e.owner_epoch = OwnerEpoch(4));
+        refused(&h, |e| e.lost = Some((A, OwnerEpoch(u64::MAX))));
+        refused(&h, |e| e.lost = Some((Zone(200), OwnerEpoch(1))));
+        refused(&h, |e| e.cut.set(B, 1));
+        refused(&h, |e| (e.epoch, e.owner_epoch) = (at(u64::MAX), OwnerEpoch(u64::MAX)));
+    }
+
+    #[test]
+    fn a_move_a_loss_and_an_unlock_that_contradict_themselves_are_refused() {
+        let own = History::new(A, at(1));
+        let moving = own.with(own.begin_move(B, at(3)).unwrap()).unwrap();
+        refused(&moving, |e| e.to = None);
+        refused(&moving, |e| e.to = Some(A));
+        refused(&moving, |e| e.to = Some(Zone(99)));
+        refused(&moving, |e| e.lost = Some((C, OwnerEpoch(0))));
+        refused(&moving, |e| e.epoch = at(u64::MAX));
+        let lost = own.with(own.declare_lost(A, at(2)).unwrap().unwrap()).unwrap();
+        refused(&lost, |e| e.lost = None);
+        refused(&lost, |e| e.owner = Some(B));
+        refused(&lost, |e| e.lost = Some((A, OwnerEpoch(0))));
+        let unlocked = own.with(own.unlock(at(2)).unwrap()).unwrap();
+        refused(&unlocked, |e| e.owner = None);
+        refused(&unlocked, |e| e.owner_epoch = OwnerEpoch(2));
+    }
+
+    #[test]
+    fn a_history_may_become_itself_or_a_pruned_copy_or_grow_by_legal_steps() {
+        let (first, h) = (History::new(A, at(1)), moved());
+        assert_eq!(first.may_become(&first), Ok(()));
+        assert_eq!(first.may_become(&h), Ok(()), "two maps behind");
+        let pruned = History::from_entries(h.entries()[2..].to_vec()).unwrap();
+        assert_eq!(h.may_become(&pruned), Ok(()));
+        let on = pruned.with(pruned.begin_move(A, at(9)).unwrap()).unwrap();
+        assert_eq!(h.may_become(&on), Ok(()));
+        assert_eq!(h.may_become(&first), Err(Illegal::Rewritten), "back an epoch");
+        assert_eq!(h.may_become(&taken_over()), Err(Illegal::Rewritten), "another past");
+    }
+
+    /// `hostile` changes the last entry of a history whose last step is legal: the step must then be refused.
+    fn illegal_step(legal: &History, hostile: impl Fn(&mut Entry)) {
+        let mut entries = legal.entries().to_vec();
+        let before = History::from_entries(entries[..entries.len() - 1].to_vec()).unwrap();
+        assert_eq!(before.may_become(legal), Ok(()));
+        hostile(entries.last_mut().unwrap());
+        let step = before.may_become(&History(entries.clone()));
+        assert!(step.is_err(), "accepted: {:?}", entries.last());
+    }
+
+    #[test]
+    fn a_commit_that_no_transition_makes_is_refused() {
+        illegal_step(&moved(), |e| e.owner = Some(C));
+        illegal_step(&moved(), |e| e.owner = None);
+        illegal_step(&moved(), |e| e.cut = Positions::default());
+        illegal_step(&moved(), |e| e.cut.set(B, 1));
+        illegal_step(&moved(), |e| e.lost = Some((A, OwnerEpoch(1))));
+        illegal_step(&moved(), |e| e.owner_epoch = OwnerEpoch(3));
+        illegal_step(&moved(), |e| e.epoch = at(3));
+        illegal_step(&moved(), |e| e.kind = Kind::Lost);
+        illegal_step(&moved(), |e| e.kind = Kind::Unlock);
+    }
+
+    #[test]
+    fn a_take_over_that_no_transition_makes_is_refused() {
+        illegal_step(&taken_over(), |e| e.lost = None);
+        illegal_step(&taken_over(), |e| e.lost = Some((C, OwnerEpoch(1))));
+        illegal_step(&taken_over(), |e| e.lost = Some((A, OwnerEpoch(0))));
+        illegal_step(&taken_over(), |e| e.cut = positions(&[(C, 9)]));
+        illegal_step(&taken_over(), |e| e.owner = Some(A));
+        illegal_step(&taken_over(), |e| e.kind = Kind::Moving);
+    }
+
+    #[test]
+    fn an_abort_keeps_the_cut_even_of_a_move_that_followed_an_unlock() {
+        let h = taken_over();
+        let h = h.with(h.unlock(at(6)).unwrap()).unwrap();
+        let h = h.with(h.begin_move(C, at(7)).unwrap()).unwrap();
+        let aborted = h.abort(at(8)).unwrap();
+        assert_eq!((aborted.owner, aborted.cut.get(A), aborted.owner_epoch), (Some(B), Some(9), OwnerEpoch(8)));
+        assert_eq!(h.may_become(&h.with(aborted).unwrap()), Ok(()));
+    }
+
+    #[test]
+    fn a_new_owner_without_a_position_in_the_old_owners_log_is_refused() {
+        let own = History::new(A, at(1));
+        let moving = own.with(own.begin_move(B, at(3)).unwrap()).unwrap();
+        assert_eq!(moving.commit_move(7, &positions(&[(C, 9)]), at(4)), Err(Illegal::NoPositions));
+        assert_eq!(moving.commit_move(7, &positions(&[(A, 6)]), at(4)), Err(Illegal::NoPositions));
+        let lost = own.with(own.declare_lost(A, at(2)).unwrap().unwrap()).unwrap();
+        assert_eq!(lost.finish_take_over(B, &positions(&[(C, 1)]), at(4)), Err(Illegal::NoPositions));
+        assert_eq!(lost.finish_take_over(A, &positions(&[(A, 1)]), at(4)), Err(Illegal::SameZone(A)));
+    }
+
+    #[test]
+    fn random_entries_are_refused_or_answer_every_question() {
+        let mut x = 1u64;
+        let mut dice = |n: u64| {
+            x = x.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (x >> 33) % n
+        };
+        let (mut read, mut told) = (0, 0);
+        for _ in 0..20_000 {
+            let number = |d: u64| if d == 9 { u64::MAX } else { d };
+            let entries: Vec<Entry> = (0..=dice(2))
+                .map(|i| {
+                    let epoch = number(i * 4 + dice(10));
+                    let zone = |d: u64| [Some(A), Some(B), None, Some(Zone(255))][d as usize];
+                    Entry {
+                        epoch: at(epoch),
+                        kind: [Kind::Own, Kind::Moving, Kind::Lost, Kind::Unlock]
+                            [dice(4) as usize * usize::from(i > 0)],
+                        owner: zone(dice(4)),
+                        owner_epoch: OwnerEpoch(if dice(2) == 0 { epoch } else { number(dice(10)) }),
+                        to: zone(2 - dice(3)),
+                        lost: zone(2 - dice(3)).map(|z| (z, OwnerEpoch(number(dice(10))))),
+                        cut: positions(&[(A, number(dice(10)))]),
+                    }
+                })
+                .collect();
+            let Ok(h) = History::from_entries(entries) else { continue };
+            read += 1;
+            for z in [A, B, Zone(255)] {
+                told += usize::from(h.may_write(z, OwnerEpoch(0), false).is_ok());
+                told += usize::from(h.fence_due(z, OwnerEpoch(0)).is_some());
+                told += usize::from(h.locked(z, OwnerEpoch(0), |_| OwnerEpoch(0)));
+                told += usize::from(h.is_tail(OwnerEpoch(0), z, 1));
+                let _ = (
+                    h.begin_move(z, at(u64::MAX)),
+                    h.abort(at(u64::MAX)),
+                    h.declare_lost(z, at(u64::MAX)),
+                    h.move_fence(),
+                );
+            }
+            let _ = h.may_become(&h);
+        }
+        assert!(read > 100 && told > read, "only {read} of 20,000 could be read: the generator is too wild");
     }
 }

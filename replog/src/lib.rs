@@ -5,6 +5,7 @@ pub mod hlc;
 pub mod limits;
 pub mod port;
 pub mod record;
+pub mod segment;
 pub mod version;
 
 pub use batch::Batch;

@@ -9,23 +9,16 @@
 //! epoch, applied positions) is handed in, and the records it returns (writes, FENCEs) must be appended in the order
 //! in which they were returned. No lease yet: shards from 1024 on are refused.
 
+use crate::limits::{KEY_MAX, TABLE_MAX, VALUE_MAX};
 use crate::mint::Mint;
 use crate::owners::{Owners, put_positions, stream_of};
-use crate::port::{MESSAGE_MAX, Refused};
+use crate::port::Refused;
 use crate::{Hlc, Op, Record};
 use bytes::Bytes;
 use shardmap::ownership::{History, Refusal};
 use shardmap::{MapEpoch, OwnerEpoch, Positions, SHARDS, Shard, Zone};
 use std::collections::HashMap;
 use std::sync::Arc;
-
-/// The longest table name.
-pub const TABLE_BYTES_MAX: usize = 255;
-/// The longest key.
-pub const KEY_BYTES_MAX: usize = 1024;
-/// The longest value; what the port carries.
-pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
-const _: () = assert!(TABLE_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX + 256 <= MESSAGE_MAX);
 
 /// One write, as a router asked for it.
 #[derive(Clone, Debug)]
@@ -289,9 +282,9 @@ impl Gate {
         if ask.key.is_none() && ask.value.is_none() {
             return Some("a delete without a key".to_owned());
         }
-        too_long("table", ask.table.len(), TABLE_BYTES_MAX)
-            .or_else(|| too_long("key", ask.key.as_ref().map_or(0, Bytes::len), KEY_BYTES_MAX))
-            .or_else(|| too_long("value", ask.value.as_ref().map_or(0, Bytes::len), VALUE_BYTES_MAX))
+        too_long("table", ask.table.len(), TABLE_MAX)
+            .or_else(|| too_long("key", ask.key.as_ref().map_or(0, Bytes::len), KEY_MAX))
+            .or_else(|| too_long("value", ask.value.as_ref().map_or(0, Bytes::len), VALUE_MAX))
     }
 
     fn locks(&self, shard: Shard, row: OwnerEpoch) -> bool {

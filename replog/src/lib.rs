@@ -1,11 +1,18 @@
 //! Keep every change, ship it to the other zones, apply it there. A pure core that takes bytes and `now`, plus `uring/`.
 
+pub mod apply;
 pub mod batch;
+pub mod gate;
 pub mod hlc;
 pub mod limits;
+pub mod mint;
+pub mod owners;
 pub mod port;
 pub mod record;
 pub mod segment;
+pub mod store;
+#[cfg(feature = "uring")]
+pub mod uring;
 pub mod version;
 
 pub use batch::Batch;

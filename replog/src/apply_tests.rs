@@ -1,0 +1,207 @@
+//! The applier over the memory store: versions, waits, parking, FENCEs, tails, reports.
+
+use super::*;
+use crate::Hlc;
+use crate::owners::put_positions;
+use crate::store::{Memory, Store};
+use shardmap::ownership::History;
+
+const NOW_MS: u64 = 1_790_000_000_000;
+const A: Zone = Zone(0);
+const B: Zone = Zone(1);
+const C: Zone = Zone(2);
+const S: Shard = Shard(4);
+
+#[derive(Debug, Clone)]
+struct OneShard(MapEpoch, History);
+
+impl Owners for OneShard {
+    fn epoch(&self) -> MapEpoch {
+        self.0
+    }
+    fn history(&self, shard: Shard) -> Option<&History> {
+        (shard == S).then_some(&self.1)
+    }
+    fn each(&self, visit: &mut dyn FnMut(Shard, &History)) {
+        visit(S, &self.1);
+    }
+}
+
+fn then(map: &OneShard, step: impl Fn(&History, MapEpoch) -> Ownership) -> OneShard {
+    let epoch = map.0.next();
+    OneShard(epoch, map.1.with(step(&map.1, epoch)).unwrap())
+}
+
+fn first() -> OneShard {
+    OneShard(MapEpoch(1), History::new(A, MapEpoch(1)))
+}
+
+/// An applier with its store: what a zone is to this file.
+struct Side {
+    applier: Applier,
+    store: Memory,
+}
+
+impl Side {
+    fn new(zone: Zone) -> Side {
+        let mut side =
+            Side { applier: Applier::new(zone, 0, Arc::new(first()), State::default()), store: Memory::default() };
+        side.map(&first());
+        side
+    }
+    fn apply(&mut self, zone: Zone, batch: &[(u64, Record)]) -> Option<Wait> {
+        let (changes, wait) = self.applier.apply(zone, batch, NOW_MS).unwrap();
+        self.store.commit(&changes).unwrap();
+        self.check();
+        wait
+    }
+    fn map(&mut self, map: &OneShard) {
+        let changes = self.applier.on_map(Arc::new(map.clone()), Bytes::new());
+        assert!(changes.durable);
+        self.store.commit(&changes).unwrap();
+        self.check();
+    }
+    /// A restart at any moment continues with what the store holds.
+    fn check(&mut self) {
+        let again = Applier::new(self.applier.zone, 0, Arc::clone(&self.applier.map), self.store.state().unwrap());
+        assert_eq!(again.state, self.applier.state);
+        assert_eq!(again.parked_keys, self.applier.parked_keys);
+    }
+    fn value(&self, key: &str) -> Option<(Bytes, bool)> {
+        self.store.row(b"t", key.as_bytes()).unwrap().map(|r| (r.value, r.deleted))
+    }
+}
+
+fn put(seq: u64, key: &str, epoch: u64, ms: u64) -> (u64, Record) {
+    let (table, key) = (Bytes::from_static(b"t"), Bytes::copy_from_slice(key.as_bytes()));
+    let (transaction, owner_epoch, hlc) = (seq as u32, OwnerEpoch(epoch), Hlc::new(ms, seq as u16));
+    let value = Bytes::from(format!("v{seq}"));
+    (seq, Record { op: Op::Put, transaction, shard: S, owner_epoch, hlc, table, key, value })
+}
+
+fn fence(seq: u64, epoch: u64, positions: &[(Zone, u64)]) -> (u64, Record) {
+    let value = put_positions(&positions.iter().copied().collect());
+    (seq, Record { op: Op::Fence, key: Bytes::new(), table: Bytes::new(), value, ..put(seq, "", epoch, NOW_MS).1 })
+}
+
+#[test]
+fn dedup_never_loses_a_failed_head_positions_are_contiguous_and_each_applies_once() {
+    let mut b = Side::new(B);
+    let log = [put(1, "x", 1, NOW_MS), put(2, "y", 1, NOW_MS), put(3, "x", 1, NOW_MS)];
+    b.apply(A, &log[..2]);
+    b.apply(A, &log);
+    assert_eq!((b.applier.applied(A), b.value("x").unwrap().0), (3, Bytes::from("v3")));
+    let skipped = b.applier.apply(A, &[put(5, "x", 1, NOW_MS)], NOW_MS).unwrap_err();
+    assert_eq!(skipped, Unfit::Skipped { zone: A, seen: 5, expected: 4 });
+}
+
+#[test]
+fn the_appliers_clock_is_never_in_a_version_and_the_higher_version_is_the_row() {
+    let mut b = Side::new(B);
+    b.apply(A, &[put(1, "x", 1, NOW_MS - 99)]);
+    let row = b.store.row(b"t", b"x").unwrap().unwrap();
+    let version = Version { owner_epoch: OwnerEpoch(1), hlc: Hlc::new(NOW_MS - 99, 1), zone: A, stream: 0 };
+    assert_eq!((row.version, row.seq), (version, 1));
+    b.apply(C, &[put(1, "x", 0, NOW_MS)]);
+    assert_eq!(b.value("x").unwrap().0, Bytes::from("v1"), "a later clock under an earlier ownership loses");
+}
+
+#[test]
+fn an_update_that_is_older_than_the_delete_does_not_resurrect_the_row() {
+    let mut b = Side::new(B);
+    let delete = Record { op: Op::Delete, value: Bytes::new(), ..put(1, "x", 1, NOW_MS).1 };
+    b.apply(A, &[(1, delete)]);
+    b.apply(C, &[put(1, "x", 1, NOW_MS - 1)]);
+    assert_eq!(b.value("x"), Some((Bytes::new(), true)));
+}
+
+#[test]
+fn a_record_of_an_ownership_that_the_map_does_not_hold_waits_and_a_fence_does_not() {
+    let mut b = Side::new(B);
+    let log = [fence(1, 3, &[]), put(2, "x", 3, NOW_MS), put(3, "y", 1, NOW_MS)];
+    assert_eq!(b.apply(A, &log), Some(Wait::Map(OwnerEpoch(3))));
+    assert_eq!(b.applier.applied(A), 1);
+    let moving = then(&first(), |h, e| h.begin_move(B, e).unwrap());
+    b.map(&then(&moving, |h, e| h.abort(e).unwrap()));
+    assert_eq!(b.apply(A, &log), None);
+    assert_eq!(b.applier.applied(A), 3);
+}
+
+#[test]
+fn one_event_from_the_future_parks_and_its_row_queues_behind_it_and_its_transaction_stays_whole() {
+    let mut b = Side::new(B);
+    let future = NOW_MS + AHEAD_MAX_MS + 1;
+    let (mut with, mut pair) = (put(2, "y", 1, NOW_MS), put(1, "x", 1, future));
+    (with.1.transaction, pair.1.transaction) = (7, 7);
+    b.apply(A, &[pair, with, put(3, "y", 1, NOW_MS), put(4, "z", 1, NOW_MS), fence(5, 3, &[])]);
+    assert_eq!((b.applier.applied(A), b.applier.parked()), (5, 3));
+    assert_eq!((b.value("x"), b.value("y")), (None, None));
+    assert_eq!(b.value("z").unwrap().0, Bytes::from("v4"));
+    assert_eq!(b.applier.fences().collect::<Vec<_>>(), [(A, S, OwnerEpoch(0))], "a FENCE waits for what is parked");
+    assert!(b.applier.retry(NOW_MS).is_empty());
+    let settled = b.applier.retry(future - AHEAD_MAX_MS);
+    b.store.commit(&settled).unwrap();
+    b.check();
+    assert_eq!((b.value("x").unwrap().0, b.value("y").unwrap().0), (Bytes::from("v1"), Bytes::from("v3")));
+    assert_eq!(b.applier.fences().collect::<Vec<_>>(), [(A, S, OwnerEpoch(3))]);
+}
+
+#[test]
+fn a_graceful_take_over_leaks_no_last_transactions_the_target_waits_for_all_positions_of_the_fence() {
+    let mut b = Side::new(B);
+    b.map(&then(&first(), |h, e| h.begin_move(B, e).unwrap()));
+    assert_eq!(b.applier.caught_up(S), None);
+    b.apply(A, &[put(1, "x", 1, NOW_MS), fence(2, 3, &[(C, 1), (B, 9)])]);
+    assert_eq!(b.applier.caught_up(S), None, "C's log is not here yet");
+    b.apply(C, &[put(1, "x", 0, NOW_MS)]);
+    assert_eq!(b.applier.caught_up(S), Some((2, [(A, 2), (C, 1)].into_iter().collect())));
+}
+
+#[test]
+fn what_a_lost_zone_wrote_beyond_the_cut_is_in_the_same_list_everywhere() {
+    let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
+    let log = [put(1, "x", 1, NOW_MS), put(2, "x", 1, NOW_MS), put(3, "y", 1, NOW_MS), fence(4, 3, &[])];
+    let (mut a, mut b) = (Side::new(A), Side::new(B));
+    b.apply(A, &log[..1]);
+    b.map(&lost);
+    let (cut, changes) = b.applier.report(S).unwrap();
+    b.store.commit(&changes).unwrap();
+    b.check();
+    assert_eq!((cut.get(A), changes.durable), (Some(1), true));
+    assert_eq!(b.apply(A, &log), Some(Wait::Frozen(S)), "43 seconds of partition: nothing more until the map answers");
+    let taken = then(&lost, |h, e| h.finish_take_over(B, &cut, e).unwrap());
+    b.map(&taken);
+    b.apply(B, &[put(1, "x", 3, NOW_MS - 5)]);
+    assert_eq!(b.apply(A, &log), None);
+    // A was alive: it applied its own writes before it heard, so it finds the tail by reading its log again.
+    a.apply(A, &log);
+    a.map(&taken);
+    let scans: Vec<_> = a.applier.scans().collect();
+    assert_eq!(scans, [(A, Scan { from: 2, to: 4 })]);
+    for batch in [&log[1..3], &log[2..]] {
+        let changes = a.applier.scan(A, batch);
+        a.store.commit(&changes).unwrap();
+        a.check();
+    }
+    assert_eq!(a.applier.scans().count(), 0);
+    a.apply(B, &[put(1, "x", 3, NOW_MS - 5)]);
+    assert_eq!(a.store.listed().into_iter().collect::<Vec<_>>(), [(A, 2), (A, 3)]);
+    assert_eq!(a.store.digests(), b.store.digests());
+    assert_eq!(b.value("x").unwrap().0, Bytes::from("v1"), "B's, though its clock is behind");
+}
+
+#[test]
+fn a_cut_stops_before_what_is_parked() {
+    let mut b = Side::new(B);
+    b.apply(A, &[put(1, "x", 1, NOW_MS), put(2, "y", 1, NOW_MS + 9999), put(3, "z", 1, NOW_MS)]);
+    b.map(&then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap()));
+    assert_eq!(b.applier.report(S).unwrap().0.get(A), Some(1));
+    assert!(Side::new(B).applier.report(S).is_none(), "the map says nothing of a loss");
+}
+
+#[test]
+fn a_fence_that_carries_no_positions_stops_that_log() {
+    let mut b = Side::new(B);
+    let bad = Record { value: Bytes::from_static(b"?"), ..fence(1, 3, &[]).1 };
+    assert_eq!(b.applier.apply(A, &[(1, bad)], NOW_MS).unwrap_err(), Unfit::Fence { zone: A, seq: 1 });
+}

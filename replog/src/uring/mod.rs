@@ -1,0 +1,3 @@
+//! Everything that names a ring, a file, a socket, a clock or a database.
+
+pub mod sqlite;

@@ -3,6 +3,8 @@
 pub mod batch;
 pub mod hlc;
 pub mod limits;
+pub mod log;
+pub mod open;
 pub mod port;
 pub mod record;
 pub mod segment;

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod gate;
 pub mod hlc;
 pub mod limits;
+pub mod link;
 pub mod mint;
 pub mod owners;
 pub mod port;

@@ -260,7 +260,7 @@ impl Gate {
         let (key, hlc) = match &ask.key {
             Some(key) => (key.clone(), self.mint.tick(now_ms)),
             None => match self.mint.id(ask.shard, self.zone, now_ms) {
-                Some((id, hlc)) => (Bytes::from(id.to_string()), hlc),
+                Some((id, hlc)) => (Bytes::from(id.0.to_string()), hlc),
                 None => return Decision::Refused(Refused::Busy),
             },
         };

@@ -5,6 +5,7 @@ pub mod batch;
 pub mod gate;
 pub mod hlc;
 pub mod limits;
+pub mod link;
 pub mod log;
 pub mod mint;
 pub mod open;
@@ -13,9 +14,9 @@ pub mod port;
 pub mod record;
 pub mod segment;
 pub mod store;
+pub mod version;
 #[cfg(feature = "uring")]
 pub mod uring;
-pub mod version;
 
 pub use batch::Batch;
 pub use hlc::Hlc;

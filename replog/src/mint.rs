@@ -7,16 +7,14 @@
 
 use crate::Hlc;
 use crate::hlc::Clock;
+use shardmap::id::Id;
 use shardmap::{SHARDS, Shard, Zone};
 use std::collections::HashMap;
 
-/// 2024-01-01T00:00:00Z in milliseconds since 1970.
-pub const IDS_SINCE_MS: u64 = 1_704_067_200_000;
 /// How far minting may push the clock ahead of the wall; below the 500 ms beyond which other zones park a record.
 pub const LEAD_MAX_MS: u64 = 250;
 
 const PER_MS: u16 = 256;
-const MS_MAX: u64 = (1 << 41) - 1;
 
 /// A stream's clock and its ids.
 #[derive(Debug)]
@@ -49,13 +47,14 @@ impl Mint {
 
     /// An id of `shard` and the time of the record that uses it; `None` when ids are asked for faster than 256 a millisecond
     /// for so long that the clock would run ahead, or when 41 bits of milliseconds have run out (in 2093).
-    pub fn id(&mut self, shard: Shard, zone: Zone, now_ms: u64) -> Option<(u64, Hlc)> {
+    pub fn id(&mut self, shard: Shard, zone: Zone, now_ms: u64) -> Option<(Id, Hlc)> {
         debug_assert!(usize::from(shard.0) < SHARDS, "ids exist for map shards only; the gate refuses others");
         self.wall_ms = self.wall_ms.max(now_ms);
         let next = Clock::above(self.clock.newest()).tick(now_ms);
         let full = next.ms() == self.ms && self.used.get(&shard).is_some_and(|used| *used >= PER_MS);
         let ms = if full { next.ms() + 1 } else { next.ms() };
-        let since = ms.checked_sub(IDS_SINCE_MS).filter(|since| *since <= MS_MAX)?;
+        let used = if full || next.ms() != self.ms { 0 } else { self.used.get(&shard).copied().unwrap_or(0) };
+        let id = Id::new(ms, shard, zone, used as u8)?;
         if ms > self.wall_ms + LEAD_MAX_MS {
             return None;
         }
@@ -64,9 +63,7 @@ impl Mint {
             self.ms = hlc.ms();
             self.used.clear();
         }
-        let used = self.used.entry(shard).or_insert(0);
-        let id = since << 22 | u64::from(shard.0) << 12 | u64::from(zone.0) << 8 | u64::from(*used);
-        *used += 1;
+        self.used.insert(shard, used + 1);
         Some((id, hlc))
     }
 }
@@ -87,8 +84,7 @@ mod tests {
                 let shard = Shard(i % 3);
                 let (id, hlc) = mint.id(shard, Zone(2), now_ms).unwrap();
                 assert!(seen.insert(id), "id {id} twice");
-                assert_eq!(((id >> 22) + IDS_SINCE_MS, id >> 12 & 1023), (hlc.ms(), u64::from(shard.0)));
-                assert!(id < 1 << 63);
+                assert_eq!((id.ms(), id.shard(), id.zone()), (hlc.ms(), shard, Zone(2)));
                 mint.tick(now_ms);
             }
             mint = Mint::above(mint.newest());

@@ -1,6 +1,7 @@
 //! What the machines ask of a map, and the positions that a FENCE carries; the map itself is `shardmap`'s.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use shardmap::map::Map;
 use shardmap::ownership::History;
 use shardmap::{MapEpoch, Positions, Shard, ZONES, Zone};
 use std::fmt::Debug;
@@ -13,6 +14,18 @@ pub trait Owners: Debug + Send + Sync {
     fn history(&self, shard: Shard) -> Option<&History>;
     /// Visits every shard in order.
     fn each(&self, visit: &mut dyn FnMut(Shard, &History));
+}
+
+impl Owners for Map {
+    fn epoch(&self) -> MapEpoch {
+        Map::epoch(self)
+    }
+    fn history(&self, shard: Shard) -> Option<&History> {
+        Map::history(self, shard)
+    }
+    fn each(&self, visit: &mut dyn FnMut(Shard, &History)) {
+        self.shards().for_each(|(shard, history)| visit(shard, history));
+    }
 }
 
 /// The stream that orders everything about `shard`, the same in every zone of the cluster.

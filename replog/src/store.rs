@@ -151,6 +151,9 @@ pub struct Digests {
 #[error("the record store: {0}")]
 pub struct Failed(pub String);
 
+/// Called with table, key and row.
+pub type VisitRow<'a> = &'a mut dyn FnMut(&[u8], &[u8], &Row);
+
 /// Where a zone keeps what it has applied of one stream.
 pub trait Store {
     /// Stores all changes, or none.
@@ -160,7 +163,7 @@ pub trait Store {
     /// Everything but rows and ledger.
     fn state(&self) -> Result<State, Failed>;
     /// Visits every row by (table, key).
-    fn rows(&self, visit: &mut dyn FnMut(&[u8], &[u8], &Row)) -> Result<(), Failed>;
+    fn rows(&self, visit: VisitRow<'_>) -> Result<(), Failed>;
     /// Visits every entry of the ledger by (zone, seq).
     fn ledger(&self, visit: &mut dyn FnMut(&Entry)) -> Result<(), Failed>;
     /// Compares two copies by 64 bytes.
@@ -268,7 +271,7 @@ impl Store for Memory {
         Ok(State { parked: self.parked.values().cloned().collect(), ..self.state.clone() })
     }
 
-    fn rows(&self, visit: &mut dyn FnMut(&[u8], &[u8], &Row)) -> Result<(), Failed> {
+    fn rows(&self, visit: VisitRow<'_>) -> Result<(), Failed> {
         self.rows.iter().for_each(|((table, key), row)| visit(table, key, row));
         Ok(())
     }

@@ -5,7 +5,7 @@
 //! `synchronous=FULL`, which makes everything before it durable as well.
 
 use crate::owners::{get_positions, put_positions};
-use crate::store::{Change, Changes, Entry, Failed, Fence, Parked, Report, Row, Scan, State, Store};
+use crate::store::{Change, Changes, Entry, Failed, Fence, Parked, Report, Row, Scan, State, Store, VisitRow};
 use crate::{Hlc, Op, Record, Version};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -142,7 +142,7 @@ impl Store for Sqlite {
         self.read_state().map_err(failed)
     }
 
-    fn rows(&self, visit: &mut dyn FnMut(&[u8], &[u8], &Row)) -> Result<(), Failed> {
+    fn rows(&self, visit: VisitRow<'_>) -> Result<(), Failed> {
         let each = self.each(&format!("select tab, key, {ROW} from rows order by tab, key"), |r| {
             visit(r.get_ref(0)?.as_blob()?, r.get_ref(1)?.as_blob()?, &row(r, 2)?);
             Ok(())

@@ -1,0 +1,257 @@
+//! Ships durable batches of one stream to one peer zone, in order, from wherever the peer says it is.
+//!
+//! ```text
+//! applied <= acked <= sent <= durable       (of this log; the first two at the peer)
+//! ```
+//!
+//! It never skips: a peer that needs what is not kept, or holds other bytes, stops the link. It never sends what is not durable
+//! here, and it never makes a writer wait: without credit the log just grows.
+
+use super::{Ack, BEAT_AFTER_US, Frame, Hello, Order, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire};
+use crate::{Batch, Hlc};
+use bytes::Bytes;
+use shardmap::MapEpoch;
+use std::collections::VecDeque;
+
+/// The log that is shipped, as its open found it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Log {
+    /// Its incarnation.
+    pub log_uuid: u128,
+    /// Its writer's term.
+    pub term: u64,
+    /// The first seq that is kept.
+    pub first_kept: u64,
+    /// The last that is durable; 0: none.
+    pub durable: u64,
+    /// The chain at that seq; 0 at seq 0.
+    pub chain: u32,
+    /// The HLC at that seq.
+    pub hlc: Hlc,
+}
+
+/// The origin's end of a link.
+#[derive(Debug)]
+pub struct Sender {
+    place: Place,
+    log: Log,
+    wire: Wire,
+    /// The peer has answered on this connection.
+    welcomed: bool,
+    applied: u64,
+    acked: u64,
+    sent: u64,
+    /// The chain at `sent`: what the next batch must name.
+    sent_chain: u32,
+    reading: bool,
+    /// Last seq and bytes of each batch that is not acknowledged.
+    flight: VecDeque<(u64, u64)>,
+    flight_bytes: u64,
+    credit: u64,
+    round_trip_us: Option<u64>,
+}
+
+impl Sender {
+    /// A sender without a connection.
+    pub fn new(place: Place, log: Log, map_epoch: MapEpoch, map: Bytes) -> Sender {
+        Sender {
+            place,
+            log,
+            wire: Wire::new(map_epoch, map),
+            welcomed: false,
+            applied: 0,
+            acked: 0,
+            sent: 0,
+            sent_chain: 0,
+            reading: false,
+            flight: VecDeque::new(),
+            flight_bytes: 0,
+            credit: 0,
+            round_trip_us: None,
+        }
+    }
+
+    /// A connection to the peer.
+    pub fn on_connect(&mut self, now_us: u64) {
+        self.on_disconnect();
+        self.wire.connect(now_us);
+        if self.wire.up {
+            let (p, l) = (&self.place, &self.log);
+            let hello = Hello {
+                cluster: p.cluster.clone(),
+                origin: p.origin,
+                peer: p.peer,
+                stream: p.stream,
+                streams: p.streams,
+                log_uuid: l.log_uuid,
+                term: l.term,
+                map_epoch: self.wire.map_epoch,
+                first_kept: l.first_kept,
+                durable: l.durable,
+                codecs: 0,
+            };
+            self.wire.say(&Frame::Hello(hello), now_us);
+        }
+    }
+
+    /// The connection ended.
+    pub fn on_disconnect(&mut self) {
+        self.wire.disconnect();
+        (self.welcomed, self.reading, self.flight_bytes) = (false, false, 0);
+        self.flight.clear();
+    }
+
+    /// Bytes from the peer.
+    pub fn on_bytes(&mut self, bytes: &[u8], now_us: u64) {
+        self.wire.gather(bytes);
+        while let Some(frame) = self.wire.take(now_us) {
+            match frame {
+                Frame::Welcome(w) if !self.welcomed => self.on_welcome(&w, now_us),
+                Frame::Ack(a) if self.welcomed => self.on_ack(&a, now_us),
+                Frame::Map(epoch, map) => self.wire.on_map_frame(epoch, map, now_us),
+                Frame::Stop(stop) => {
+                    self.wire.stopped = Some(stop);
+                    self.wire.close();
+                }
+                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Ack(_) | Frame::Beat { .. } => {
+                    self.wire.close();
+                }
+            }
+        }
+        self.check();
+    }
+
+    /// The log is durable up to `seq`, with this chain and HLC there.
+    pub fn on_durable(&mut self, seq: u64, chain: u32, hlc: Hlc) {
+        assert!(seq >= self.log.durable, "durable {} goes back to {seq}", self.log.durable);
+        (self.log.durable, self.log.chain, self.log.hlc) = (seq, chain, hlc);
+    }
+
+    /// Segments were dropped: the log now begins with `seq`.
+    pub fn on_kept(&mut self, seq: u64) {
+        self.log.first_kept = seq;
+    }
+
+    /// The batch that `Order::Read` asked for. One that comes late, after a new connection, is passed over.
+    pub fn on_batch(&mut self, batch: Batch, now_us: u64) {
+        let last = batch.last_seq();
+        if !self.reading || batch.first_seq > self.sent + 1 || last <= self.sent {
+            return;
+        }
+        assert!(last <= self.log.durable, "batch up to {last}, durable is {}", self.log.durable);
+        self.reading = false;
+        if batch.first_seq != self.sent + 1 || batch.prev_chain != self.sent_chain {
+            self.wire.stop(Why::Diverged, self.sent_chain.into(), batch.prev_chain.into(), now_us);
+            return;
+        }
+        let bytes = batch.bytes.len() as u64;
+        self.wire.say(&Frame::Data { sent_us: now_us, batch: batch.bytes }, now_us);
+        (self.sent, self.sent_chain) = (last, batch.chain);
+        self.flight.push_back((last, bytes));
+        self.flight_bytes += bytes;
+        self.check();
+    }
+
+    /// A newer map is stored here.
+    pub fn on_map(&mut self, epoch: MapEpoch, map: Bytes, now_us: u64) {
+        self.wire.on_map(epoch, map, now_us);
+    }
+
+    /// What to do next; `None`: wait for an event, or until `deadline`.
+    pub fn next_order(&mut self, now_us: u64) -> Option<Order> {
+        if self.wire.is_silent(now_us) {
+            self.wire.close();
+        }
+        if let Some(order) = self.wire.orders.pop_front() {
+            return Some(order);
+        }
+        if !self.wire.up || !self.welcomed {
+            return None;
+        }
+        if self.sent < self.log.durable && !self.reading && self.has_credit() {
+            if self.sent + 1 < self.log.first_kept {
+                self.wire.stop(Why::Gap, self.sent + 1, self.log.first_kept, now_us);
+                return self.wire.orders.pop_front();
+            }
+            self.reading = true;
+            return Some(Order::Read(self.sent + 1));
+        }
+        if now_us >= self.wire.said_us + BEAT_AFTER_US {
+            let beat = Frame::Beat { sent_us: now_us, durable: self.log.durable, hlc: self.log.hlc };
+            self.wire.say(&beat, now_us);
+        }
+        self.wire.orders.pop_front()
+    }
+
+    /// When `next_order` may have something without an event.
+    pub fn deadline(&self) -> Option<u64> {
+        let beat = self.wire.said_us + if self.welcomed { BEAT_AFTER_US } else { SILENT_MAX_US };
+        self.wire.up.then(|| beat.min(self.wire.heard_us + SILENT_MAX_US))
+    }
+
+    /// Is the peer answering? With which map?
+    pub fn live(&self) -> Option<MapEpoch> {
+        if self.welcomed && self.wire.up { self.wire.peer_map } else { None }
+    }
+
+    /// Why the link cannot go on.
+    pub fn stopped(&self) -> Option<Stop> {
+        self.wire.stopped
+    }
+
+    /// The last seq that is durable at the peer, for `x-ezone-ack: remote` and for retention.
+    pub fn acked(&self) -> u64 {
+        self.acked
+    }
+
+    /// The last seq that the peer has applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// From sending a frame to the acknowledgement that echoed it, the newest.
+    pub fn round_trip_us(&self) -> Option<u64> {
+        self.round_trip_us
+    }
+
+    fn on_welcome(&mut self, w: &Welcome, now_us: u64) {
+        let log = &self.log;
+        if w.term > log.term {
+            return self.wire.stop(Why::Fenced, log.term, w.term, now_us);
+        }
+        if w.durable > log.durable {
+            return self.wire.stop(Why::Diverged, w.durable, log.durable, now_us);
+        }
+        if w.durable == log.durable && w.chain != log.chain || w.durable == 0 && w.chain != 0 {
+            return self.wire.stop(Why::Diverged, w.chain.into(), log.chain.into(), now_us);
+        }
+        self.welcomed = true;
+        (self.acked, self.sent, self.sent_chain) = (w.durable, w.durable, w.chain);
+        (self.applied, self.credit) = (w.applied.min(w.durable), w.credit);
+        self.wire.on_peer_map(w.map_epoch, now_us);
+    }
+
+    fn on_ack(&mut self, a: &Ack, now_us: u64) {
+        if a.durable < self.acked || a.durable > self.sent || a.applied > a.durable {
+            return self.wire.close();
+        }
+        (self.acked, self.applied, self.credit) = (a.durable, self.applied.max(a.applied), a.credit);
+        while let Some((last, bytes)) = self.flight.front().copied().filter(|(last, _)| *last <= a.durable) {
+            debug_assert!(last <= self.sent);
+            self.flight_bytes -= bytes;
+            self.flight.pop_front();
+        }
+        self.round_trip_us = now_us.checked_sub(a.echo_us);
+        self.wire.on_peer_map(a.map_epoch, now_us);
+    }
+
+    /// One batch may always be on its way, so that a small credit slows but never stops.
+    fn has_credit(&self) -> bool {
+        self.flight.is_empty() || self.flight_bytes < self.credit
+    }
+
+    fn check(&self) {
+        assert!(self.applied <= self.acked && self.acked <= self.sent || !self.welcomed);
+        assert!(self.sent <= self.log.durable || !self.welcomed);
+    }
+}

@@ -1,0 +1,383 @@
+//! Frames in golden bytes and under fire, and both machines over connections that delay, cut and lose.
+
+use super::*;
+use crate::batch::Origin;
+use crate::{Hlc, Record};
+
+const UUID: u128 = 0x0011_2233_4455_6677_8899_aabb_ccdd_eeff;
+
+struct Rng(u64);
+
+impl Rng {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ z >> 31) % n
+    }
+}
+
+fn place() -> Place {
+    Place { cluster: Bytes::from_static(b"c"), origin: Zone(0), peer: Zone(1), stream: 0, streams: 4 }
+}
+
+fn batch(first_seq: u64, prev_chain: u32, term: u64, records: u64) -> Batch {
+    let origin = Origin { stream: 0, zone: Zone(0), term, log_uuid_lo: UUID as u64 };
+    let records: Vec<_> = (0..records).map(|i| Record::marker(Hlc(first_seq + i))).collect();
+    Batch::build(&origin, first_seq, prev_chain, 0, &records)
+}
+
+fn logged(batches: &[Batch], term: u64) -> Log {
+    let (durable, chain) = batches.last().map_or((0, 0), |b| (b.last_seq(), b.chain));
+    Log { log_uuid: UUID, term, first_kept: 1, durable, chain, hlc: Hlc(durable) }
+}
+
+fn mirrored(batches: &[Batch]) -> Mirror {
+    let (durable, chain) = batches.last().map_or((0, 0), |b| (b.last_seq(), b.chain));
+    let term = batches.iter().map(|b| b.term).max().unwrap_or(0);
+    Mirror { log_uuid: (!batches.is_empty()).then_some(UUID), durable, chain, term }
+}
+
+fn sender(log: Log) -> Sender {
+    Sender::new(place(), log, MapEpoch(1), Bytes::from_static(b"map1"))
+}
+
+fn receiver(mirror: Mirror) -> Receiver {
+    Receiver::new(place(), mirror, 0, MapEpoch(1), Bytes::from_static(b"map1"))
+}
+
+fn frames() -> Vec<Frame> {
+    let hello = Hello {
+        cluster: Bytes::from_static(b"cluster"),
+        origin: Zone(0),
+        peer: Zone(1),
+        stream: 2,
+        streams: 4,
+        log_uuid: UUID,
+        term: 3,
+        map_epoch: MapEpoch(5),
+        first_kept: 6,
+        durable: 7,
+        codecs: 0,
+    };
+    let stop = |why| Frame::Stop(Stop { why, seen: 8, expected: 9 });
+    let mut all = vec![
+        Frame::Hello(hello),
+        Frame::Welcome(Welcome { durable: 1, chain: 2, applied: 3, term: 4, map_epoch: MapEpoch(5), credit: 6 }),
+        Frame::Data { sent_us: 1, batch: batch(1, 0, 1, 2).bytes },
+        Frame::Ack(Ack { durable: 1, applied: 2, map_epoch: MapEpoch(3), credit: 4, echo_us: 5 }),
+        Frame::Beat { sent_us: 1, durable: 2, hlc: Hlc(3) },
+        Frame::Map(MapEpoch(9), Bytes::from_static(b"map")),
+    ];
+    all.extend([Why::Foreign, Why::Incarnation, Why::Diverged, Why::Gap, Why::Fenced, Why::Garbled].map(stop));
+    all
+}
+
+#[test]
+fn frames_come_back_however_they_are_split() {
+    let mut all = BytesMut::new();
+    frames().iter().for_each(|f| put(&mut all, f));
+    for step in [1, 5, 64, 1 << 20] {
+        let (mut inbox, mut got) = (BytesMut::new(), vec![]);
+        for part in all.chunks(step) {
+            inbox.extend_from_slice(part);
+            while let Some(frame) = take(&mut inbox).unwrap() {
+                got.push(frame);
+            }
+        }
+        assert_eq!(got, frames());
+    }
+}
+
+#[test]
+fn the_bytes_of_a_frame_are_frozen() {
+    let mut out = BytesMut::new();
+    put(&mut out, &Frame::Beat { sent_us: 1, durable: 0x0203, hlc: Hlc(4) });
+    let hex: String = out.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(hex, "1a000000eeace6920105010000000000000003020000000000000400000000000000");
+}
+
+#[test]
+fn hostile_bytes_never_panic_and_a_flipped_bit_ends_the_connection() {
+    let mut all = BytesMut::new();
+    frames().iter().for_each(|f| put(&mut all, f));
+    for bit in 0..all.len() * 8 {
+        let mut bad = all.clone();
+        bad[bit / 8] ^= 1 << (bit % 8);
+        let (mut copy, mut whole) = (bad.clone(), 0);
+        while let Ok(Some(_)) = take(&mut copy) {
+            whole += 1;
+        }
+        assert!(whole < frames().len(), "bit {bit}");
+        let (mut s, mut r) = (sender(logged(&[], 1)), receiver(Mirror::default()));
+        s.on_connect(0);
+        r.on_connect(0);
+        s.on_bytes(&bad, 1);
+        r.on_bytes(&bad, 1);
+    }
+    let mut rng = Rng(7);
+    for _ in 0..20_000 {
+        // Fields at random under a checksum that holds.
+        let mut f: Vec<u8> = (0..rng.below(120) + 2).map(|_| rng.below(256) as u8).collect();
+        (f[0], f[1]) = (frame::VERSION, rng.below(9) as u8);
+        let mut bytes = (f.len() as u32).to_le_bytes().to_vec();
+        bytes.extend(crc32fast::hash(&f).to_le_bytes());
+        bytes.extend(&f);
+        let (mut s, mut r) = (sender(logged(&[], 1)), receiver(Mirror::default()));
+        s.on_connect(0);
+        r.on_connect(0);
+        s.on_bytes(&bytes, 1);
+        r.on_bytes(&bytes, 1);
+        while s.next_order(1).is_some() || r.next_order(1).is_some() {}
+    }
+}
+
+/// Both ends and what lies on their disks and on the wire between them.
+struct Pair {
+    s: Sender,
+    r: Receiver,
+    log: Vec<Batch>,
+    mirror: Vec<Batch>,
+    written: Vec<Batch>,
+    to_r: Vec<u8>,
+    to_s: Vec<u8>,
+    open: bool,
+    now: u64,
+    maps_taken: Vec<MapEpoch>,
+}
+
+impl Pair {
+    fn new(log: Vec<Batch>, mirror: Vec<Batch>) -> Pair {
+        let (s, r) = (sender(logged(&log, 9)), receiver(mirrored(&mirror)));
+        let (written, to_r, to_s, maps_taken) = (vec![], vec![], vec![], vec![]);
+        Pair { s, r, log, mirror, written, to_r, to_s, open: false, now: 1, maps_taken }
+    }
+    fn connect(&mut self) {
+        self.cut();
+        self.s.on_connect(self.now);
+        self.r.on_connect(self.now);
+        self.open = true;
+    }
+    fn cut(&mut self) {
+        self.s.on_disconnect();
+        self.r.on_disconnect();
+        (self.open, self.to_r, self.to_s) = (false, vec![], vec![]);
+    }
+    fn orders(&mut self) {
+        while let Some(order) = self.s.next_order(self.now) {
+            match order {
+                Order::Send(b) => self.to_r.extend(b),
+                Order::Read(seq) => {
+                    let found = self.log.iter().find(|b| (b.first_seq..=b.last_seq()).contains(&seq));
+                    self.s.on_batch(found.unwrap().clone(), self.now);
+                }
+                Order::Close => self.open = false,
+                Order::TakeMap(epoch, map) => self.s.on_map(epoch, map, self.now),
+                Order::Append(_) => panic!("a sender appends nothing"),
+            }
+        }
+        while let Some(order) = self.r.next_order(self.now) {
+            match order {
+                Order::Send(b) => self.to_s.extend(b),
+                Order::Append(batch) => self.written.push(batch),
+                Order::Close => self.open = false,
+                Order::TakeMap(epoch, map) => {
+                    self.maps_taken.push(epoch);
+                    self.r.on_map(epoch, map, self.now);
+                }
+                Order::Read(_) => panic!("a receiver reads nothing"),
+            }
+        }
+    }
+    fn deliver(&mut self, part: impl Fn(usize) -> usize) {
+        let (n, m) = (part(self.to_r.len()), part(self.to_s.len()));
+        let (to_r, to_s): (Vec<u8>, Vec<u8>) = (self.to_r.drain(..n).collect(), self.to_s.drain(..m).collect());
+        self.r.on_bytes(&to_r, self.now);
+        self.s.on_bytes(&to_s, self.now);
+    }
+    fn flush(&mut self) {
+        if let Some(last) = self.written.last() {
+            self.r.on_durable(last.last_seq());
+        }
+        self.mirror.append(&mut self.written);
+    }
+    /// Both ends until nothing more is to be done at once.
+    fn settle(&mut self) {
+        for _ in 0..40 {
+            self.now += ACK_AFTER_US;
+            self.orders();
+            self.deliver(|n| n);
+            self.orders();
+            self.flush();
+        }
+    }
+    fn grow(&mut self, records: u64, term: u64) {
+        let (seq, chain) = self.log.last().map_or((1, 0), |b| (b.last_seq() + 1, b.chain));
+        self.log.push(batch(seq, chain, term, records));
+        let l = logged(&self.log, term);
+        self.s.on_durable(l.durable, l.chain, l.hlc);
+    }
+}
+
+fn some_log(n: usize, term: u64) -> Vec<Batch> {
+    let mut pair = Pair::new(vec![], vec![]);
+    (0..n).for_each(|i| pair.grow(i as u64 % 3 + 1, term));
+    pair.log
+}
+
+#[test]
+fn a_link_that_loses_delays_and_cuts_delivers_every_batch_once_and_in_order() {
+    for seed in 0..300 {
+        let (mut rng, mut p, mut term) = (Rng(seed), Pair::new(vec![], vec![]), 9);
+        for _ in 0..120 {
+            p.now += rng.below(3000);
+            match rng.below(14) {
+                0 | 1 => p.grow(rng.below(4) + 1, term),
+                2 if !p.open => p.connect(),
+                3 if rng.below(4) == 0 => p.cut(),
+                4 => p.flush(),
+                5 if rng.below(5) == 0 => {
+                    // The peer crashes: what it had not flushed is gone.
+                    p.cut();
+                    p.written.clear();
+                    p.r = receiver(mirrored(&p.mirror));
+                }
+                6 if rng.below(5) == 0 => {
+                    p.cut();
+                    term += 1;
+                    p.s = sender(logged(&p.log, term));
+                }
+                7 => p.deliver(|n| n / 2),
+                8 => p.deliver(|n| n),
+                _ => p.orders(),
+            }
+            assert_eq!(p.log[..p.mirror.len()], p.mirror[..], "SEED={seed}");
+            assert!(p.s.acked() <= p.mirror.last().map_or(0, Batch::last_seq), "SEED={seed}");
+            assert_eq!((p.s.stopped(), p.r.stopped(), p.r.refused()), (None, None, None), "SEED={seed}");
+        }
+        p.connect();
+        p.settle();
+        assert_eq!((p.s.stopped(), p.r.stopped(), p.r.refused(), p.open), (None, None, None, true), "SEED={seed}");
+        assert!(p.log == p.mirror, "SEED={seed}: {} batches of {}", p.mirror.len(), p.log.len());
+        assert_eq!(p.s.acked(), p.log.last().map_or(0, Batch::last_seq), "SEED={seed}");
+    }
+}
+
+#[test]
+fn resuming_after_a_long_cut_sends_only_what_is_missing() {
+    let log = some_log(30, 9);
+    let mut p = Pair::new(log.clone(), log[..20].to_vec());
+    p.connect();
+    p.settle();
+    assert_eq!((p.mirror.len(), p.r.origin().0), (30, log[29].last_seq()));
+    assert!(p.s.round_trip_us().is_some() && p.s.live() == Some(MapEpoch(1)) && p.r.live() == Some(MapEpoch(1)));
+}
+
+#[test]
+fn a_purged_range_is_a_gap_and_is_never_skipped_in_silence() {
+    let log = some_log(9, 9);
+    let mut p = Pair::new(log.clone(), log[..2].to_vec());
+    p.s.on_kept(log[4].first_seq);
+    p.connect();
+    p.settle();
+    let stop = Stop { why: Why::Gap, seen: log[2].first_seq, expected: log[4].first_seq };
+    assert_eq!((p.s.stopped(), p.r.stopped(), p.mirror.len()), (Some(stop), Some(stop), 2));
+    p.connect();
+    p.settle();
+    assert_eq!(p.mirror.len(), 2, "it stays stopped");
+}
+
+#[test]
+fn logs_that_differ_at_one_seq_stop_the_link_wherever_the_peer_is() {
+    for (ours, theirs) in [(4, 4), (6, 4), (2, 4)] {
+        let mut p = Pair::new(some_log(ours, 9), some_log(theirs, 8));
+        p.connect();
+        p.settle();
+        assert_eq!(p.s.stopped().map(|s| s.why), Some(Why::Diverged), "{ours} {theirs}");
+        assert_eq!(p.mirror.len(), theirs);
+    }
+}
+
+#[test]
+fn a_writer_of_a_lower_term_is_fenced_and_a_rebuilt_zone_is_another_incarnation() {
+    let log = some_log(3, 9);
+    let mut p = Pair::new(log.clone(), log.clone());
+    p.s = sender(logged(&log, 8));
+    p.connect();
+    p.settle();
+    assert_eq!(p.s.stopped(), Some(Stop { why: Why::Fenced, seen: 8, expected: 9 }));
+    p.s = sender(Log { log_uuid: 5, ..logged(&log, 10) });
+    p.connect();
+    p.settle();
+    assert_eq!(p.s.stopped().map(|s| s.why), Some(Why::Incarnation));
+    p.s = sender(logged(&log, 10));
+    p.connect();
+    p.settle();
+    assert_eq!((p.s.stopped(), p.r.stopped()), (None, None), "the right writer is not shut out by the wrong ones");
+}
+
+#[test]
+fn a_peer_with_another_number_of_streams_or_of_another_cluster_is_refused() {
+    for place in [
+        Place { streams: 8, ..place() },
+        Place { cluster: Bytes::from_static(b"d"), ..place() },
+        Place { stream: 1, ..place() },
+        Place { origin: Zone(3), ..place() },
+        Place { peer: Zone(3), ..place() },
+    ] {
+        let mut p = Pair::new(some_log(1, 9), vec![]);
+        p.s = Sender::new(place, logged(&p.log, 9), MapEpoch(1), Bytes::new());
+        p.connect();
+        p.settle();
+        assert_eq!((p.s.stopped().map(|s| s.why), p.mirror.len()), (Some(Why::Foreign), 0));
+    }
+}
+
+#[test]
+fn the_newer_map_travels_from_whichever_side_has_it() {
+    let mut p = Pair::new(vec![], vec![]);
+    p.s.on_map(MapEpoch(2), Bytes::from_static(b"map2"), p.now);
+    p.connect();
+    p.settle();
+    assert_eq!(p.maps_taken, [MapEpoch(2)]);
+    p.s.on_map(MapEpoch(3), Bytes::from_static(b"map3"), p.now);
+    p.settle();
+    assert_eq!(p.maps_taken, [MapEpoch(2), MapEpoch(3)]);
+    p.r.on_map(MapEpoch(5), Bytes::from_static(b"map5"), p.now);
+    p.settle();
+    assert_eq!(p.s.live(), Some(MapEpoch(5)));
+}
+
+#[test]
+fn while_its_origin_is_lost_a_mirror_takes_no_data_and_then_goes_on_where_it_was() {
+    let mut p = Pair::new(some_log(2, 9), vec![]);
+    p.connect();
+    p.settle();
+    p.r.on_frozen(true);
+    (0..3).for_each(|_| p.grow(2, 9));
+    p.settle();
+    assert_eq!((p.mirror.len(), p.open), (2, true));
+    p.r.on_frozen(false);
+    p.settle();
+    assert!(!p.open, "what was passed over has to be sent again");
+    p.connect();
+    p.settle();
+    assert_eq!(p.mirror, p.log);
+}
+
+#[test]
+fn an_idle_link_beats_and_a_silent_one_is_given_up() {
+    let mut p = Pair::new(vec![], vec![]);
+    p.connect();
+    p.settle();
+    for _ in 0..100 {
+        p.now = p.s.deadline().unwrap().min(p.r.deadline().unwrap()).max(p.now + 1);
+        p.orders();
+        p.deliver(|n| n);
+    }
+    assert!(p.open && p.now > SILENT_MAX_US, "beats keep it open: {}", p.now);
+    p.now += SILENT_MAX_US;
+    p.orders();
+    assert!(!p.open && p.s.live().is_none());
+}

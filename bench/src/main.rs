@@ -1,7 +1,11 @@
 //! `ezbench`: load drivers and comparisons.
 
+mod body;
 mod http;
 mod locate;
+mod request;
+mod serve;
+mod sys;
 mod upstream;
 
 use clap::{Parser, Subcommand};

@@ -139,7 +139,7 @@ mod tests {
         check(Body::Length(3), b"ab", Ok(None));
         check(Body::UntilClose, b"anything", Ok(None));
         check(Body::CHUNKED, b"0\r\n\r\nGET", Ok(Some(5)));
-        check(Body::CHUNKED, b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n", Ok(Some(33)));
+        check(Body::CHUNKED, b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n", Ok(Some(32)));
         check(Body::CHUNKED, b"0\r\nDigest: x\r\nA: b\r\n\r\n", Ok(Some(22)));
         check(Body::CHUNKED, b"5\r\nab", Ok(None));
     }

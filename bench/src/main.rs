@@ -1,7 +1,16 @@
 //! `ezbench`: load drivers and comparisons.
 
+mod answer;
+mod body;
 mod http;
+mod load;
 mod locate;
+mod outcome;
+mod request;
+mod schedule;
+mod serve;
+mod sys;
+mod target;
 mod upstream;
 
 use clap::{Parser, Subcommand};

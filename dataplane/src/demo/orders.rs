@@ -1,0 +1,433 @@
+//! Places orders at real towns at a given rate, whatever the answers, and keeps what became of each.
+//!
+//! Open loop: an order is due at its time, and its latency counts from then, so that a stall of the system shows in every order
+//! that was due meanwhile. A thread of its own keeps the time, because the runtime's timers are rounded up to a millisecond.
+
+use super::client::{Client, Response};
+use super::places::{Place, places};
+use hdrhistogram::Histogram;
+use std::fmt::Write;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc::{self, Receiver, Sender};
+use tokio::task::JoinSet;
+
+/// Orders of one router that wait for a connection; beyond that they are not sent.
+const WAITING_MAX: usize = 16 * 1024;
+/// All orders of a run; then the driver falls silent.
+const ORDERS_MAX: usize = 4_000_000;
+const LATENCY_US_MAX: u64 = 120_000_000;
+
+/// Whom a driver asks, and how often.
+pub struct DriverOptions {
+    /// The routers: where they listen, and the name of the zone that each belongs to.
+    pub routers: Vec<(SocketAddr, String)>,
+    /// Connections to each router: as many orders can be under way there.
+    pub connections: usize,
+    /// Orders a second.
+    pub rate: f64,
+    /// Fixes the sequence of places.
+    pub seed: u64,
+    /// After this time an order's outcome is unknown.
+    pub timeout: Duration,
+    /// Stands in for DNS: the router that a client at this place is sent to.
+    pub entry: Box<dyn Fn(&Place) -> usize + Send + Sync>,
+}
+
+impl DriverOptions {
+    /// 64 connections to each router, a timeout of 10 s.
+    pub fn new(
+        routers: Vec<(SocketAddr, String)>,
+        rate: f64,
+        entry: Box<dyn Fn(&Place) -> usize + Send + Sync>,
+    ) -> Self {
+        DriverOptions { routers, connections: 64, rate, seed: 1, timeout: Duration::from_secs(10), entry }
+    }
+}
+
+/// What is known of an order at the end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// The answer says that it is durable.
+    Acknowledged,
+    /// The answer has this status: it was surely not done.
+    Refused(u16),
+    /// Sent, and nobody can tell.
+    Unknown,
+    /// No byte of it left.
+    NotSent,
+}
+
+/// One order.
+#[derive(Clone, Debug)]
+pub struct Order {
+    /// Unique, and part of the body: what the proof counts.
+    pub token: String,
+    /// When it should have been sent.
+    pub due: Instant,
+    /// When it was.
+    pub sent: Option<Instant>,
+    /// When its answer had arrived.
+    pub answered: Option<Instant>,
+    /// The router that it entered by.
+    pub router: usize,
+    /// The zone that served it.
+    pub zone: Option<String>,
+    /// The status of the answer.
+    pub status: Option<u16>,
+    /// The id that it got.
+    pub id: Option<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+/// Latencies of acknowledged orders from their due time, in microseconds.
+#[derive(Clone, Debug)]
+pub struct Latencies {
+    /// Of all.
+    pub all: Histogram<u64>,
+    /// Served by the zone of the router that they entered by.
+    pub own_zone: Histogram<u64>,
+    /// Served by another.
+    pub cross_zone: Histogram<u64>,
+    /// By the serving zone, in the order of the routers.
+    pub by_zone: Vec<(String, Histogram<u64>)>,
+    /// By the phase in which they were due answered, in the order of their first use.
+    pub by_phase: Vec<(String, Histogram<u64>)>,
+}
+
+/// What happened since the last snapshot.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Second {
+    /// Acknowledged orders a second.
+    pub orders_per_s: f64,
+    /// Answered with a refusal.
+    pub refused: u64,
+    /// Outcome unknown.
+    pub unknown: u64,
+    /// Not sent.
+    pub not_sent: u64,
+    /// p99 of each serving zone in microseconds, 0 without orders.
+    pub p99_us: Vec<(String, u64)>,
+    /// The share of acknowledged orders that another zone than the entry's served, 0..=1.
+    pub cross_zone_share: f64,
+}
+
+/// Everything about a run.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Every order, in the order of their ends.
+    pub orders: Vec<Order>,
+    /// Latencies of the acknowledged ones.
+    pub latencies: Latencies,
+}
+
+impl Report {
+    /// How many ended in a way that `which` accepts.
+    pub fn count(&self, which: impl Fn(Outcome) -> bool) -> usize {
+        self.orders.iter().filter(|o| which(o.outcome)).count()
+    }
+}
+
+/// A stream of orders that is under way; dropped, it stops.
+pub struct Driver {
+    shared: Arc<Shared>,
+    workers: JoinSet<()>,
+}
+
+struct Shared {
+    options: DriverOptions,
+    stopped: AtomicBool,
+    /// Bits of an `f64`.
+    rate: AtomicU64,
+    up: Vec<AtomicBool>,
+    books: Mutex<Books>,
+}
+
+struct Books {
+    orders: Vec<Order>,
+    latencies: Latencies,
+    phase: usize,
+    second: Second,
+    second_by_zone: Vec<Histogram<u64>>,
+    second_began: Instant,
+    cross: u64,
+    acknowledged: u64,
+}
+
+/// An order that is due.
+struct Due {
+    number: u64,
+    at: Instant,
+    place: usize,
+    router: usize,
+}
+
+impl Driver {
+    /// Begins at once, in phase "". Must be called within a tokio runtime.
+    pub fn start(options: DriverOptions) -> Driver {
+        let towns = Arc::new(places());
+        let shared = Arc::new(Shared {
+            stopped: AtomicBool::new(false),
+            rate: AtomicU64::new(options.rate.to_bits()),
+            up: options.routers.iter().map(|_| AtomicBool::new(true)).collect(),
+            books: Mutex::new(Books::new(&options)),
+            options,
+        });
+        let (mut workers, mut queues) = (JoinSet::new(), Vec::new());
+        for _ in 0..shared.options.routers.len() {
+            let (queue, due) = mpsc::channel(WAITING_MAX);
+            let due = Arc::new(tokio::sync::Mutex::new(due));
+            for _ in 0..shared.options.connections.max(1) {
+                workers.spawn(work(Arc::clone(&shared), Arc::clone(&towns), Arc::clone(&due)));
+            }
+            queues.push(queue);
+        }
+        let clock = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("orders".into())
+            .spawn(move || keep_time(&clock, &towns, &queues))
+            .expect("a process at its start has room for one more thread");
+        Driver { shared, workers }
+    }
+
+    /// Whether clients are sent to this router; else they go to the next one that is up.
+    pub fn set_router_up(&self, router: usize, up: bool) {
+        if let Some(is) = self.shared.up.get(router) {
+            is.store(up, Relaxed);
+        }
+    }
+
+    /// Orders a second from now on; 0 pauses.
+    pub fn set_rate(&self, rate: f64) {
+        self.shared.rate.store(rate.to_bits(), Relaxed);
+    }
+
+    /// Answers from now on count for this phase.
+    pub fn set_phase(&self, phase: &str) {
+        let mut books = self.shared.books();
+        let known = books.latencies.by_phase.iter().position(|p| p.0 == phase);
+        books.phase = known.unwrap_or(books.latencies.by_phase.len());
+        if known.is_none() {
+            books.latencies.by_phase.push((phase.into(), histogram()));
+        }
+    }
+
+    /// What happened since the last call.
+    pub fn snapshot(&self) -> Second {
+        self.shared.books().snapshot(&self.shared.options.routers)
+    }
+
+    /// Places no more orders, waits for those under way (at most twice the timeout) and tells all.
+    pub async fn stop(mut self) -> Report {
+        self.shared.stopped.store(true, Relaxed);
+        while self.workers.join_next().await.is_some() {}
+        let books = self.shared.books();
+        Report { orders: books.orders.clone(), latencies: books.latencies.clone() }
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.shared.stopped.store(true, Relaxed);
+    }
+}
+
+impl Shared {
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().expect("nobody panics with the books in hand")
+    }
+    /// The first router that is up, from this one on; this one if none is.
+    fn alive(&self, from: usize) -> usize {
+        let n = self.up.len();
+        (0..n).map(|i| (from + i) % n).find(|&r| self.up[r].load(Relaxed)).unwrap_or(from % n.max(1))
+    }
+}
+
+/// Puts each order into its router's queue when it is due; ends, and closes the queues, when the driver stops.
+fn keep_time(shared: &Shared, towns: &[Place], queues: &[Sender<Due>]) {
+    let (mut at, mut number, mut dice) = (Instant::now(), 0, shared.options.seed);
+    while !shared.stopped.load(Relaxed) && number < ORDERS_MAX as u64 && !queues.is_empty() {
+        let rate = f64::from_bits(shared.rate.load(Relaxed));
+        let wait = at.saturating_duration_since(Instant::now());
+        if rate <= 0.0 || wait > Duration::from_millis(10) {
+            thread::sleep(Duration::from_millis(10));
+            at = if rate <= 0.0 { Instant::now() } else { at };
+            continue;
+        }
+        if wait > Duration::from_micros(50) {
+            thread::sleep(wait);
+        }
+        let place = (next(&mut dice) % towns.len() as u64) as usize;
+        let router = shared.alive((shared.options.entry)(&towns[place]));
+        let due = Due { number, at, place, router };
+        if let Err(full) = queues[router].try_send(due) {
+            let due = full.into_inner();
+            shared.books().enter(order(shared, &due), &shared.options.routers);
+        }
+        number += 1;
+        at += Duration::from_secs_f64(1.0 / rate);
+    }
+}
+
+/// splitmix64
+fn next(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let z = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+fn order(shared: &Shared, due: &Due) -> Order {
+    Order {
+        token: format!("{:x}-{}", shared.options.seed, due.number),
+        due: due.at,
+        sent: None,
+        answered: None,
+        router: due.router,
+        zone: None,
+        status: None,
+        id: None,
+        outcome: Outcome::NotSent,
+    }
+}
+
+/// One client: sends the orders of a queue, one after the other, each to its router.
+async fn work(shared: Arc<Shared>, towns: Arc<Vec<Place>>, queue: Arc<tokio::sync::Mutex<Receiver<Due>>>) {
+    let routers = &shared.options.routers;
+    let mut clients: Vec<Option<Client>> = routers.iter().map(|_| None).collect();
+    loop {
+        let Some(mut due) = queue.lock().await.recv().await else { return };
+        due.router = shared.alive(due.router);
+        let mut order = order(&shared, &due);
+        if due.at.elapsed() < shared.options.timeout {
+            let request = request(&order.token, &towns[due.place], due.number);
+            send(&mut order, &mut clients[due.router], routers[due.router].0, &request, shared.options.timeout).await;
+        }
+        shared.books().enter(order, routers);
+    }
+}
+
+async fn send(order: &mut Order, client: &mut Option<Client>, to: SocketAddr, request: &[u8], timeout: Duration) {
+    if !client.as_ref().is_some_and(Client::is_open) {
+        *client = tokio::time::timeout(timeout, Client::connect(to)).await.ok().and_then(Result::ok);
+    }
+    let Some(open) = client else { return };
+    order.sent = Some(Instant::now());
+    match tokio::time::timeout(timeout, open.ask(request)).await {
+        Ok(Ok(response)) => answered(order, response),
+        Ok(Err(_)) | Err(_) => {
+            order.outcome = Outcome::Unknown;
+            *client = None;
+        }
+    }
+}
+
+fn answered(order: &mut Order, response: Response) {
+    order.answered = Some(Instant::now());
+    order.outcome = match response.status {
+        _ if response.unknown => Outcome::Unknown,
+        200..300 => Outcome::Acknowledged,
+        status => Outcome::Refused(status),
+    };
+    let json: Option<serde_json::Value> = serde_json::from_slice(&response.body).ok();
+    order.id = json.and_then(|v| Some(v.get("id")?.as_str()?.to_owned()));
+    (order.status, order.zone) = (Some(response.status), response.zone);
+}
+
+fn request(token: &str, place: &Place, number: u64) -> Vec<u8> {
+    let mut body = String::with_capacity(400);
+    let Place { name, lat, lng, loc } = place;
+    let cents = 1200 + number % 3000;
+    write!(
+        body,
+        r#"{{"token":"{token}","place":"{name}","lng":{lng},"lat":{lat},"items":[{{"dish":"dan dan noodles","count":1,"cents":{cents}}},{{"dish":"mapo tofu","count":2,"cents":2400}},{{"dish":"steamed rice","count":2,"cents":300}}],"courier":"nearest","note":"leave it at the gate, ring twice, no onions please"}}"#
+    )
+    .expect("a String takes everything");
+    let bytes = body.len();
+    format!(
+        "POST /records/orders HTTP/1.1\r\nhost: demo\r\nx-shard: loc={loc}\r\ncontent-type: application/json\r\n\
+         content-length: {bytes}\r\n\r\n{body}"
+    )
+    .into_bytes()
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("1 us to 120 s with 3 digits is a histogram")
+}
+
+fn share(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64
+}
+
+impl Books {
+    fn new(options: &DriverOptions) -> Books {
+        let zones: Vec<_> = options.routers.iter().map(|r| (r.1.clone(), histogram())).collect();
+        Books {
+            orders: Vec::new(),
+            second_by_zone: zones.iter().map(|_| histogram()).collect(),
+            latencies: Latencies {
+                all: histogram(),
+                own_zone: histogram(),
+                cross_zone: histogram(),
+                by_zone: zones,
+                by_phase: vec![(String::new(), histogram())],
+            },
+            phase: 0,
+            second: Second::default(),
+            second_began: Instant::now(),
+            cross: 0,
+            acknowledged: 0,
+        }
+    }
+
+    fn enter(&mut self, order: Order, routers: &[(SocketAddr, String)]) {
+        match order.outcome {
+            Outcome::Acknowledged => self.acknowledged(&order, routers),
+            Outcome::Refused(_) => self.second.refused += 1,
+            Outcome::Unknown => self.second.unknown += 1,
+            Outcome::NotSent => self.second.not_sent += 1,
+        }
+        self.orders.push(order);
+    }
+
+    fn acknowledged(&mut self, order: &Order, routers: &[(SocketAddr, String)]) {
+        let Some(answered) = order.answered else { return };
+        let us = (answered.saturating_duration_since(order.due).as_micros() as u64).max(1);
+        let l = &mut self.latencies;
+        let own = order.zone.as_ref().is_none_or(|z| *z == routers[order.router].1);
+        l.all.saturating_record(us);
+        if own {
+            l.own_zone.saturating_record(us)
+        } else {
+            l.cross_zone.saturating_record(us)
+        }
+        l.by_phase[self.phase].1.saturating_record(us);
+        let zone = order.zone.as_ref().unwrap_or(&routers[order.router].1);
+        if let Some(z) = l.by_zone.iter().position(|(name, _)| name == zone) {
+            l.by_zone[z].1.saturating_record(us);
+            self.second_by_zone[z].saturating_record(us);
+        }
+        self.acknowledged += 1;
+        self.cross += u64::from(!own);
+    }
+
+    fn snapshot(&mut self, routers: &[(SocketAddr, String)]) -> Second {
+        let mut second = std::mem::take(&mut self.second);
+        let span = self.second_began.elapsed().as_secs_f64().max(1e-3);
+        second.orders_per_s = self.acknowledged as f64 / span;
+        second.cross_zone_share = share(self.cross, self.acknowledged);
+        let p99 = |(r, h): (&(SocketAddr, String), &Histogram<u64>)| (r.1.clone(), h.value_at_quantile(0.99));
+        second.p99_us = routers.iter().zip(&self.second_by_zone).map(p99).collect();
+        self.second_by_zone.iter_mut().for_each(|h| h.reset());
+        (self.second_began, self.acknowledged, self.cross) = (Instant::now(), 0, 0);
+        second
+    }
+}
+
+#[cfg(test)]
+#[path = "orders_tests.rs"]
+mod tests;

@@ -1,1 +1,3 @@
 //! Route each request to the zone that owns it. A pure core that takes bytes and `now`, plus `uring/`, plus `control/`.
+
+pub mod http;

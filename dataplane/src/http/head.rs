@@ -72,6 +72,10 @@ pub struct Ezone<'b> {
     pub hop: bool,
     /// `x-ezone-read: local`.
     pub read_local: bool,
+    /// `x-ezone-version`: of a record.
+    pub version: Option<&'b [u8]>,
+    /// `x-ezone-outcome`: `unknown`, if a write may or may not have happened.
+    pub outcome: Option<&'b [u8]>,
 }
 
 /// The fields of a head and which of them stay behind.
@@ -308,6 +312,8 @@ impl<'b> Survey<'b> {
             "-epoch" => e.epoch = Some(length(value).ok_or_else(bad)?),
             "-hop" => e.hop = true,
             "-read" => e.read_local = value.eq_ignore_ascii_case(b"local"),
+            "-version" => e.version = Some(value),
+            "-outcome" => e.outcome = Some(value),
             "-ack" => self.condition = Some(name),
             _ => {}
         }

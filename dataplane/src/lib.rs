@@ -1,3 +1,6 @@
 //! Route each request to the zone that owns it. A pure core that takes bytes and `now`, plus `uring/`, plus `control/`.
 
 pub mod demo;
+pub mod http;
+pub mod router;
+pub mod uring;

@@ -1,0 +1,278 @@
+//! A client's side of an exchange: head, body, the next request; its end and its delays.
+
+use super::Core;
+use super::conn::{About, ConnId, Exchange, Phase, Stage};
+use crate::http::{Body, Piece, parse_request, scan, slots, write};
+
+/// Empty lines before a head that are forgiven (RFC 9112 §2.2).
+const BLANKS_MAX: u8 = 4;
+/// Body of a request that was answered before its end: so much is read and thrown away to keep the connection.
+const DISCARD_BYTES_MAX: usize = 64 * 1024;
+
+impl Core {
+    /// Uses as many bytes as can be used now.
+    pub(super) fn pump_client(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        loop {
+            let (limits, now) = (self.limits, self.now.ms);
+            let Some((io, c)) = self.client(id) else { return bytes.len() };
+            let rest = &bytes[at..];
+            match c.phase {
+                Phase::Head if rest.is_empty() || io.out.len() > limits.buffer_bytes_max => return at,
+                Phase::Head => match scan(rest, &mut c.scanned, limits.head_bytes_max) {
+                    Ok(None) => {
+                        io.deadline = io.deadline.min(now + limits.read_ms);
+                        return at;
+                    }
+                    Ok(Some(2)) if c.blanks < BLANKS_MAX => {
+                        c.blanks += 1;
+                        c.scanned = 0;
+                        at += 2;
+                    }
+                    Ok(Some(n)) => {
+                        (c.scanned, c.blanks) = (0, 0);
+                        at += n;
+                        self.begin(id, &rest[..n]);
+                    }
+                    Err(fault) => self.refuse(id, &fault),
+                },
+                Phase::Body => match self.body(id, rest) {
+                    Some(0) => return at,
+                    Some(n) => at += n,
+                    None => {}
+                },
+                Phase::Await => return at,
+                Phase::Drain => return bytes.len(),
+            }
+        }
+    }
+
+    /// A whole head has come.
+    fn begin(&mut self, id: ConnId, raw: &[u8]) {
+        let deadline = self.now.ms + self.limits.answer_ms;
+        let stopping = self.stopping;
+        let Some((io, c)) = self.client(id) else { return };
+        let mut head = std::mem::take(&mut c.head);
+        head.clear();
+        head.extend_from_slice(raw);
+        let mut room = slots();
+        match parse_request(&head, &mut room) {
+            Err(fault) => self.refuse(id, &fault),
+            Ok(r) => {
+                io.deadline = deadline;
+                c.about = About {
+                    http11: r.http11,
+                    keep_alive: r.keep_alive && !stopping,
+                    is_head: r.method == "HEAD",
+                    idempotent: matches!(r.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE"),
+                    chunked: matches!(r.body, Body::Chunked(_)),
+                    expects: r.expects,
+                    head_bytes: head.len(),
+                };
+                c.body = r.body;
+                c.kept.clear();
+                (c.kept_whole, c.discarded) = (true, 0);
+                c.phase = if c.body.is_done() { Phase::Await } else { Phase::Body };
+                c.exchange = Some(Exchange::new());
+                self.route(id, &r);
+            }
+        }
+        if let Some((_, c)) = self.client(id) {
+            c.head = head;
+        }
+        self.go_on(id);
+    }
+
+    /// Routes the request being served once more: it was held, gathered, refused with 421, or its connection was lost.
+    pub(super) fn again(&mut self, id: ConnId) {
+        let Some((_, c)) = self.client(id) else { return };
+        if let Some(e) = &mut c.exchange {
+            e.stage = Stage::New;
+        }
+        let head = std::mem::take(&mut c.head);
+        let mut room = slots();
+        match parse_request(&head, &mut room) {
+            Ok(r) => self.route(id, &r),
+            Err(fault) => self.refuse(id, &fault),
+        }
+        if let Some((_, c)) = self.client(id) {
+            c.head = head;
+        }
+        self.go_on(id);
+        self.ready(id);
+    }
+
+    /// Lets the body come once there is somewhere for it to go.
+    fn go_on(&mut self, id: ConnId) {
+        let Some((io, c)) = self.client(id) else { return };
+        let waits = matches!(c.exchange.as_ref().map(|e| e.stage), Some(Stage::Gather | Stage::Upstream(_)));
+        if waits && std::mem::take(&mut c.about.expects) {
+            io.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.send(id);
+        }
+    }
+
+    /// Reads on in a body: bytes used, 0 if it has to wait, `None` to look again.
+    fn body(&mut self, id: ConnId, from: &[u8]) -> Option<usize> {
+        let high = self.limits.buffer_bytes_max;
+        let (_, c) = self.client(id)?;
+        let stage = c.exchange.as_ref().map(|e| e.stage);
+        match stage {
+            Some(Stage::Held | Stage::New | Stage::Port(_)) => return Some(0),
+            Some(Stage::Upstream(up)) if self.upstream(up).is_some_and(|(io, _)| io.out.len() > high) => {
+                return Some(0);
+            }
+            Some(Stage::Gather | Stage::Upstream(_)) | None => {}
+        }
+        let (_, c) = self.client(id)?;
+        match c.body.next(from) {
+            Ok((n, Piece::Data(range))) => {
+                self.deliver(id, &from[range], stage);
+                Some(n)
+            }
+            Ok((n, Piece::More)) => Some(n),
+            Ok((n, Piece::End)) => {
+                self.body_done(id, stage);
+                Some(n).filter(|n| *n > 0)
+            }
+            Err(fault) => {
+                self.refuse(id, &fault);
+                None
+            }
+        }
+    }
+
+    fn deliver(&mut self, id: ConnId, data: &[u8], stage: Option<Stage>) {
+        let limits = self.limits;
+        let late = self.now.ms + limits.read_ms;
+        let Some((io, c)) = self.client(id) else { return };
+        io.deadline = late;
+        let Some(stage) = stage else {
+            c.discarded += data.len();
+            if c.discarded > DISCARD_BYTES_MAX {
+                self.end_client(id);
+            }
+            return;
+        };
+        let keep_max = if stage == Stage::Gather { limits.record_bytes_max } else { limits.kept_bytes_max };
+        let chunked = c.about.chunked;
+        if c.kept_whole && c.kept.len() + data.len() <= keep_max {
+            c.kept.extend_from_slice(data);
+        } else {
+            c.kept_whole = false;
+            c.kept = Vec::new();
+        }
+        match stage {
+            Stage::Gather if !c.kept_whole => {
+                let seen = format!("more than {keep_max} bytes");
+                self.fail(id, 413, "record too large", &seen, "a value within record_bytes_max");
+            }
+            Stage::Upstream(up) => {
+                if let Some((io, _)) = self.upstream(up) {
+                    write::piece(&mut io.out, data, chunked);
+                    self.send(up);
+                }
+            }
+            Stage::New | Stage::Held | Stage::Gather | Stage::Port(_) => {}
+        }
+    }
+
+    fn body_done(&mut self, id: ConnId, stage: Option<Stage>) {
+        let (patience, idle) = (self.limits.answer_ms, self.limits.idle_ms);
+        let now = self.now.ms;
+        let Some((io, c)) = self.client(id) else { return };
+        c.phase = if stage.is_some() { Phase::Await } else { Phase::Head };
+        io.deadline = now + if stage.is_some() { patience } else { idle };
+        let chunked = c.about.chunked;
+        match stage {
+            Some(Stage::Upstream(up)) if chunked => {
+                if let Some((io, _)) = self.upstream(up) {
+                    io.out.extend_from_slice(write::LAST_CHUNK);
+                    self.send(up);
+                }
+            }
+            Some(Stage::Gather) => self.again(id),
+            Some(Stage::New | Stage::Held | Stage::Upstream(_) | Stage::Port(_)) | None => {}
+        }
+    }
+
+    /// The answer is written whole: the next request, or the end.
+    pub(super) fn finish(&mut self, id: ConnId) {
+        let deadline = self.now.ms + self.limits.idle_ms;
+        let stopping = self.stopping;
+        let Some((io, c)) = self.client(id) else { return };
+        c.exchange = None;
+        if c.kept.capacity() > DISCARD_BYTES_MAX {
+            c.kept = Vec::new();
+        }
+        let (eof, has_more) = (io.eof && io.stash.is_empty(), !io.stash.is_empty() || io.paused);
+        io.deadline = deadline;
+        if c.body.is_done() {
+            c.phase = Phase::Head;
+        }
+        if !c.about.keep_alive || stopping || eof {
+            return self.end_client(id);
+        }
+        self.send(id);
+        if has_more || self.client(id).is_some_and(|(_, c)| c.phase == Phase::Body) {
+            self.ready(id);
+        }
+    }
+
+    /// Sends what is written, then ends the connection.
+    pub(super) fn end_client(&mut self, id: ConnId) {
+        let linger = self.now.ms + self.limits.linger_ms * 5;
+        let Some((io, c)) = self.client(id) else { return };
+        c.phase = Phase::Drain;
+        io.finishing = true;
+        io.deadline = linger;
+        if io.out.is_empty() && !io.sending {
+            self.shut(id);
+        } else {
+            self.send(id);
+        }
+    }
+
+    /// The client has ended its half and everything that it sent has been looked at.
+    pub(super) fn client_end(&mut self, id: ConnId) {
+        let Some((io, c)) = self.client(id) else { return };
+        match c.phase {
+            Phase::Head if c.exchange.is_none() && (io.sending || !io.out.is_empty()) => self.end_client(id),
+            Phase::Head | Phase::Body => {
+                let held = matches!(c.exchange.as_ref().map(|e| e.stage), Some(Stage::Held));
+                if !(held && !io.stash.is_empty()) {
+                    self.client_gone(id);
+                }
+            }
+            Phase::Await => {}
+            Phase::Drain if io.sending || !io.out.is_empty() => {}
+            Phase::Drain => self.close(id),
+        }
+    }
+
+    /// Nobody waits for an answer any more.
+    pub(super) fn client_gone(&mut self, id: ConnId) {
+        self.detach(id);
+        self.close(id);
+    }
+
+    /// The client's patience or ours has ended.
+    pub(super) fn client_late(&mut self, id: ConnId) {
+        let Some((io, c)) = self.client(id) else { return };
+        let partial = !io.stash.is_empty();
+        let stage = c.exchange.as_ref().map(|e| e.stage);
+        match (c.phase, stage) {
+            (Phase::Drain, _) => self.close(id),
+            (_, Some(Stage::Held)) => self.hold_over(id),
+            (Phase::Head, None) if !partial => self.close(id),
+            (Phase::Head | Phase::Body, _) => {
+                c.about.keep_alive = false;
+                self.fail(id, 408, "the request did not come whole in time", "", "head and body within read_ms");
+            }
+            (Phase::Await, _) => {
+                let fields = [("x-ezone-outcome", "unknown")];
+                self.fail_with(id, 504, &fields, "no answer in time", "", "an answer within answer_ms");
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! The connections of a core: what is known of each, by kind, in a table whose places are used again under new generations.
+
+use crate::http::Body;
+use bytes::BytesMut;
+use shardmap::{MapEpoch, Shard};
+
+/// Names a connection; a place that is used again has another generation, so that old news never reaches a new connection.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct ConnId {
+    /// Its place in the core's table, and in the driver's.
+    pub index: u32,
+    /// Which use of the place; below 2^24.
+    pub generation: u32,
+}
+
+/// What every kind of connection has.
+#[derive(Default)]
+pub(super) struct Io {
+    /// Waits to be sent; the driver holds what is being sent.
+    pub out: Vec<u8>,
+    /// The buffer that the driver gave back, for the next swap.
+    pub spare: Vec<u8>,
+    /// Received and not used yet.
+    pub stash: Vec<u8>,
+    /// It is connected.
+    pub open: bool,
+    /// The driver holds a buffer of it.
+    pub sending: bool,
+    /// A `Send` order waits for the driver.
+    pub ordered: bool,
+    /// The driver has taken bytes since `taken` was cleared: they may have been acted on.
+    pub taken: bool,
+    /// The driver does not read it.
+    pub paused: bool,
+    /// It waits in the core's list to be read on.
+    pub ready: bool,
+    /// The other side has ended.
+    pub eof: bool,
+    /// Close the sending half once `out` is sent.
+    pub finishing: bool,
+    /// A `Close` order was given: only `on_closed` counts from here on.
+    pub closing: bool,
+    /// When patience ends; `u64::MAX`: never.
+    pub deadline: u64,
+}
+
+pub(super) struct Conn {
+    pub generation: u32,
+    pub io: Io,
+    pub kind: Kind,
+}
+
+pub(super) enum Kind {
+    Free,
+    Client(Box<Client>),
+    Upstream(Upstream),
+    Port(PortConn),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Phase {
+    /// A request's head has to come.
+    Head,
+    /// Its body.
+    Body,
+    /// Its answer: nothing more is read of this connection.
+    Await,
+    /// What comes is thrown away until the client has seen our end.
+    Drain,
+}
+
+pub(super) struct Client {
+    /// It came in on `peer_listen`.
+    pub trusted: bool,
+    pub phase: Phase,
+    pub scanned: usize,
+    /// Empty lines before the head.
+    pub blanks: u8,
+    pub body: Body,
+    /// The head of the request being served, for a second attempt.
+    pub head: Vec<u8>,
+    /// Its body so far.
+    pub kept: Vec<u8>,
+    /// `kept` is all of it so far.
+    pub kept_whole: bool,
+    pub discarded: usize,
+    pub about: About,
+    pub exchange: Option<Exchange>,
+}
+
+/// What has to be remembered of the request being served.
+#[derive(Clone, Copy, Default)]
+pub(super) struct About {
+    pub http11: bool,
+    pub keep_alive: bool,
+    pub is_head: bool,
+    /// RFC 9110 §9.2.2: doing it twice is doing it once.
+    pub idempotent: bool,
+    pub chunked: bool,
+    pub expects: bool,
+    pub head_bytes: usize,
+}
+
+/// A request from its head to the end of its answer.
+pub(super) struct Exchange {
+    pub stage: Stage,
+    pub shard: Option<Shard>,
+    /// The map of the newest attempt.
+    pub epoch: MapEpoch,
+    /// What that map's newest entry of the shard was.
+    pub entry: MapEpoch,
+    /// From another zone's router: never sent on, never tried twice here.
+    pub hop: bool,
+    /// A map of at least this epoch is needed for the next attempt ..
+    pub needs: MapEpoch,
+    /// .. and another entry than this one.
+    pub not_entry: Option<MapEpoch>,
+    pub retries_421: u8,
+    pub retries_lost: u8,
+    /// Bytes of the answer have been written.
+    pub answered: bool,
+    pub held_since: Option<u64>,
+    pub held_bytes: usize,
+    /// Counted once in the statistics of tags.
+    pub tagged: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Stage {
+    /// Not dispatched.
+    New,
+    /// Waits for a map.
+    Held,
+    /// A record's body is being read.
+    Gather,
+    Upstream(ConnId),
+    /// Asked over the port, with this correlation number.
+    Port(u64),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum UpPhase {
+    Connecting,
+    Idle,
+    Head,
+    Body,
+}
+
+pub(super) struct Upstream {
+    pub target: usize,
+    pub client: Option<ConnId>,
+    pub phase: UpPhase,
+    pub scanned: usize,
+    pub body: Body,
+    /// The client gets it chunked.
+    pub chunk_out: bool,
+    pub keep_alive: bool,
+    /// Requests that it has answered.
+    pub served: u64,
+    /// Counted in flight under this shard.
+    pub shard: Option<Shard>,
+}
+
+#[derive(Default)]
+pub(super) struct PortConn {
+    pub port: usize,
+    pub input: BytesMut,
+}
+
+impl Kind {
+    /// A held request's body stays in the socket.
+    pub fn is_held_with_body(&self) -> bool {
+        let Kind::Client(c) = self else { return false };
+        c.phase == Phase::Body && c.exchange.as_ref().is_some_and(|e| e.stage == Stage::Held)
+    }
+}
+
+impl Client {
+    pub fn new(trusted: bool) -> Client {
+        Client {
+            trusted,
+            phase: Phase::Head,
+            scanned: 0,
+            blanks: 0,
+            body: Body::Done,
+            head: Vec::new(),
+            kept: Vec::new(),
+            kept_whole: true,
+            discarded: 0,
+            about: About::default(),
+            exchange: None,
+        }
+    }
+}
+
+impl Exchange {
+    pub fn new() -> Exchange {
+        Exchange {
+            stage: Stage::New,
+            shard: None,
+            epoch: MapEpoch(0),
+            entry: MapEpoch(0),
+            hop: false,
+            needs: MapEpoch(0),
+            not_entry: None,
+            retries_421: 0,
+            retries_lost: 0,
+            answered: false,
+            held_since: None,
+            held_bytes: 0,
+            tagged: false,
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Takes each request to the zone that owns its shard: own upstream, own record store, or the owner's router, one hop away.
+//!
+//! ```text
+//!                 ┌ Plain upstream (pooled)         421, moving, lost
+//!  bytes ─▶ head ─┼ record store (the port)        ┌──────▼──────┐
+//!           route └ the owner zone's router (hop) ─┤ held, bounded│─▶ routed again, once
+//!                                                  └─────────────┘
+//! ```
+//!
+//! A pure core: bytes, `now` and maps go in; bytes and [`Order`]s come out. It never names a socket, a clock or a thread.
+//! One attempt at a request sees one map. Files: `core` the tables and the driver's calls, `client` a client's side of an
+//! exchange, `route` where it goes, `upstream` the other side, `store` the record store, `hold` the waiting, `answer` what
+//! the router itself says.
+
+mod answer;
+mod client;
+mod conn;
+mod core;
+mod hold;
+mod route;
+pub mod settings;
+pub mod stats;
+mod store;
+mod upstream;
+pub mod view;
+
+pub use conn::ConnId;
+pub use core::{Core, Now, Order, Side, Target};
+pub use settings::{Limits, Service, Settings};
+pub use stats::{Counts, Shared};
+pub use view::{Found, Routes, Tagged};

@@ -1,0 +1,181 @@
+//! Where a request goes: tag, shard, owner; then own upstream, own record store, the owner's router, or a wait.
+
+use super::conn::{ConnId, Exchange, Stage};
+use super::store::Place;
+use super::{Core, Found, Settings, Tagged};
+use crate::http::Request;
+use shardmap::ownership::Kind;
+use shardmap::{Shard, ZONES, Zone};
+use std::net::SocketAddr;
+
+/// The pools that a core may send to, and who may be reached by them.
+pub(super) struct Destinations {
+    pub pools: Vec<Pool>,
+    services: Vec<Route>,
+    peers: [Option<usize>; ZONES],
+}
+
+/// Connections to one address.
+pub(super) struct Pool {
+    pub addr: SocketAddr,
+    /// Another zone's router.
+    pub peer: bool,
+    /// Newest last: the newest is used, so that the oldest can go.
+    pub idle: Vec<ConnId>,
+}
+
+struct Route {
+    prefix: String,
+    pools: Vec<usize>,
+    next: usize,
+}
+
+impl Destinations {
+    pub fn new(settings: &Settings) -> Destinations {
+        let mut pools: Vec<Pool> = Vec::new();
+        let mut pool = |addr: SocketAddr, peer: bool| {
+            let known = pools.iter().position(|p| p.addr == addr && p.peer == peer);
+            known.unwrap_or_else(|| {
+                pools.push(Pool { addr, peer, idle: Vec::new() });
+                pools.len() - 1
+            })
+        };
+        let mut services: Vec<Route> = settings
+            .services
+            .iter()
+            .map(|s| {
+                let pools = s.endpoints.iter().map(|a| pool(*a, false)).collect();
+                Route { prefix: s.prefix.clone(), pools, next: 0 }
+            })
+            .collect();
+        services.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
+        let mut peers = [None; ZONES];
+        for (zone, addr) in &settings.peers {
+            if let Some(p) = peers.get_mut(zone.0 as usize) {
+                *p = Some(pool(*addr, true));
+            }
+        }
+        Destinations { pools, services, peers }
+    }
+
+    /// The next endpoint of the service with the longest prefix of `path` that is longer than `than`.
+    fn service(&mut self, path: &str, than: usize) -> Option<usize> {
+        let route = self.services.iter_mut().find(|s| path.starts_with(&s.prefix))?;
+        if route.prefix.len() <= than || route.pools.is_empty() {
+            return None;
+        }
+        route.next = (route.next + 1) % route.pools.len();
+        Some(route.pools[route.next])
+    }
+}
+
+impl Core {
+    /// Decides by the newest map; every path of it sends the request on, holds it, or answers it.
+    pub(super) fn route(&mut self, id: ConnId, r: &Request<'_, '_>) {
+        if !self.settings.map_lookup {
+            return self.serve(id, r, None, None);
+        }
+        let place = Place::of(r.path);
+        if place.is_some() && r.condition.is_some() {
+            let seen = r.condition.unwrap_or("");
+            return self.fail(
+                id,
+                501,
+                "a condition that the record store does not know yet",
+                seen,
+                "a plain read or write",
+            );
+        }
+        let wall_ms = self.now.wall_ms;
+        let Some((_, c)) = self.client(id) else { return };
+        let trusted = c.trusted;
+        let Some(map) = &self.map else { return self.hold(id) };
+        let key = place.as_ref().and_then(|p| p.key).map(str::as_bytes);
+        let told = r.ezone.shard.filter(|_| trusted).map(|s| Found { shard: Shard(s), by: Tagged::Shard });
+        let epoch = map.epoch();
+        let Some(found) = told.or_else(|| map.route(r.tag, key, trusted, wall_ms)) else {
+            let seen = r.tag.map_or("no x-shard".into(), String::from_utf8_lossy);
+            let expected = "x-shard: eosid=..;shopid=..;loc=lng,lat with at least one part that the map knows";
+            return self.fail(id, 400, "the request does not say where it belongs", &seen, expected);
+        };
+        let shard = found.shard;
+        let Some((entry, kind, owner)) = map.view(shard).map(|e| (e.epoch, e.kind, e.owner)) else {
+            return self.fail(id, 400, "unknown shard", &shard.to_string(), "a shard of the map");
+        };
+        let Some(e) = self.client(id).and_then(|(_, c)| c.exchange.as_mut()) else { return };
+        (e.shard, e.epoch, e.entry) = (Some(shard), epoch, entry);
+        e.hop = trusted && r.ezone.hop;
+        let (hop, ready) = (e.hop, epoch >= e.needs && e.not_entry != Some(entry));
+        let fresh = !std::mem::replace(&mut e.tagged, true);
+        if fresh {
+            self.counts.tagged(found.by);
+            self.counts.hopped += u64::from(hop);
+        }
+        if r.ezone.read_local && place.is_some() {
+            return self.serve(id, r, Some(shard), place);
+        }
+        let settled = matches!(kind, Kind::Own | Kind::Unlock);
+        let mine = owner.is_some() && owner == self.settings.zone;
+        if hop {
+            return if r.ezone.epoch.is_some_and(|named| named > epoch.0) {
+                self.hold(id)
+            } else if settled && mine {
+                self.serve(id, r, Some(shard), place)
+            } else {
+                self.misdirected(id, epoch.0, owner.filter(|_| settled))
+            };
+        }
+        match owner {
+            Some(_) if !settled || !ready => self.hold(id),
+            None => self.hold(id),
+            Some(_) if mine => self.serve(id, r, Some(shard), place),
+            Some(zone) => self.forward(id, r, zone),
+        }
+    }
+
+    /// 421: nothing was done, and who owns the shard as far as this zone knows.
+    pub(super) fn misdirected(&mut self, id: ConnId, epoch: u64, owner: Option<Zone>) {
+        if let Some(e) = self.client(id).and_then(|(_, c)| c.exchange.as_mut()) {
+            e.epoch = shardmap::MapEpoch(epoch);
+        }
+        let owner = owner.map_or("none".into(), |z| z.to_string());
+        let fields = [("x-ezone-owner", owner.as_str())];
+        self.fail_with(
+            id,
+            421,
+            &fields,
+            "this zone does not own the shard",
+            &format!("map epoch {epoch}"),
+            "its owner",
+        );
+    }
+
+    fn forward(&mut self, id: ConnId, r: &Request<'_, '_>, zone: Zone) {
+        let Some(pool) = self.to.peers.get(zone.0 as usize).copied().flatten() else {
+            let name = self.settings.name(Some(zone)).to_string();
+            return self.fail(id, 502, "no router of the owner zone is known", &name, "an address for it in peers");
+        };
+        self.counts.forwarded += 1;
+        self.dispatch(id, r, pool);
+    }
+
+    /// By what this zone has.
+    fn serve(&mut self, id: ConnId, r: &Request<'_, '_>, shard: Option<Shard>, place: Option<Place<'_>>) {
+        let than = if place.is_some() { Place::PREFIX.len() } else { 0 };
+        match (self.to.service(r.path, than), place, shard) {
+            (Some(pool), _, _) => self.dispatch(id, r, pool),
+            (None, Some(place), Some(shard)) => self.record(id, r, place, shard),
+            (None, _, _) => self.fail(id, 404, "no service for this path", r.path, "a path under a configured prefix"),
+        }
+    }
+
+    /// The state of the request being served.
+    pub(super) fn exchange(&mut self, id: ConnId) -> Option<&mut Exchange> {
+        self.client(id).and_then(|(_, c)| c.exchange.as_mut())
+    }
+
+    /// Does the request of `id` stand at `stage`?
+    pub(super) fn stands_at(&mut self, id: ConnId, stage: Stage) -> bool {
+        self.exchange(id).is_some_and(|e| e.stage == stage)
+    }
+}

@@ -1,0 +1,124 @@
+//! What a router is told at its start: plain values, already checked by whoever read the configuration.
+
+use shardmap::Zone;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// The settings of one router process; every core sees the same.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Settings {
+    /// The zone that it is in; `None`: an edge, which serves nothing itself.
+    pub zone: Option<Zone>,
+    /// What the zones are called in answers.
+    pub zone_names: Vec<(Zone, String)>,
+    /// Where clients connect.
+    pub listen: Vec<SocketAddr>,
+    /// Where the routers of other zones and edges connect: trusted.
+    pub peer_listen: Vec<SocketAddr>,
+    /// The `peer_listen` of the other zones' routers.
+    pub peers: Vec<(Zone, SocketAddr)>,
+    /// The Unix sockets of this node's log cores.
+    pub log_ports: Vec<PathBuf>,
+    /// Streams of this zone's log; shard mod streams, mod the number of ports, is a shard's port.
+    pub streams: u32,
+    /// Upstreams of this zone; the longest prefix wins. `/records/` is the record store, if there are ports.
+    pub services: Vec<Service>,
+    /// Bounds.
+    pub limits: Limits,
+    /// Off only to measure what the lookup costs: each request goes to its service, whatever its tag.
+    pub map_lookup: bool,
+}
+
+/// An upstream of this zone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// What the path starts with.
+    pub prefix: String,
+    /// Taken in turn.
+    pub endpoints: Vec<SocketAddr>,
+}
+
+/// Every bound of a router core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// A request or response head.
+    pub head_bytes_max: usize,
+    /// A record's value.
+    pub record_bytes_max: usize,
+    /// Body that is kept so that a second attempt is possible.
+    pub kept_bytes_max: usize,
+    /// Bytes that wait for one connection before its other side is no longer read.
+    pub buffer_bytes_max: usize,
+    /// Connections of one core, both sides together.
+    pub connections_max: usize,
+    /// Idle connections kept for each upstream.
+    pub pool_idle_max: usize,
+    /// Asks in flight on the port.
+    pub asks_max: usize,
+    /// How long a request may be held.
+    pub hold_ms_max: u64,
+    /// How many may be held at once.
+    pub hold_count_max: usize,
+    /// Bytes of held requests at once.
+    pub hold_bytes_max: usize,
+    /// Until a connection is made.
+    pub connect_ms: u64,
+    /// From the last progress to an answer.
+    pub answer_ms: u64,
+    /// From the last progress to the end of a request's head or body.
+    pub read_ms: u64,
+    /// How long a client's connection may be idle.
+    pub idle_ms: u64,
+    /// How long an upstream's may: below the upstream's own limit.
+    pub upstream_idle_ms: u64,
+    /// How long a closing connection is read so that the client can see the answer.
+    pub linger_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            head_bytes_max: 8192,
+            record_bytes_max: 1024 * 1024,
+            kept_bytes_max: 64 * 1024,
+            buffer_bytes_max: 64 * 1024,
+            connections_max: 16 * 1024,
+            pool_idle_max: 256,
+            asks_max: 64 * 1024,
+            hold_ms_max: 5000,
+            hold_count_max: 10_000,
+            hold_bytes_max: 16 * 1024 * 1024,
+            connect_ms: 1000,
+            answer_ms: 15_000,
+            read_ms: 15_000,
+            idle_ms: 60_000,
+            upstream_idle_ms: 30_000,
+            linger_ms: 1000,
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            zone: None,
+            zone_names: vec![],
+            listen: vec![],
+            peer_listen: vec![],
+            peers: vec![],
+            log_ports: vec![],
+            streams: 1,
+            services: vec![],
+            limits: Limits::default(),
+            map_lookup: true,
+        }
+    }
+}
+
+impl Settings {
+    /// What `zone` is called; an edge is called "none".
+    pub fn name(&self, zone: Option<Zone>) -> &str {
+        let found = self.zone_names.iter().find(|(z, _)| Some(*z) == zone);
+        found.map_or("none", |(_, name)| name)
+    }
+}

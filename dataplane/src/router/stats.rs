@@ -1,0 +1,188 @@
+//! What each core counts, and how control sees it: single-writer atomics, written by plain stores, summed when asked.
+
+use super::Routes;
+use super::view::Tagged;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        /// The counters of one core.
+        #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+        pub struct Counts { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counts {
+            /// How many counters there are.
+            pub const LEN: usize = [$(stringify!($name)),*].len();
+            /// Their names, in the order of `values`.
+            pub const NAMES: [&'static str; Counts::LEN] = [$(stringify!($name)),*];
+            /// Their values, in the order of `NAMES`.
+            pub fn values(&self) -> [u64; Counts::LEN] {
+                [$(self.$name),*]
+            }
+            fn from_values(values: [u64; Counts::LEN]) -> Counts {
+                let [$($name),*] = values;
+                Counts { $($name),* }
+            }
+        }
+    };
+}
+
+counts! {
+    /// Connections accepted.
+    accepted,
+    /// Connections open now, both sides.
+    connections,
+    /// Answers 1xx to 3xx.
+    answered_2xx_3xx,
+    /// Answers 4xx.
+    answered_4xx,
+    /// Answers 5xx.
+    answered_5xx,
+    /// Requests routed by `shardid` of a peer.
+    by_shard,
+    /// By order id.
+    by_order,
+    /// By shop id.
+    by_shop,
+    /// By location.
+    by_location,
+    /// By the map's default.
+    by_default,
+    /// Requests sent on to another zone's router.
+    forwarded,
+    /// Requests that came from one.
+    hopped,
+    /// Requests that were held.
+    held,
+    /// Requests held now.
+    holding,
+    /// The longest hold so far.
+    held_ms_max,
+    /// Second attempts after a 421.
+    retried_421,
+    /// Second attempts after a pooled connection or a connect failed.
+    retried_lost,
+    /// Requests in flight on shards that the core's map calls moving or ownerless.
+    in_flight_moving,
+    /// Requests in flight.
+    in_flight,
+    /// The map that the core has adopted; 0: none yet.
+    map_epoch,
+}
+
+impl Counts {
+    pub(crate) fn answered(&mut self, status: u16) {
+        match status {
+            ..400 => self.answered_2xx_3xx += 1,
+            400..500 => self.answered_4xx += 1,
+            500.. => self.answered_5xx += 1,
+        }
+    }
+
+    pub(crate) fn tagged(&mut self, by: Tagged) {
+        match by {
+            Tagged::Shard => self.by_shard += 1,
+            Tagged::Order => self.by_order += 1,
+            Tagged::Shop => self.by_shop += 1,
+            Tagged::Location => self.by_location += 1,
+            Tagged::Default => self.by_default += 1,
+        }
+    }
+}
+
+/// What control and one core share.
+#[derive(Default)]
+pub struct Slot {
+    counts: [AtomicU64; Counts::LEN],
+    /// The newest map, if the core has not fetched it yet. Locked by the core only after a wake-up, never for a request.
+    map: Mutex<Option<Arc<dyn Routes>>>,
+}
+
+/// What control and the cores share.
+pub struct Shared {
+    slots: Vec<Slot>,
+    stop: AtomicBool,
+}
+
+impl Shared {
+    /// For so many cores.
+    pub fn new(cores: usize) -> Shared {
+        Shared { slots: (0..cores).map(|_| Slot::default()).collect(), stop: AtomicBool::new(false) }
+    }
+
+    /// The number of cores.
+    pub fn cores(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Leaves `map` for every core. The caller then wakes them.
+    pub(crate) fn leave_map(&self, map: &Arc<dyn Routes>) {
+        for slot in &self.slots {
+            *slot.map.lock().expect("no holder of this lock can panic: it moves a pointer") = Some(map.clone());
+        }
+    }
+
+    /// The map that was left for `core` since it last looked.
+    pub(crate) fn take_map(&self, core: usize) -> Option<Arc<dyn Routes>> {
+        self.slots[core].map.lock().expect("no holder of this lock can panic: it moves a pointer").take()
+    }
+
+    pub(crate) fn set_stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    /// Have the cores been told to stop?
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+
+    /// Shows `counts` to control; `core` is the only writer of its slot.
+    pub(crate) fn publish(&self, core: usize, counts: &Counts) {
+        for (to, value) in self.slots[core].counts.iter().zip(counts.values()) {
+            to.store(value, Relaxed);
+        }
+    }
+
+    /// What `core` has counted.
+    pub fn counts(&self, core: usize) -> Counts {
+        Counts::from_values(std::array::from_fn(|i| self.slots[core].counts[i].load(Relaxed)))
+    }
+
+    /// All cores together: sums, but the longest hold is the longest and the map is the oldest.
+    pub fn total(&self) -> Counts {
+        let all: Vec<_> = (0..self.cores()).map(|c| self.counts(c)).collect();
+        let mut sum = Counts::from_values(std::array::from_fn(|i| all.iter().map(|c| c.values()[i]).sum()));
+        sum.held_ms_max = all.iter().map(|c| c.held_ms_max).max().unwrap_or(0);
+        sum.map_epoch = all.iter().map(|c| c.map_epoch).min().unwrap_or(0);
+        sum
+    }
+
+    /// Has every core adopted at least the map `epoch`, with nothing in flight on shards that are moving or ownerless in it?
+    pub fn drained(&self, epoch: u64) -> bool {
+        (0..self.cores()).all(|c| {
+            let counts = self.counts(c);
+            counts.map_epoch >= epoch && counts.in_flight_moving == 0
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_total_has_the_oldest_map_and_the_longest_hold() {
+        let shared = Shared::new(2);
+        shared.publish(0, &Counts { map_epoch: 7, held_ms_max: 3, forwarded: 5, ..Counts::default() });
+        shared.publish(
+            1,
+            &Counts { map_epoch: 6, held_ms_max: 9, forwarded: 1, in_flight_moving: 1, ..Counts::default() },
+        );
+        let sum = shared.total();
+        assert_eq!((sum.map_epoch, sum.held_ms_max, sum.forwarded), (6, 9, 6));
+        assert!(!shared.drained(6));
+        shared.publish(1, &Counts { map_epoch: 7, ..Counts::default() });
+        assert!(shared.drained(7) && !shared.drained(8));
+    }
+}

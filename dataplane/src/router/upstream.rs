@@ -1,0 +1,335 @@
+//! The other side of an exchange: pooled connections to upstreams and peers, and their answers on the way to the client.
+
+use super::answer::stamp;
+use super::conn::{ConnId, Kind, Phase, Stage, UpPhase, Upstream};
+use super::{Core, Order, Target};
+use crate::http::{Body, Piece, Request, Response, parse_response, scan, slots, write};
+use shardmap::MapEpoch;
+
+impl Core {
+    /// Sends the request to a connection of `pool`: head, and as much of its body as has come.
+    pub(super) fn dispatch(&mut self, id: ConnId, r: &Request<'_, '_>, pool: usize) {
+        let fresh = self.exchange(id).is_some_and(|e| e.retries_lost > 0);
+        let pooled = if fresh { None } else { self.pooled(pool) };
+        let Some(up) = pooled.or_else(|| self.connect(pool)) else {
+            let seen = format!("{} connections", self.limits.connections_max);
+            return self.fail(id, 503, "no room for another connection", &seen, "fewer than connections_max");
+        };
+        let patience = self.now.ms + self.limits.answer_ms;
+        let Some((io, _)) = self.upstream(up) else { return };
+        let mut out = std::mem::take(&mut io.out);
+        io.taken = false;
+        let Some((io, c)) = self.client(id) else { return };
+        let Some(e) = c.exchange.as_mut() else { return };
+        io.deadline = patience;
+        e.stage = Stage::Upstream(up);
+        let (shard, epoch) = (e.shard, e.epoch.0);
+        self.forwarded_head(&mut out, r, pool, shard.map(|s| s.0), epoch);
+        let Some((_, c)) = self.client(id) else { return };
+        write::piece(&mut out, &c.kept, c.about.chunked);
+        if c.about.chunked && c.body.is_done() {
+            out.extend_from_slice(write::LAST_CHUNK);
+        }
+        let Some((io, u)) = self.upstream(up) else { return };
+        io.out = out;
+        (u.client, u.shard, u.scanned) = (Some(id), shard, 0);
+        if u.phase == UpPhase::Idle {
+            u.phase = UpPhase::Head;
+            io.deadline = u64::MAX;
+        }
+        self.depart(shard);
+        self.send(up);
+    }
+
+    fn forwarded_head(&self, out: &mut Vec<u8>, r: &Request<'_, '_>, pool: usize, shard: Option<u16>, epoch: u64) {
+        write::request(out, r);
+        match r.body {
+            Body::Length(n) => write::number_field(out, "content-length: ", n),
+            Body::Chunked(_) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            Body::Done | Body::UntilClose => {}
+        }
+        if self.to.pools[pool].peer {
+            out.extend_from_slice(b"x-ezone-hop: 1\r\n");
+        }
+        stamp(out, &self.name, shard, epoch);
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn pooled(&mut self, pool: usize) -> Option<ConnId> {
+        while let Some(up) = self.to.pools[pool].idle.pop() {
+            if self.upstream(up).is_some_and(|(io, _)| !io.eof) {
+                return Some(up);
+            }
+        }
+        None
+    }
+
+    fn connect(&mut self, pool: usize) -> Option<ConnId> {
+        let up = self.add(Kind::Upstream(Upstream {
+            target: pool,
+            client: None,
+            phase: UpPhase::Connecting,
+            scanned: 0,
+            body: Body::Done,
+            chunk_out: false,
+            keep_alive: false,
+            served: 0,
+            shard: None,
+        }))?;
+        let deadline = self.now.ms + self.limits.connect_ms;
+        self.upstream(up)?.0.deadline = deadline;
+        self.orders.push_back(Order::Connect(up, Target::Tcp(self.to.pools[pool].addr)));
+        Some(up)
+    }
+
+    /// Uses as many bytes as the client has room for.
+    pub(super) fn pump_upstream(&mut self, id: ConnId, bytes: &[u8]) -> usize {
+        let (mut at, limits) = (0, self.limits);
+        loop {
+            let Some((_, u)) = self.upstream(id) else { return bytes.len() };
+            let rest = &bytes[at..];
+            match u.phase {
+                UpPhase::Connecting | UpPhase::Idle if rest.is_empty() => return at,
+                // Nobody asked for these bytes: whoever came next would take them for an answer.
+                UpPhase::Connecting | UpPhase::Idle => {
+                    self.upstream_close(id);
+                    return bytes.len();
+                }
+                UpPhase::Head if rest.is_empty() => return at,
+                UpPhase::Head => match scan(rest, &mut u.scanned, limits.head_bytes_max) {
+                    Ok(None) => return at,
+                    Ok(Some(n)) => {
+                        u.scanned = 0;
+                        at += n;
+                        self.answer_head(id, &rest[..n]);
+                    }
+                    Err(fault) => self.bad_answer(id, fault.error),
+                },
+                UpPhase::Body => match self.answer_body(id, rest) {
+                    Some(n) if n > 0 => at += n,
+                    Some(_) => return at,
+                    None => {}
+                },
+            }
+        }
+    }
+
+    fn answer_head(&mut self, id: ConnId, raw: &[u8]) {
+        let mut room = slots();
+        let r = match parse_response(raw, &mut room) {
+            Ok(r) if r.status == 101 => return self.bad_answer(id, "an upgrade that was not asked for"),
+            Ok(r) if r.status < 200 => return,
+            Ok(r) => r,
+            Err(fault) => return self.bad_answer(id, fault.error),
+        };
+        let Some((_, u)) = self.upstream(id) else { return };
+        let (pool, client) = (u.target, u.client);
+        (u.keep_alive, u.body, u.phase) = (r.keep_alive, r.body, UpPhase::Body);
+        let Some(client) = client else { return self.upstream_close(id) };
+        let bodiless = matches!(r.status, 204 | 304) || self.client(client).is_some_and(|(_, c)| c.about.is_head);
+        if let Some((_, u)) = self.upstream(id).filter(|_| bodiless) {
+            u.body = Body::Done;
+        }
+        let peer = self.to.pools[pool].peer;
+        if let (421, true, Some(named)) = (r.status, peer, r.ezone.epoch) {
+            self.leave(id);
+            return self.wrong_zone(client, MapEpoch(named));
+        }
+        self.counts.answered(r.status);
+        self.write_head(id, client, &r, peer);
+    }
+
+    /// Writes an answer's head to the client, re-framed.
+    fn write_head(&mut self, id: ConnId, client: ConnId, r: &Response<'_, '_>, peer: bool) {
+        let patience = self.now.ms + self.limits.answer_ms;
+        let stopping = self.stopping;
+        let Some((io, c)) = self.client(client) else { return };
+        let Some(e) = c.exchange.as_mut() else { return };
+        io.deadline = patience;
+        e.answered = true;
+        let (shard, epoch) = (e.shard.map(|s| s.0), e.epoch.0);
+        let bodiless = c.about.is_head || matches!(r.status, 204 | 304);
+        let chunk_out = !bodiless && c.about.http11 && matches!(r.body, Body::Chunked(_) | Body::UntilClose);
+        let until_close = !bodiless && !chunk_out && r.length.is_none();
+        c.about.keep_alive &= !until_close && !stopping;
+        let (keep_alive, http11) = (c.about.keep_alive, c.about.http11);
+        let mut out = std::mem::take(&mut io.out);
+        write::response(&mut out, r);
+        match r.length {
+            Some(n) if r.status != 204 => write::number_field(&mut out, "content-length: ", n),
+            Some(_) | None if chunk_out => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            Some(_) | None => {}
+        }
+        match r.ezone.zone.filter(|_| peer).and_then(|z| std::str::from_utf8(z).ok()) {
+            Some(zone) => stamp(&mut out, zone, shard, r.ezone.epoch.unwrap_or(epoch)),
+            None => stamp(&mut out, &self.name, shard, epoch),
+        }
+        for (name, value) in [("x-ezone-version: ", r.ezone.version), ("x-ezone-outcome: ", r.ezone.outcome)] {
+            if let Some(value) = value.filter(|_| peer) {
+                for part in [name.as_bytes(), value, b"\r\n"] {
+                    out.extend_from_slice(part);
+                }
+            }
+        }
+        if !keep_alive {
+            out.extend_from_slice(b"connection: close\r\n");
+        } else if !http11 {
+            out.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+        if let Some((io, _)) = self.client(client) {
+            io.out = out;
+        }
+        if let Some((_, u)) = self.upstream(id) {
+            u.chunk_out = chunk_out;
+        }
+        self.send(client);
+    }
+
+    /// Reads on in an answer's body: bytes used, 0 if it has to wait, `None` to look again.
+    fn answer_body(&mut self, id: ConnId, from: &[u8]) -> Option<usize> {
+        let high = self.limits.buffer_bytes_max;
+        let patience = self.now.ms + self.limits.answer_ms;
+        let (_, u) = self.upstream(id)?;
+        let (client, chunk_out) = (u.client, u.chunk_out);
+        if client.and_then(|c| self.client(c)).is_some_and(|(io, _)| io.out.len() > high) {
+            return Some(0);
+        }
+        let (_, u) = self.upstream(id)?;
+        match u.body.next(from) {
+            Ok((n, Piece::Data(range))) => {
+                if let Some((io, _)) = client.and_then(|c| self.client(c)) {
+                    io.deadline = patience;
+                    write::piece(&mut io.out, &from[range], chunk_out);
+                }
+                if let Some(c) = client {
+                    self.send(c);
+                }
+                Some(n)
+            }
+            Ok((n, Piece::More)) => Some(n),
+            Ok((n, Piece::End)) => {
+                self.answer_done(id, n == from.len());
+                Some(n).filter(|n| *n > 0)
+            }
+            Err(fault) => {
+                self.bad_answer(id, fault.error);
+                None
+            }
+        }
+    }
+
+    /// An answer is whole. `clean`: nothing came after it.
+    fn answer_done(&mut self, id: ConnId, clean: bool) {
+        let idle_until = self.now.ms + self.limits.upstream_idle_ms;
+        let Some((_, u)) = self.upstream(id) else { return };
+        let (client, pool, chunk_out) = (u.client.take(), u.target, u.chunk_out);
+        let shard = u.shard.take();
+        u.served += 1;
+        let keep = u.keep_alive && clean;
+        if client.is_some() {
+            self.arrive(shard);
+        }
+        let asked_whole = client.and_then(|c| self.client(c)).is_none_or(|(_, c)| c.phase != Phase::Body);
+        let room = self.to.pools[pool].idle.len() < self.limits.pool_idle_max;
+        let keep = keep && asked_whole && room && !self.stopping;
+        match self.upstream(id) {
+            Some((io, u)) if keep && !io.eof => {
+                u.phase = UpPhase::Idle;
+                io.deadline = idle_until;
+                self.to.pools[pool].idle.push(id);
+            }
+            _ => self.close(id),
+        }
+        let Some(client) = client else { return };
+        if let Some((io, c)) = self.client(client) {
+            if chunk_out {
+                io.out.extend_from_slice(write::LAST_CHUNK);
+            }
+            if let Some(e) = &mut c.exchange {
+                e.stage = Stage::New;
+            }
+        }
+        self.finish(client);
+    }
+
+    /// Parts an exchange from a connection whose answer is still to be read, and thrown away.
+    fn leave(&mut self, id: ConnId) {
+        let late = self.now.ms + self.limits.linger_ms;
+        let Some((io, u)) = self.upstream(id) else { return };
+        io.deadline = late;
+        u.client = None;
+        let shard = u.shard.take();
+        self.arrive(shard);
+    }
+
+    /// The other side has ended.
+    pub(super) fn upstream_end(&mut self, id: ConnId, reset: bool) {
+        let Some((_, u)) = self.upstream(id) else { return };
+        match (u.phase, u.body) {
+            (UpPhase::Idle, _) => self.upstream_close(id),
+            (UpPhase::Body, Body::UntilClose) if !reset => self.answer_done(id, false),
+            (UpPhase::Body, Body::Done | Body::Length(_) | Body::Chunked(_) | Body::UntilClose) => {
+                let client = u.client;
+                self.upstream_close(id);
+                if let Some(c) = client {
+                    self.broken_answer(c);
+                }
+            }
+            (UpPhase::Connecting | UpPhase::Head, _) => self.upstream_lost(id),
+        }
+    }
+
+    /// No byte of an answer has come. A request that was not sent, or that may be done twice, is tried once more.
+    pub(super) fn upstream_lost(&mut self, id: ConnId) {
+        let Some((io, u)) = self.upstream(id) else { return };
+        let (client, unsent, reused) = (u.client, !io.taken, u.served > 0);
+        let partial = u.scanned > 0;
+        self.upstream_close(id);
+        let Some(client) = client else { return };
+        let Some((_, c)) = self.client(client) else { return };
+        let (kept, idempotent) = (c.kept_whole, c.about.idempotent);
+        let Some(e) = &mut c.exchange else { return };
+        e.stage = Stage::New;
+        let again = unsent || (idempotent && reused && !partial);
+        if again && kept && e.retries_lost == 0 {
+            e.retries_lost = 1;
+            self.counts.retried_lost += 1;
+            return self.again(client);
+        }
+        if unsent {
+            let expected = "a reachable upstream; nothing was done";
+            return self.fail(client, 502, "the upstream cannot be reached", "no connection", expected);
+        }
+        self.broken_answer(client);
+    }
+
+    fn broken_answer(&mut self, client: ConnId) {
+        let fields = [("x-ezone-outcome", "unknown")];
+        let expected = "an answer; the request may or may not have been acted on";
+        self.fail_with(client, 502, &fields, "the upstream closed the connection", "no whole answer", expected);
+    }
+
+    fn bad_answer(&mut self, id: ConnId, error: &str) {
+        let Some((_, u)) = self.upstream(id) else { return };
+        let client = u.client;
+        self.upstream_close(id);
+        if let Some(client) = client {
+            let fields = [("x-ezone-outcome", "unknown")];
+            self.fail_with(client, 502, &fields, "the upstream's answer cannot be read", error, "HTTP/1.1");
+        }
+    }
+
+    /// Closes an upstream's connection; its request, if any, is no longer in flight.
+    pub(super) fn upstream_close(&mut self, id: ConnId) {
+        let Some((_, u)) = self.upstream(id) else { return };
+        let (had, shard, pool, idle) = (u.client.take(), u.shard.take(), u.target, u.phase == UpPhase::Idle);
+        if had.is_some() {
+            self.arrive(shard);
+        }
+        if idle {
+            self.to.pools[pool].idle.retain(|i| *i != id);
+        }
+        self.close(id);
+    }
+}

@@ -1,0 +1,480 @@
+//! The loop of one router core: completions into the core, its orders into the ring.
+//!
+//! Each operation carries its connection's place and generation, so that news of a closed and reused place is dropped; a
+//! socket is closed only when none of its operations is under way, and a buffer lives in its socket's slot until its send
+//! is complete.
+
+use super::ring::{self, Buffers, GROUP};
+use super::{Listener, Waker, socket};
+use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Target};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
+use socket2::{SockAddr, Socket};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// How long a stopping core waits for what it is serving.
+const STOP_MS_MAX: u64 = 3000;
+/// After an accept that failed for want of descriptors.
+const ACCEPT_PAUSE_MS: u64 = 100;
+/// Rounds of 10 ms that the end waits for cancelled operations.
+const WIND_DOWN_ROUNDS: u32 = 200;
+
+/// What an operation is; the top byte of its user data.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Op {
+    Accept = 1,
+    Recv,
+    Send,
+    Connect,
+    Cancel,
+    Wake,
+}
+
+impl Op {
+    fn of(user_data: u64) -> Option<Op> {
+        [Op::Accept, Op::Recv, Op::Send, Op::Connect, Op::Cancel, Op::Wake]
+            .into_iter()
+            .find(|op| *op as u64 == user_data >> 56)
+    }
+    fn on(self, id: ConnId) -> u64 {
+        (self as u64) << 56 | u64::from(id.generation & 0xff_ffff) << 32 | u64::from(id.index)
+    }
+}
+
+fn conn_of(user_data: u64) -> ConnId {
+    ConnId { index: user_data as u32, generation: (user_data >> 32) as u32 & 0xff_ffff }
+}
+
+/// The driver's half of a connection.
+#[derive(Default)]
+struct Sock {
+    socket: Option<Socket>,
+    generation: u32,
+    /// A receive is under way.
+    receiving: bool,
+    /// The core wants bytes.
+    wanted: bool,
+    /// A send is under way out of `buffer`, from `sent` on.
+    sending: bool,
+    buffer: Vec<u8>,
+    sent: usize,
+    /// A connect is under way to this address.
+    connecting: Option<Box<SockAddr>>,
+    closing: bool,
+}
+
+struct Driver {
+    // Dropped first: the kernel must be done with the rest.
+    ring: IoUring,
+    buffers: Buffers,
+    socks: Vec<Sock>,
+    wake_word: Box<[u8; 8]>,
+    core: Core,
+    number: usize,
+    settings: Arc<Settings>,
+    shared: Arc<Shared>,
+    listeners: Vec<Listener>,
+    waker: Waker,
+    batch: Vec<cqueue::Entry>,
+    /// Entries that found the submission queue full.
+    backlog: VecDeque<squeue::Entry>,
+    /// Operations under way, cancellations apart.
+    under_way: usize,
+    /// Listeners whose accept has to be armed again, and from when.
+    unarmed: Vec<usize>,
+    unarmed_until_ms: u64,
+    began: Instant,
+    wall_at_start_ms: u64,
+    stopping_since_ms: Option<u64>,
+}
+
+/// Runs router core `number` on this thread until it is told to stop.
+pub fn run(
+    number: usize,
+    settings: Arc<Settings>,
+    listeners: Vec<Listener>,
+    waker: Waker,
+    shared: Arc<Shared>,
+) -> io::Result<()> {
+    let ring = ring::open()?;
+    let buffers = Buffers::new(&ring)?;
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let mut driver = Driver {
+        ring,
+        buffers,
+        socks: Vec::new(),
+        wake_word: Box::new([0; 8]),
+        core: Core::new(settings.clone()),
+        number,
+        settings,
+        shared,
+        unarmed: (0..listeners.len()).collect(),
+        listeners,
+        waker,
+        batch: Vec::new(),
+        backlog: VecDeque::new(),
+        under_way: 0,
+        unarmed_until_ms: 0,
+        began: Instant::now(),
+        wall_at_start_ms: wall,
+        stopping_since_ms: None,
+    };
+    let result = driver.drive();
+    driver.wind_down();
+    if driver.under_way > 0 {
+        // The kernel may still use the buffers: leaked once, at the end, rather than freed under it.
+        std::mem::forget(driver);
+    }
+    result
+}
+
+impl Driver {
+    fn drive(&mut self) -> io::Result<()> {
+        self.arm_wake();
+        self.adopt();
+        loop {
+            let now = self.now();
+            if self.core.deadline().is_some_and(|at| at <= now.ms) {
+                self.core.on_timer(now);
+            }
+            self.arm_accepts(now);
+            self.orders();
+            self.shared.publish(self.number, self.core.counts());
+            if let Some(since) = self.stopping_since_ms
+                && (!self.core.busy() || now.ms >= since + STOP_MS_MAX)
+            {
+                return Ok(());
+            }
+            let wait_ms = self.core.deadline().map(|at| at.saturating_sub(now.ms).max(1));
+            self.wait(if self.stopping_since_ms.is_some() { Some(wait_ms.unwrap_or(20).min(20)) } else { wait_ms })?;
+            self.complete();
+        }
+    }
+
+    fn now(&self) -> Now {
+        let ms = self.began.elapsed().as_millis() as u64;
+        // Ids are judged within minutes: the wall clock of the start plus what has passed is good enough, and never steps.
+        Now { ms, wall_ms: self.wall_at_start_ms + ms }
+    }
+
+    /// Submits everything and waits for a completion, at most so long.
+    fn wait(&mut self, wait_ms: Option<u64>) -> io::Result<()> {
+        let wait_ms = if self.unarmed.is_empty() { wait_ms } else { Some(wait_ms.unwrap_or(50).min(50)) };
+        let time = wait_ms.map(|ms| types::Timespec::new().sec(ms / 1000).nsec((ms % 1000) as u32 * 1_000_000));
+        let mut args = types::SubmitArgs::new();
+        if let Some(time) = &time {
+            args = args.timespec(time);
+        }
+        match self.ring.submitter().submit_with_args(1, &args) {
+            Ok(_) => Ok(()),
+            // EBUSY, EAGAIN: completions have to be taken first, which comes next.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN)) => {
+                Ok(())
+            }
+            Err(e) => Err(e),
+        }
+    }
+
+    fn complete(&mut self) {
+        let mut batch = std::mem::take(&mut self.batch);
+        batch.extend(self.ring.completion());
+        let now = self.now();
+        for entry in batch.drain(..) {
+            let (data, result, flags) = (entry.user_data(), entry.result(), entry.flags());
+            let op = Op::of(data);
+            if op != Some(Op::Cancel) && !cqueue::more(flags) {
+                self.under_way -= 1;
+            }
+            match op {
+                Some(Op::Accept) => self.accepted(data as u32 as usize, result, flags, now),
+                Some(Op::Recv) => self.received(conn_of(data), result, flags, now),
+                Some(Op::Send) => self.sent(conn_of(data), result, now),
+                Some(Op::Connect) => self.connected(conn_of(data), result, now),
+                Some(Op::Wake) => {
+                    self.adopt();
+                    self.arm_wake();
+                }
+                Some(Op::Cancel) | None => {}
+            }
+        }
+        self.buffers.publish();
+        self.batch = batch;
+        for _ in 0..self.backlog.len() {
+            if let Some(entry) = self.backlog.pop_front() {
+                self.submit(entry);
+            }
+        }
+    }
+
+    // ---- what completed ---------------------------------------------------------------------------------------------
+
+    fn accepted(&mut self, listener: usize, result: i32, flags: u32, now: Now) {
+        if result >= 0 {
+            // SAFETY: a completed accept gives a new descriptor that nobody else owns.
+            let socket = unsafe { Socket::from_raw_fd(result) };
+            if let Some(id) = self.core.on_accept(self.listeners[listener].side, now) {
+                self.place(id, socket);
+                self.arm_recv(id);
+            }
+        } else if result != -libc::ECANCELED {
+            self.unarmed_until_ms = now.ms + ACCEPT_PAUSE_MS;
+        }
+        if !cqueue::more(flags) {
+            self.unarmed.push(listener);
+        }
+    }
+
+    fn received(&mut self, id: ConnId, result: i32, flags: u32, now: Now) {
+        let buffer = cqueue::buffer_select(flags);
+        let Some(sock) = sock(&mut self.socks, id) else {
+            return buffer.into_iter().for_each(|b| self.buffers.give(b));
+        };
+        sock.receiving = cqueue::more(flags);
+        let closing = sock.closing;
+        match (result, buffer) {
+            (1.., Some(b)) => {
+                if !closing {
+                    self.core.on_bytes(id, self.buffers.bytes(b, result as usize), now);
+                }
+                self.buffers.give(b);
+            }
+            (_, b) => {
+                b.into_iter().for_each(|b| self.buffers.give(b));
+                let ended = match -result {
+                    0 => Some(false),
+                    libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN => None,
+                    _ => Some(true),
+                };
+                if let Some(reset) = ended.filter(|_| !closing) {
+                    self.want(id, false);
+                    self.core.on_end(id, reset, now);
+                }
+            }
+        }
+        self.arm_recv(id);
+        self.end_if_done(id);
+    }
+
+    fn sent(&mut self, id: ConnId, result: i32, now: Now) {
+        let Some(sock) = sock(&mut self.socks, id) else { return };
+        sock.sending = false;
+        let ok = result > 0 || sock.buffer.is_empty();
+        sock.sent += result.max(0) as usize;
+        if ok && sock.sent < sock.buffer.len() && !sock.closing {
+            return self.send(id);
+        }
+        let buffer = std::mem::take(&mut sock.buffer);
+        if !sock.closing {
+            self.core.on_sent(id, buffer, ok, now);
+        }
+        self.end_if_done(id);
+    }
+
+    fn connected(&mut self, id: ConnId, result: i32, now: Now) {
+        let Some(sock) = sock(&mut self.socks, id) else { return };
+        sock.connecting = None;
+        if !sock.closing && result == 0 {
+            self.core.on_connected(id, now);
+            self.want(id, true);
+            self.arm_recv(id);
+        } else if !sock.closing {
+            self.core.on_failed(id, now);
+        }
+        self.end_if_done(id);
+    }
+
+    /// Takes what control has left.
+    fn adopt(&mut self) {
+        let now = self.now();
+        if let Some(map) = self.shared.take_map(self.number) {
+            self.core.on_map(map, now);
+        }
+        if self.shared.stopping() && self.stopping_since_ms.is_none() {
+            self.stopping_since_ms = Some(now.ms);
+            self.core.on_stop(now);
+        }
+    }
+
+    // ---- what the core orders ---------------------------------------------------------------------------------------
+
+    fn orders(&mut self) {
+        while let Some(order) = self.core.next_order() {
+            match order {
+                Order::Send(id) => {
+                    let buffer = self.core.take_out(id);
+                    if let Some(sock) = sock(&mut self.socks, id) {
+                        (sock.buffer, sock.sent) = (buffer, 0);
+                        self.send(id);
+                    }
+                }
+                Order::Connect(id, target) => self.connect(id, target),
+                Order::Pause(id) => self.pause(id),
+                Order::Resume(id) => {
+                    self.want(id, true);
+                    self.arm_recv(id);
+                }
+                Order::Shutdown(id) => {
+                    if let Some(socket) = sock(&mut self.socks, id).and_then(|s| s.socket.as_ref()) {
+                        // It fails only if the other side is gone already, which the receive tells.
+                        let _ = socket.shutdown(std::net::Shutdown::Write);
+                    }
+                }
+                Order::Close(id) => self.close(id),
+            }
+        }
+    }
+
+    fn send(&mut self, id: ConnId) {
+        let Some(sock) = sock(&mut self.socks, id) else { return };
+        let Some(socket) = &sock.socket else { return };
+        let rest = &sock.buffer[sock.sent..];
+        let fd = types::Fd(socket.as_raw_fd());
+        let entry =
+            opcode::Send::new(fd, rest.as_ptr(), rest.len() as u32).flags(libc::MSG_NOSIGNAL | libc::MSG_WAITALL);
+        sock.sending = true;
+        self.begin(entry.build(), Op::Send.on(id));
+    }
+
+    fn connect(&mut self, id: ConnId, target: Target) {
+        let addr = match target {
+            Target::Tcp(addr) => Ok(SockAddr::from(addr)),
+            Target::Port(port) => SockAddr::unix(&self.settings.log_ports[port]),
+        };
+        let now = self.now();
+        match addr.and_then(|a| socket::towards(&a).map(|s| (a, s))) {
+            Ok((addr, socket)) => {
+                let addr = Box::new(addr);
+                let fd = types::Fd(socket.as_raw_fd());
+                let entry = opcode::Connect::new(fd, addr.as_ptr().cast(), addr.len()).build();
+                self.place(id, socket);
+                if let Some(sock) = sock(&mut self.socks, id) {
+                    sock.connecting = Some(addr);
+                    sock.wanted = false;
+                }
+                self.begin(entry, Op::Connect.on(id));
+            }
+            Err(e) => {
+                tracing::warn!("cannot connect to {target:?}: {e}");
+                self.core.on_failed(id, now);
+            }
+        }
+    }
+
+    fn pause(&mut self, id: ConnId) {
+        self.want(id, false);
+        if sock(&mut self.socks, id).is_some_and(|s| s.receiving) {
+            let entry = opcode::AsyncCancel::new(Op::Recv.on(id)).build().user_data(Op::Cancel.on(id));
+            self.submit(entry);
+        }
+    }
+
+    fn close(&mut self, id: ConnId) {
+        let Some(sock) = sock(&mut self.socks, id) else { return self.core.on_closed(id) };
+        sock.closing = true;
+        let busy = sock.receiving || sock.sending || sock.connecting.is_some();
+        if let Some(socket) = sock.socket.as_ref().filter(|_| busy) {
+            let all = types::CancelBuilder::fd(types::Fd(socket.as_raw_fd())).all();
+            let entry = opcode::AsyncCancel2::new(all).build().user_data(Op::Cancel.on(id));
+            self.submit(entry);
+        }
+        self.end_if_done(id);
+    }
+
+    /// Closes a closing socket once none of its operations is under way.
+    fn end_if_done(&mut self, id: ConnId) {
+        let Some(sock) = sock(&mut self.socks, id) else { return };
+        if sock.closing && !sock.receiving && !sock.sending && sock.connecting.is_none() {
+            *sock = Sock::default();
+            self.core.on_closed(id);
+        }
+    }
+
+    // ---- entries ----------------------------------------------------------------------------------------------------
+
+    fn place(&mut self, id: ConnId, socket: Socket) {
+        let index = id.index as usize;
+        if self.socks.len() <= index {
+            self.socks.resize_with(index + 1, Sock::default);
+        }
+        self.socks[index] = Sock { socket: Some(socket), generation: id.generation, wanted: true, ..Sock::default() };
+    }
+
+    fn want(&mut self, id: ConnId, wanted: bool) {
+        if let Some(sock) = sock(&mut self.socks, id) {
+            sock.wanted = wanted;
+        }
+    }
+
+    /// Arms a multishot receive unless one is armed, or none is wanted.
+    fn arm_recv(&mut self, id: ConnId) {
+        let Some(sock) = sock(&mut self.socks, id) else { return };
+        let Some(socket) = sock.socket.as_ref().filter(|_| sock.wanted && !sock.receiving && !sock.closing) else {
+            return;
+        };
+        let entry = opcode::RecvMulti::new(types::Fd(socket.as_raw_fd()), GROUP).build();
+        sock.receiving = true;
+        self.begin(entry, Op::Recv.on(id));
+    }
+
+    fn arm_accepts(&mut self, now: Now) {
+        if self.unarmed.is_empty() || now.ms < self.unarmed_until_ms || self.stopping_since_ms.is_some() {
+            return;
+        }
+        for listener in std::mem::take(&mut self.unarmed) {
+            let fd = types::Fd(self.listeners[listener].socket.as_raw_fd());
+            let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
+            self.begin(entry, (Op::Accept as u64) << 56 | listener as u64);
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        let entry = opcode::Read::new(types::Fd(self.waker.fd()), self.wake_word.as_mut_ptr(), 8).build();
+        self.begin(entry, (Op::Wake as u64) << 56);
+    }
+
+    fn begin(&mut self, entry: squeue::Entry, user_data: u64) {
+        self.under_way += 1;
+        self.submit(entry.user_data(user_data));
+    }
+
+    fn submit(&mut self, entry: squeue::Entry) {
+        // SAFETY: what an entry points to outlives its operation: a send's buffer and a connect's address stay in the socket's
+        // slot, whose descriptor is closed only after them; the word of the wake-up and the ring of buffers live as long as
+        // the driver, which is leaked if operations are left when it ends.
+        if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+            return;
+        }
+        // Full: the kernel takes what is there. If it cannot, because completions have to be taken first, the entry waits.
+        let _ = self.ring.submit();
+        // SAFETY: as above.
+        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.backlog.push_back(entry);
+        }
+    }
+
+    /// Cancels everything and waits, bounded, until the kernel is done with it.
+    fn wind_down(&mut self) {
+        self.stopping_since_ms.get_or_insert(0);
+        let all = opcode::AsyncCancel2::new(types::CancelBuilder::any().all()).build();
+        for _ in 0..WIND_DOWN_ROUNDS {
+            if self.under_way == 0 {
+                return;
+            }
+            self.submit(all.clone().user_data((Op::Cancel as u64) << 56));
+            if self.wait(Some(10)).is_err() {
+                return;
+            }
+            let batch: Vec<_> = self.ring.completion().collect();
+            let done = batch.iter().filter(|e| Op::of(e.user_data()) != Some(Op::Cancel) && !cqueue::more(e.flags()));
+            self.under_way -= done.count();
+        }
+    }
+}
+
+/// The socket of `id`, unless its place is empty or in another use.
+fn sock(socks: &mut [Sock], id: ConnId) -> Option<&mut Sock> {
+    socks.get_mut(id.index as usize).filter(|s| s.generation == id.generation && s.socket.is_some())
+}

@@ -1,0 +1,19 @@
+//! The router's own io_uring driver: one ring, one thread, one core. The only folder that names a socket, a clock, a thread.
+//!
+//! ```text
+//!   submit and wait ─▶ completions ─▶ core.on_*(.., now) ─▶ core.next_order() until none ─▶ entries ─┐
+//!          ▲                                                                                        │
+//!          └────────────────────────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! `ring` sets up the ring and its buffers, `socket` makes sockets, `drive` is the loop, `wake` how control reaches it.
+
+mod drive;
+mod ring;
+mod socket;
+mod wake;
+
+pub use drive::run;
+pub use ring::check;
+pub use socket::{Listener, listen};
+pub use wake::{Control, Waker, control};

@@ -2,10 +2,12 @@
 
 mod answer;
 mod body;
+mod compare;
 mod http;
 mod load;
 mod locate;
 mod outcome;
+mod proxies;
 mod request;
 mod schedule;
 mod serve;
@@ -34,6 +36,8 @@ enum Command {
     Upstream(upstream::Args),
     /// Point-to-shard lookup beside geo + rstar
     Locate(locate::Args),
+    /// Ours and its peers in the same run
+    Compare(compare::Args),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +45,6 @@ fn main() -> ExitCode {
         Command::Http(args) => http::run(args),
         Command::Upstream(args) => upstream::run(args),
         Command::Locate(args) => locate::run(args),
+        Command::Compare(args) => compare::run(args),
     }
 }

@@ -165,3 +165,20 @@ fn pipelined_requests_behind_large_answers_are_all_answered() {
     assert_eq!(bytes.windows(12).filter(|w| w == b"HTTP/1.1 200").count(), 20);
     assert!(bytes.len() > 20 * 300_000);
 }
+
+#[test]
+fn a_comparison_runs_ours_by_its_template_and_reports_no_errors() {
+    // The backend itself stands in for the router.
+    let ours = format!("{} upstream --seconds 30 --listen {{listen}}", env!("CARGO_BIN_EXE_ezbench"));
+    let run = Command::new(env!("CARGO_BIN_EXE_ezbench"))
+        .args(["compare", "proxies", "--rounds", "1", "--seconds", "0.2", "--connections", "4", "--json"])
+        .args(["--proxy-core", "0", "--load-core", "0", "--ours", &ours])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(0), "{said}");
+    let text = String::from_utf8(run.stdout).unwrap();
+    let seen: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(seen["ours"]["rounds_with_errors"], 0, "{seen}");
+    assert_eq!(seen["ours"]["rounds_us"].as_array().unwrap().len(), 1);
+}

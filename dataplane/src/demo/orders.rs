@@ -20,6 +20,10 @@ const WAITING_MAX: usize = 16 * 1024;
 /// All orders of a run; then the driver falls silent.
 const ORDERS_MAX: usize = 4_000_000;
 const LATENCY_US_MAX: u64 = 120_000_000;
+const RATE_MIN: f64 = 0.001;
+const RATE_MAX: f64 = 1e6;
+/// How soon the timekeeper notices a new rate or the end.
+const REST: Duration = Duration::from_millis(10);
 
 /// Whom a driver asks, and how often.
 pub struct DriverOptions {
@@ -95,7 +99,7 @@ pub struct Latencies {
     pub cross_zone: Histogram<u64>,
     /// By the serving zone, in the order of the routers.
     pub by_zone: Vec<(String, Histogram<u64>)>,
-    /// By the phase in which they were due answered, in the order of their first use.
+    /// By the phase in which they were answered, in the order of first use.
     pub by_phase: Vec<(String, Histogram<u64>)>,
 }
 
@@ -201,7 +205,7 @@ impl Driver {
         }
     }
 
-    /// Orders a second from now on; 0 pauses.
+    /// Orders a second from now on; outside of 0.001 to 1,000,000 the driver pauses.
     pub fn set_rate(&self, rate: f64) {
         self.shared.rate.store(rate.to_bits(), Relaxed);
     }
@@ -225,8 +229,8 @@ impl Driver {
     pub async fn stop(mut self) -> Report {
         self.shared.stopped.store(true, Relaxed);
         while self.workers.join_next().await.is_some() {}
-        let books = self.shared.books();
-        Report { orders: books.orders.clone(), latencies: books.latencies.clone() }
+        let mut books = self.shared.books();
+        Report { orders: std::mem::take(&mut books.orders), latencies: books.latencies.clone() }
     }
 }
 
@@ -252,10 +256,16 @@ fn keep_time(shared: &Shared, towns: &[Place], queues: &[Sender<Due>]) {
     let (mut at, mut number, mut dice) = (Instant::now(), 0, shared.options.seed);
     while !shared.stopped.load(Relaxed) && number < ORDERS_MAX as u64 && !queues.is_empty() {
         let rate = f64::from_bits(shared.rate.load(Relaxed));
+        if !(RATE_MIN..=RATE_MAX).contains(&rate) {
+            thread::sleep(REST);
+            at = Instant::now();
+            continue;
+        }
+        let gap = Duration::from_secs_f64(1.0 / rate);
+        at = at.min(Instant::now() + gap); // the rate has risen since this one was planned
         let wait = at.saturating_duration_since(Instant::now());
-        if rate <= 0.0 || wait > Duration::from_millis(10) {
-            thread::sleep(Duration::from_millis(10));
-            at = if rate <= 0.0 { Instant::now() } else { at };
+        if wait > REST {
+            thread::sleep(REST);
             continue;
         }
         if wait > Duration::from_micros(50) {
@@ -269,7 +279,7 @@ fn keep_time(shared: &Shared, towns: &[Place], queues: &[Sender<Due>]) {
             shared.books().enter(order(shared, &due), &shared.options.routers);
         }
         number += 1;
-        at += Duration::from_secs_f64(1.0 / rate);
+        at += gap;
     }
 }
 

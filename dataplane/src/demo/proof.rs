@@ -1,6 +1,6 @@
 //! Proves from the driver's own tokens, never from the servers' counters, that no order was lost or doubled.
 
-use super::orders::{Outcome, Report};
+use super::report::{Outcome, Report};
 use std::collections::{HashMap, HashSet};
 
 /// How many examples of each fault are named.
@@ -88,7 +88,7 @@ fn repeated_ids(report: &Report) -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::orders::{Latencies, Order};
+    use super::super::report::{Latencies, Order};
     use super::*;
     use hdrhistogram::Histogram;
     use std::time::Instant;

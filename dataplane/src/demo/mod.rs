@@ -5,4 +5,5 @@ pub mod orders;
 pub mod places;
 pub mod proof;
 pub mod relay;
+pub mod report;
 pub mod rows;

@@ -5,7 +5,7 @@
 
 use super::client::{Client, Response};
 use super::places::{Place, places};
-use hdrhistogram::Histogram;
+use super::report::{Books, Order, Outcome, Report, Second};
 use std::fmt::Write;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -19,7 +19,10 @@ use tokio::task::JoinSet;
 const WAITING_MAX: usize = 16 * 1024;
 /// All orders of a run; then the driver falls silent.
 const ORDERS_MAX: usize = 4_000_000;
-const LATENCY_US_MAX: u64 = 120_000_000;
+const RATE_MIN: f64 = 0.001;
+const RATE_MAX: f64 = 1e6;
+/// How soon the timekeeper notices a new rate or the end.
+const REST: Duration = Duration::from_millis(10);
 
 /// Whom a driver asks, and how often.
 pub struct DriverOptions {
@@ -48,90 +51,6 @@ impl DriverOptions {
     }
 }
 
-/// What is known of an order at the end.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
-    /// The answer says that it is durable.
-    Acknowledged,
-    /// The answer has this status: it was surely not done.
-    Refused(u16),
-    /// Sent, and nobody can tell.
-    Unknown,
-    /// No byte of it left.
-    NotSent,
-}
-
-/// One order.
-#[derive(Clone, Debug)]
-pub struct Order {
-    /// Unique, and part of the body: what the proof counts.
-    pub token: String,
-    /// When it should have been sent.
-    pub due: Instant,
-    /// When it was.
-    pub sent: Option<Instant>,
-    /// When its answer had arrived.
-    pub answered: Option<Instant>,
-    /// The router that it entered by.
-    pub router: usize,
-    /// The zone that served it.
-    pub zone: Option<String>,
-    /// The status of the answer.
-    pub status: Option<u16>,
-    /// The id that it got.
-    pub id: Option<String>,
-    /// What became of it.
-    pub outcome: Outcome,
-}
-
-/// Latencies of acknowledged orders from their due time, in microseconds.
-#[derive(Clone, Debug)]
-pub struct Latencies {
-    /// Of all.
-    pub all: Histogram<u64>,
-    /// Served by the zone of the router that they entered by.
-    pub own_zone: Histogram<u64>,
-    /// Served by another.
-    pub cross_zone: Histogram<u64>,
-    /// By the serving zone, in the order of the routers.
-    pub by_zone: Vec<(String, Histogram<u64>)>,
-    /// By the phase in which they were due answered, in the order of their first use.
-    pub by_phase: Vec<(String, Histogram<u64>)>,
-}
-
-/// What happened since the last snapshot.
-#[derive(Clone, PartialEq, Debug, Default)]
-pub struct Second {
-    /// Acknowledged orders a second.
-    pub orders_per_s: f64,
-    /// Answered with a refusal.
-    pub refused: u64,
-    /// Outcome unknown.
-    pub unknown: u64,
-    /// Not sent.
-    pub not_sent: u64,
-    /// p99 of each serving zone in microseconds, 0 without orders.
-    pub p99_us: Vec<(String, u64)>,
-    /// The share of acknowledged orders that another zone than the entry's served, 0..=1.
-    pub cross_zone_share: f64,
-}
-
-/// Everything about a run.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// Every order, in the order of their ends.
-    pub orders: Vec<Order>,
-    /// Latencies of the acknowledged ones.
-    pub latencies: Latencies,
-}
-
-impl Report {
-    /// How many ended in a way that `which` accepts.
-    pub fn count(&self, which: impl Fn(Outcome) -> bool) -> usize {
-        self.orders.iter().filter(|o| which(o.outcome)).count()
-    }
-}
-
 /// A stream of orders that is under way; dropped, it stops.
 pub struct Driver {
     shared: Arc<Shared>,
@@ -145,17 +64,6 @@ struct Shared {
     rate: AtomicU64,
     up: Vec<AtomicBool>,
     books: Mutex<Books>,
-}
-
-struct Books {
-    orders: Vec<Order>,
-    latencies: Latencies,
-    phase: usize,
-    second: Second,
-    second_by_zone: Vec<Histogram<u64>>,
-    second_began: Instant,
-    cross: u64,
-    acknowledged: u64,
 }
 
 /// An order that is due.
@@ -174,7 +82,7 @@ impl Driver {
             stopped: AtomicBool::new(false),
             rate: AtomicU64::new(options.rate.to_bits()),
             up: options.routers.iter().map(|_| AtomicBool::new(true)).collect(),
-            books: Mutex::new(Books::new(&options)),
+            books: Mutex::new(Books::new(options.routers.iter().map(|r| r.1.clone()))),
             options,
         });
         let (mut workers, mut queues) = (JoinSet::new(), Vec::new());
@@ -201,32 +109,26 @@ impl Driver {
         }
     }
 
-    /// Orders a second from now on; 0 pauses.
+    /// Orders a second from now on; outside of 0.001 to 1,000,000 the driver pauses.
     pub fn set_rate(&self, rate: f64) {
         self.shared.rate.store(rate.to_bits(), Relaxed);
     }
 
     /// Answers from now on count for this phase.
     pub fn set_phase(&self, phase: &str) {
-        let mut books = self.shared.books();
-        let known = books.latencies.by_phase.iter().position(|p| p.0 == phase);
-        books.phase = known.unwrap_or(books.latencies.by_phase.len());
-        if known.is_none() {
-            books.latencies.by_phase.push((phase.into(), histogram()));
-        }
+        self.shared.books().set_phase(phase);
     }
 
     /// What happened since the last call.
     pub fn snapshot(&self) -> Second {
-        self.shared.books().snapshot(&self.shared.options.routers)
+        self.shared.books().snapshot()
     }
 
     /// Places no more orders, waits for those under way (at most twice the timeout) and tells all.
     pub async fn stop(mut self) -> Report {
         self.shared.stopped.store(true, Relaxed);
         while self.workers.join_next().await.is_some() {}
-        let books = self.shared.books();
-        Report { orders: books.orders.clone(), latencies: books.latencies.clone() }
+        self.shared.books().close()
     }
 }
 
@@ -252,10 +154,16 @@ fn keep_time(shared: &Shared, towns: &[Place], queues: &[Sender<Due>]) {
     let (mut at, mut number, mut dice) = (Instant::now(), 0, shared.options.seed);
     while !shared.stopped.load(Relaxed) && number < ORDERS_MAX as u64 && !queues.is_empty() {
         let rate = f64::from_bits(shared.rate.load(Relaxed));
+        if !(RATE_MIN..=RATE_MAX).contains(&rate) {
+            thread::sleep(REST);
+            at = Instant::now();
+            continue;
+        }
+        let gap = Duration::from_secs_f64(1.0 / rate);
+        at = at.min(Instant::now() + gap); // the rate has risen since this one was planned
         let wait = at.saturating_duration_since(Instant::now());
-        if rate <= 0.0 || wait > Duration::from_millis(10) {
-            thread::sleep(Duration::from_millis(10));
-            at = if rate <= 0.0 { Instant::now() } else { at };
+        if wait > REST {
+            thread::sleep(REST);
             continue;
         }
         if wait > Duration::from_micros(50) {
@@ -266,10 +174,10 @@ fn keep_time(shared: &Shared, towns: &[Place], queues: &[Sender<Due>]) {
         let due = Due { number, at, place, router };
         if let Err(full) = queues[router].try_send(due) {
             let due = full.into_inner();
-            shared.books().enter(order(shared, &due), &shared.options.routers);
+            shared.books().enter(order(shared, &due));
         }
         number += 1;
-        at += Duration::from_secs_f64(1.0 / rate);
+        at += gap;
     }
 }
 
@@ -307,7 +215,7 @@ async fn work(shared: Arc<Shared>, towns: Arc<Vec<Place>>, queue: Arc<tokio::syn
             let request = request(&order.token, &towns[due.place], due.number);
             send(&mut order, &mut clients[due.router], routers[due.router].0, &request, shared.options.timeout).await;
         }
-        shared.books().enter(order, routers);
+        shared.books().enter(order);
     }
 }
 
@@ -353,79 +261,6 @@ fn request(token: &str, place: &Place, number: u64) -> Vec<u8> {
          content-length: {bytes}\r\n\r\n{body}"
     )
     .into_bytes()
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LATENCY_US_MAX, 3).expect("1 us to 120 s with 3 digits is a histogram")
-}
-
-fn share(part: u64, whole: u64) -> f64 {
-    part as f64 / whole.max(1) as f64
-}
-
-impl Books {
-    fn new(options: &DriverOptions) -> Books {
-        let zones: Vec<_> = options.routers.iter().map(|r| (r.1.clone(), histogram())).collect();
-        Books {
-            orders: Vec::new(),
-            second_by_zone: zones.iter().map(|_| histogram()).collect(),
-            latencies: Latencies {
-                all: histogram(),
-                own_zone: histogram(),
-                cross_zone: histogram(),
-                by_zone: zones,
-                by_phase: vec![(String::new(), histogram())],
-            },
-            phase: 0,
-            second: Second::default(),
-            second_began: Instant::now(),
-            cross: 0,
-            acknowledged: 0,
-        }
-    }
-
-    fn enter(&mut self, order: Order, routers: &[(SocketAddr, String)]) {
-        match order.outcome {
-            Outcome::Acknowledged => self.acknowledged(&order, routers),
-            Outcome::Refused(_) => self.second.refused += 1,
-            Outcome::Unknown => self.second.unknown += 1,
-            Outcome::NotSent => self.second.not_sent += 1,
-        }
-        self.orders.push(order);
-    }
-
-    fn acknowledged(&mut self, order: &Order, routers: &[(SocketAddr, String)]) {
-        let Some(answered) = order.answered else { return };
-        let us = (answered.saturating_duration_since(order.due).as_micros() as u64).max(1);
-        let l = &mut self.latencies;
-        let own = order.zone.as_ref().is_none_or(|z| *z == routers[order.router].1);
-        l.all.saturating_record(us);
-        if own {
-            l.own_zone.saturating_record(us)
-        } else {
-            l.cross_zone.saturating_record(us)
-        }
-        l.by_phase[self.phase].1.saturating_record(us);
-        let zone = order.zone.as_ref().unwrap_or(&routers[order.router].1);
-        if let Some(z) = l.by_zone.iter().position(|(name, _)| name == zone) {
-            l.by_zone[z].1.saturating_record(us);
-            self.second_by_zone[z].saturating_record(us);
-        }
-        self.acknowledged += 1;
-        self.cross += u64::from(!own);
-    }
-
-    fn snapshot(&mut self, routers: &[(SocketAddr, String)]) -> Second {
-        let mut second = std::mem::take(&mut self.second);
-        let span = self.second_began.elapsed().as_secs_f64().max(1e-3);
-        second.orders_per_s = self.acknowledged as f64 / span;
-        second.cross_zone_share = share(self.cross, self.acknowledged);
-        let p99 = |(r, h): (&(SocketAddr, String), &Histogram<u64>)| (r.1.clone(), h.value_at_quantile(0.99));
-        second.p99_us = routers.iter().zip(&self.second_by_zone).map(p99).collect();
-        self.second_by_zone.iter_mut().for_each(|h| h.reset());
-        (self.second_began, self.acknowledged, self.cross) = (Instant::now(), 0, 0);
-        second
-    }
 }
 
 #[cfg(test)]

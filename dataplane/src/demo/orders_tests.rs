@@ -55,7 +55,7 @@ async fn orders_enter_by_latitude_and_the_zone_that_served_them_is_counted() {
     assert!(second.orders_per_s > 250.0 && second.cross_zone_share > 0.1, "{second:?}");
     let l = &report.latencies;
     assert_eq!(l.own_zone.len() + l.cross_zone.len(), n as u64);
-    assert!(l.cross_zone.len() > 0 && l.by_zone.iter().all(|z| z.1.len() > 0));
+    assert!(!l.cross_zone.is_empty() && l.by_zone.iter().all(|z| !z.1.is_empty()));
     assert_eq!(l.by_phase.iter().map(|p| p.1.len()).sum::<u64>(), n as u64);
     assert!(report.orders.iter().all(|o| o.id.is_some() && o.status == Some(201)));
 }

@@ -1,6 +1,6 @@
 //! Proves from the driver's own tokens, never from the servers' counters, that no order was lost or doubled.
 
-use super::orders::{Outcome, Report};
+use super::report::{Outcome, Report};
 use std::collections::{HashMap, HashSet};
 
 /// How many examples of each fault are named.
@@ -19,14 +19,16 @@ pub struct Proof {
     pub doubled_tokens: Vec<String>,
     /// Rows of a zone whose token was never sent, and rows without a token.
     pub unasked: usize,
+    /// Orders that were refused, and yet some zone holds them: the answer was wrong.
+    pub refused_present: usize,
     /// Orders with an unknown outcome that some zone holds: fine, and worth knowing.
     pub unknown_present: usize,
 }
 
 impl Proof {
-    /// Nothing lost, nothing doubled, nothing that nobody asked for.
+    /// Nothing lost, nothing doubled, nothing that nobody asked for or that was refused.
     pub fn holds(&self) -> bool {
-        self.lost == 0 && self.doubled == 0 && self.unasked == 0
+        self.lost == 0 && self.doubled == 0 && self.unasked == 0 && self.refused_present == 0
     }
 }
 
@@ -66,7 +68,8 @@ where
                 }
             }
             Outcome::Unknown => proof.unknown_present += usize::from(lacking().count() < held.len()),
-            Outcome::Acknowledged | Outcome::Refused(_) | Outcome::NotSent => {}
+            Outcome::Refused(_) => proof.refused_present += usize::from(lacking().count() < held.len()),
+            Outcome::Acknowledged | Outcome::NotSent => {}
         }
     }
     proof
@@ -85,7 +88,7 @@ fn repeated_ids(report: &Report) -> impl Iterator<Item = String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::orders::{Latencies, Order};
+    use super::super::report::{Latencies, Order};
     use super::*;
     use hdrhistogram::Histogram;
     use std::time::Instant;
@@ -145,6 +148,12 @@ mod tests {
         assert_eq!((proof.unasked, proof.holds()), (2, false));
         let broken = [("bj".to_string(), vec![("1", "not json"), ("2", "{}")])];
         assert_eq!(prove(broken, &report(&[])).unasked, 2);
+    }
+
+    #[test]
+    fn a_refused_order_that_is_there_after_all_is_a_fault() {
+        let proof = check(&[("r", "", Outcome::Refused(421))], &[], &["r"]);
+        assert_eq!((proof.refused_present, proof.holds()), (1, false));
     }
 
     #[test]

@@ -1,6 +1,24 @@
 //! Where does this key live? Fences, ids, tags, the map, and the ownership of shards. Pure: no clock, file, socket or thread.
 
+pub mod check;
+pub mod codec;
+pub mod fence;
+#[cfg(feature = "text")]
+pub mod gcj02;
+#[cfg(feature = "text")]
+pub mod geojson;
+pub mod id;
+pub mod map;
 pub mod ownership;
+pub mod point;
+pub mod problem;
+pub mod tag;
+#[cfg(feature = "text")]
+mod text;
 pub mod types;
+
+#[cfg(test)]
+mod random;
+mod wire;
 
 pub use types::{MapEpoch, OwnerEpoch, Positions, SHARDS, Shard, ZONES, Zone};

@@ -1,0 +1,261 @@
+//! The binary form of a map: what is handed to routers and logs, stored, and digested.
+//!
+//! ```text
+//! magic "EZMAP\0" | version u16 | digest 32 | head length u32 | head | fences 1, length u32, bytes  or  fences 0
+//! head    epoch u64, previous 32, fences digest 32, default u16 (65535: none)
+//!         zones      count u32 { number u8, name }
+//!         histories  count u32 { shard u16, entries u32 { entry } }
+//!         orders     count u32 { id u64, shard u16 }      shops: the same
+//! entry   epoch u64, kind u8, owner u8, to u8, lost u8 (255: none), owner epoch u64, lost epoch u64,
+//!         cut: zones u16 (a bit each), seq u64 for each
+//! fences  near m u32, sliver m u32, count u32 { name, shard u16, rings u32 { points u32 { lng i32, lat i32 } } }
+//! name    length u16, UTF-8
+//! ```
+//! Little endian. The digest is BLAKE3 over the head; the head holds the fences' own digest, so a map whose fences are
+//! unchanged can travel without them and still be checked whole.
+
+use crate::fence::{Fence, Fences, limits};
+use crate::map::{Exceptions, Map, Parts, SHARDS_ALL, ZoneInfo};
+use crate::ownership::{Entry, History, Kind};
+use crate::point::Point;
+use crate::types::{MapEpoch, OwnerEpoch, Positions, Shard, ZONES, Zone};
+pub use crate::wire::Malformed;
+use crate::wire::{Reader, put_count, put_name};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The first bytes of a binary map.
+pub const MAGIC: &[u8; 6] = b"EZMAP\0";
+const VERSION: u16 = 1;
+const NO_SHARD: u16 = u16::MAX;
+const NO_ZONE: u8 = u8::MAX;
+
+impl Map {
+    /// The map as bytes, whole.
+    pub fn encode(&self) -> Vec<u8> {
+        let fences = fences_bytes(&self.fences);
+        let mut out = self.encode_without_fences();
+        *out.last_mut().expect("the form without fences ends with a zero") = 1;
+        put_count(&mut out, fences.len());
+        out.extend(fences);
+        out
+    }
+
+    /// The map as bytes for those who have its fences already, in another map.
+    pub fn encode_without_fences(&self) -> Vec<u8> {
+        let head = self.head();
+        let mut out = Vec::with_capacity(head.len() + 64);
+        out.extend(MAGIC);
+        out.extend(VERSION.to_le_bytes());
+        out.extend(self.digest);
+        put_count(&mut out, head.len());
+        out.extend(head);
+        out.push(0);
+        out
+    }
+
+    /// A map from bytes that may be anything.
+    pub fn decode(bytes: &[u8]) -> Result<Map, Malformed> {
+        decode(bytes, None)
+    }
+
+    /// As [`Map::decode`], with the fences of `known` where they are the same: that spares building the index, and is
+    /// the only way to read a map that travels without its fences.
+    pub fn decode_after(bytes: &[u8], known: &Map) -> Result<Map, Malformed> {
+        decode(bytes, Some(known))
+    }
+
+    pub(crate) fn compute_digest(&self) -> [u8; 32] {
+        *blake3::hash(&self.head()).as_bytes()
+    }
+
+    fn head(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        out.extend(self.epoch.0.to_le_bytes());
+        out.extend(self.previous);
+        out.extend(self.fences_digest);
+        out.extend(self.default.map_or(NO_SHARD, |s| s.0).to_le_bytes());
+        put_count(&mut out, self.zones.len());
+        for zone in self.zones.iter() {
+            out.push(zone.id.0);
+            put_name(&mut out, &zone.name);
+        }
+        put_count(&mut out, self.shards().count());
+        for (shard, history) in self.shards() {
+            out.extend(shard.0.to_le_bytes());
+            put_count(&mut out, history.entries().len());
+            history.entries().iter().for_each(|entry| put_entry(&mut out, entry));
+        }
+        for placed in [&self.exceptions.orders, &self.exceptions.shops] {
+            put_count(&mut out, placed.len());
+            for (id, shard) in placed {
+                out.extend(id.to_le_bytes());
+                out.extend(shard.0.to_le_bytes());
+            }
+        }
+        out
+    }
+}
+
+/// The digest of the fences alone.
+pub(crate) fn fences_digest(fences: &Fences) -> [u8; 32] {
+    *blake3::hash(&fences_bytes(fences)).as_bytes()
+}
+
+fn decode(bytes: &[u8], known: Option<&Map>) -> Result<Map, Malformed> {
+    let mut r = Reader::new(bytes);
+    if r.array::<6>()? != *MAGIC {
+        return Err(r.fault("a binary map begins with EZMAP"));
+    }
+    if r.u16()? != VERSION {
+        return Err(r.fault("a version that this program does not know; it knows 1"));
+    }
+    let digest = r.array::<32>()?;
+    let head_len = r.count(1)?;
+    let head = r.take(head_len)?;
+    if *blake3::hash(head).as_bytes() != digest {
+        return Err(r.fault("the digest is not that of the head"));
+    }
+    let fences_digest: [u8; 32] = head.get(40..72).and_then(|d| d.try_into().ok()).unwrap_or_default();
+    let fences = fences_after_head(&mut r, fences_digest, known)?;
+    r.end()?;
+    let map = Map::from_parts(head_parts(head, fences)?).map_err(|_| r.fault("parts that contradict each other"))?;
+    if map.digest != digest {
+        return Err(r.fault("a head that is not written in its only form"));
+    }
+    Ok(map)
+}
+
+fn fences_after_head(r: &mut Reader, digest: [u8; 32], known: Option<&Map>) -> Result<Arc<Fences>, Malformed> {
+    let known = known.filter(|map| map.fences_digest == digest).map(|map| map.fences.clone());
+    match r.u8()? {
+        0 => known.ok_or_else(|| r.fault("a map without fences, and no other map at hand has them")),
+        1 => {
+            let len = r.count(1)?;
+            let bytes = r.take(len)?;
+            if *blake3::hash(bytes).as_bytes() != digest {
+                return Err(r.fault("the digest is not that of the fences"));
+            }
+            match known {
+                Some(fences) => Ok(fences),
+                None => get_fences(bytes).map(Arc::new),
+            }
+        }
+        _ => Err(r.fault("fences are there (1) or not (0)")),
+    }
+}
+
+fn head_parts(head: &[u8], fences: Arc<Fences>) -> Result<Parts, Malformed> {
+    let mut r = Reader::new(head);
+    let (epoch, previous, _) = (MapEpoch(r.u64()?), r.array()?, r.array::<32>()?);
+    let default = Some(r.u16()?).filter(|s| *s != NO_SHARD).map(Shard);
+    let mut zones = Vec::new();
+    for _ in 0..r.count(3)? {
+        zones.push(ZoneInfo { id: Zone(r.u8()?), name: r.name(limits::NAME_BYTES_MAX)? });
+        if zones.len() > ZONES {
+            return Err(r.fault("more than 15 zones"));
+        }
+    }
+    let mut histories = BTreeMap::new();
+    for _ in 0..r.count(6)? {
+        let shard = Shard(r.u16()?);
+        let entries = (0..r.count(30)?).map(|_| get_entry(&mut r)).collect::<Result<Vec<_>, _>>()?;
+        let history = History::from_entries(entries).map_err(|_| r.fault("a history that contradicts itself"))?;
+        if usize::from(shard.0) >= SHARDS_ALL || histories.insert(shard, history).is_some() {
+            return Err(r.fault("a shard out of range, or twice"));
+        }
+    }
+    let exceptions = Exceptions { orders: get_placed(&mut r)?, shops: get_placed(&mut r)? };
+    r.end()?;
+    Ok(Parts { epoch, previous, default, zones, histories, exceptions, fences })
+}
+
+fn get_placed(r: &mut Reader) -> Result<Vec<(u64, Shard)>, Malformed> {
+    (0..r.count(10)?).map(|_| Ok((r.u64()?, Shard(r.u16()?)))).collect()
+}
+
+fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
+    let kind = match entry.kind {
+        Kind::Own => 0,
+        Kind::Moving => 1,
+        Kind::Lost => 2,
+        Kind::Unlock => 3,
+    };
+    let zone = |z: Option<Zone>| z.map_or(NO_ZONE, |z| z.0);
+    out.extend(entry.epoch.0.to_le_bytes());
+    out.extend([kind, zone(entry.owner), zone(entry.to), zone(entry.lost.map(|(z, _)| z))]);
+    out.extend(entry.owner_epoch.0.to_le_bytes());
+    out.extend(entry.lost.map_or(0, |(_, e)| e.0).to_le_bytes());
+    let named = entry.cut.iter().fold(0u16, |bits, (z, _)| bits | 1 << z.0);
+    out.extend(named.to_le_bytes());
+    entry.cut.iter().for_each(|(_, seq)| out.extend(seq.to_le_bytes()));
+}
+
+fn get_entry(r: &mut Reader) -> Result<Entry, Malformed> {
+    let epoch = MapEpoch(r.u64()?);
+    let kind = match r.u8()? {
+        0 => Kind::Own,
+        1 => Kind::Moving,
+        2 => Kind::Lost,
+        3 => Kind::Unlock,
+        _ => return Err(r.fault("an entry is of kind 0 to 3")),
+    };
+    let zones = [r.u8()?, r.u8()?, r.u8()?];
+    if zones.iter().any(|z| usize::from(*z) >= ZONES && *z != NO_ZONE) {
+        return Err(r.fault("a zone beyond 14"));
+    }
+    let [owner, to, lost] = zones.map(|z| (z != NO_ZONE).then_some(Zone(z)));
+    let owner_epoch = OwnerEpoch(r.u64()?);
+    let lost_epoch = OwnerEpoch(r.u64()?);
+    let named = r.u16()?;
+    if named >> ZONES != 0 {
+        return Err(r.fault("a cut for a zone beyond 14"));
+    }
+    let mut cut = Positions::default();
+    for zone in Zone::all().filter(|z| named >> z.0 & 1 == 1) {
+        cut.set(zone, r.u64()?);
+    }
+    Ok(Entry { epoch, kind, owner, owner_epoch, to, lost: lost.map(|z| (z, lost_epoch)), cut })
+}
+
+fn fences_bytes(fences: &Fences) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(fences.near_m().to_le_bytes());
+    out.extend(fences.sliver_m().to_le_bytes());
+    put_count(&mut out, fences.list().len());
+    for fence in fences.list() {
+        put_name(&mut out, &fence.name);
+        out.extend(fence.shard.0.to_le_bytes());
+        put_count(&mut out, fence.rings.len());
+        for ring in &fence.rings {
+            put_count(&mut out, ring.len());
+            for p in ring {
+                out.extend(p.lng_e7.to_le_bytes());
+                out.extend(p.lat_e7.to_le_bytes());
+            }
+        }
+    }
+    out
+}
+
+fn get_fences(bytes: &[u8]) -> Result<Fences, Malformed> {
+    let mut r = Reader::new(bytes);
+    let (near_m, sliver_m) = (r.u32()?, r.u32()?);
+    let list = (0..r.count(8)?).map(|_| get_fence(&mut r)).collect::<Result<Vec<_>, _>>()?;
+    r.end()?;
+    Fences::new(list, near_m, sliver_m).map_err(|_| r.fault("fences beyond the limits"))
+}
+
+fn get_fence(r: &mut Reader) -> Result<Fence, Malformed> {
+    let name = r.name(limits::NAME_BYTES_MAX)?;
+    let shard = Shard(r.u16()?);
+    let rings = (0..r.count(4)?).map(|_| get_ring(r)).collect::<Result<Vec<_>, _>>()?;
+    Ok(Fence { name, shard, rings })
+}
+
+fn get_ring(r: &mut Reader) -> Result<Vec<Point>, Malformed> {
+    let count = r.count(8)?;
+    (0..count)
+        .map(|_| Point::new(r.i32()?, r.i32()?).ok_or_else(|| r.fault("a point that is not on the globe")))
+        .collect()
+}

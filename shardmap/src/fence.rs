@@ -1,0 +1,155 @@
+//! Named polygons on the map, and the rule that says which one a point is in.
+//!
+//! A point is in a fence when a ray from it to the east crosses the fence's edges an odd number of times. An edge counts
+//! if it runs from at or below the point to above it (half-open), so a point on a border that two fences share belongs
+//! to exactly one of them. Where fences overlap, the first in order has the point. Whole numbers throughout, so every
+//! machine gives the same answer.
+
+use crate::point::Point;
+use crate::problem::Problem;
+use crate::types::Shard;
+
+/// Limits on what a map may hold: what is beyond is refused, whoever sent it.
+pub mod limits {
+    /// Fences of a map.
+    pub const FENCES_MAX: usize = 16_384;
+    /// Points of all fences together.
+    pub const POINTS_MAX: usize = 2_000_000;
+    /// Bytes of a name.
+    pub const NAME_BYTES_MAX: usize = 256;
+    /// The farthest that a point in no fence may be from the fence that gets it.
+    pub const NEAR_M_MAX: u32 = 100_000;
+    /// The widest overlap that the order of fences may settle.
+    pub const SLIVER_M_MAX: u32 = 1_000;
+}
+
+/// One side of a ring, as the lookup wants it: from the lower end to the upper one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Edge {
+    /// The end further south (the first of the two if level).
+    pub lo: Point,
+    /// The end further north.
+    pub hi: Point,
+}
+
+impl Edge {
+    /// The edge between two points.
+    pub fn new(a: Point, b: Point) -> Edge {
+        if a.lat_e7 <= b.lat_e7 { Edge { lo: a, hi: b } } else { Edge { lo: b, hi: a } }
+    }
+
+    /// Does a ray from `p` to the east cross it?
+    #[inline]
+    pub fn is_east_of(&self, p: Point) -> bool {
+        if p.lat_e7 < self.lo.lat_e7 || p.lat_e7 >= self.hi.lat_e7 {
+            return false;
+        }
+        // Each product is at most 3.6e9 * 1.8e9 = 6.5e18, within an i64; their difference may not be, so they are compared.
+        let up = i64::from(p.lat_e7) - i64::from(self.lo.lat_e7);
+        let rise = i64::from(self.hi.lat_e7) - i64::from(self.lo.lat_e7);
+        let run = i64::from(self.hi.lng_e7) - i64::from(self.lo.lng_e7);
+        (i64::from(p.lng_e7) - i64::from(self.lo.lng_e7)) * rise < run * up
+    }
+}
+
+/// A named polygon or several, holes included.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Fence {
+    /// Unique in its map.
+    pub name: String,
+    /// Whose data the orders placed in it are.
+    pub shard: Shard,
+    /// Outer rings and holes alike, the closing point left out.
+    pub rings: Vec<Vec<Point>>,
+}
+
+impl Fence {
+    /// Every side of every ring.
+    pub fn edges(&self) -> impl Iterator<Item = Edge> + '_ {
+        self.sides().map(|(a, b)| Edge::new(a, b))
+    }
+
+    /// As [`Fence::edges`], in the direction of the ring.
+    pub fn sides(&self) -> impl Iterator<Item = (Point, Point)> + '_ {
+        self.rings.iter().flat_map(|ring| ring_sides(ring))
+    }
+
+    /// The rule, edge by edge: what every index must agree with.
+    pub fn contains(&self, p: Point) -> bool {
+        self.edges().filter(|e| e.is_east_of(p)).count() % 2 == 1
+    }
+}
+
+/// The sides of a ring whose closing point is left out.
+pub fn ring_sides(ring: &[Point]) -> impl Iterator<Item = (Point, Point)> + '_ {
+    let next = ring.iter().cycle().skip(1);
+    ring.iter().zip(next).map(|(a, b)| (*a, *b))
+}
+
+/// How an answer was found.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum How {
+    /// The point is in the fence.
+    Inside,
+    /// It is in no fence; this one is the nearest, within the map's distance.
+    Near,
+    /// It is in and near no fence; the map has a default shard.
+    Default,
+    /// Nothing is known of it.
+    None,
+}
+
+impl How {
+    /// As it is printed and counted.
+    pub fn name(self) -> &'static str {
+        match self {
+            How::Inside => "inside",
+            How::Near => "near",
+            How::Default => "default",
+            How::None => "none",
+        }
+    }
+}
+
+/// The fences of a map in their order, with the index over them.
+#[derive(Debug)]
+pub struct Fences {
+    list: Vec<Fence>,
+    near_m: u32,
+    sliver_m: u32,
+}
+
+impl Fences {
+    /// Builds the index. Refused: more than the limits allow. That the fences make sense is asked of `check`.
+    pub fn new(list: Vec<Fence>, near_m: u32, sliver_m: u32) -> Result<Fences, Problem> {
+        let points: usize = list.iter().flat_map(|f| &f.rings).map(Vec::len).sum();
+        let bound = |what: &str, seen: usize, max: usize| {
+            if seen <= max { Ok(()) } else { Err(Problem::new(format!("{seen} {what}, at most {max}"))) }
+        };
+        bound("fences", list.len(), limits::FENCES_MAX)?;
+        bound("points", points, limits::POINTS_MAX)?;
+        bound("metres for near_m", near_m as usize, limits::NEAR_M_MAX as usize)?;
+        bound("metres for sliver_m", sliver_m as usize, limits::SLIVER_M_MAX as usize)?;
+        Ok(Fences { list, near_m, sliver_m })
+    }
+
+    /// In the order that settles overlaps.
+    pub fn list(&self) -> &[Fence] {
+        &self.list
+    }
+
+    /// How far from a fence a point in no fence may be to count as near it; 0: no such points.
+    pub fn near_m(&self) -> u32 {
+        self.near_m
+    }
+
+    /// The widest overlap that the order of fences settles.
+    pub fn sliver_m(&self) -> u32 {
+        self.sliver_m
+    }
+
+    /// The fence of a point: the one it is in, or the nearest.
+    pub fn locate(&self, p: Point) -> Option<(&Fence, How)> {
+        self.list.iter().find(|f| f.contains(p)).map(|f| (f, How::Inside))
+    }
+}

@@ -258,6 +258,7 @@ impl Driver<'_> {
         }
         self.release(at);
         if self.counted(flight.due_ns) {
+            self.outcome.until_last = Duration::from_nanos(now).saturating_sub(self.plan.warmup);
             self.outcome.answered(done.status, now - flight.due_ns, now - flight.sent_ns);
         }
     }

@@ -37,6 +37,8 @@ impl Fault {
 #[derive(Debug)]
 pub struct Outcome {
     duration: Duration,
+    /// From the end of the warm-up to the last answer, if that came after the schedule's end.
+    pub until_last: Duration,
     pub requests: u64,
     pub answers: u64,
     pub status: BTreeMap<u16, u64>,
@@ -64,6 +66,7 @@ impl Outcome {
         };
         Outcome {
             duration,
+            until_last: Duration::ZERO,
             requests: 0,
             answers: 0,
             status: BTreeMap::new(),
@@ -110,7 +113,7 @@ impl Outcome {
     }
 
     pub fn answers_per_s(&self) -> f64 {
-        self.answers as f64 / self.duration.as_secs_f64()
+        self.answers as f64 / self.duration.max(self.until_last).as_secs_f64()
     }
 
     /// `rate`: what was offered; `None` for a closed loop.

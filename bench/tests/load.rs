@@ -182,3 +182,18 @@ fn a_comparison_runs_ours_by_its_template_and_reports_no_errors() {
     assert_eq!(seen["ours"]["rounds_with_errors"], 0, "{seen}");
     assert_eq!(seen["ours"]["rounds_us"].as_array().unwrap().len(), 1);
 }
+
+#[test]
+fn answers_after_the_schedule_do_not_raise_the_achieved_rate() {
+    // 2 connections at 20 ms an answer: at most 100/s, however many were due.
+    let backend = Backend::start(&["--delay-ms", "20"]);
+    let args = ["--rate", "500", "--duration", "0.2", "--connections", "2", "--timeout-ms", "400"];
+    let (code, seen) = load(&backend.address, &args);
+    assert_eq!(code, 1, "{seen}");
+    assert!(seen["achieved_per_s"].as_f64().unwrap() <= 101.0, "{seen}");
+    assert_eq!(seen["answers"].as_u64().unwrap() + count(&seen, "timeout") + count(&seen, "unsent"), 100, "{seen}");
+}
+
+fn count(seen: &Value, kind: &str) -> u64 {
+    seen["errors"][kind].as_u64().unwrap()
+}

@@ -4,6 +4,9 @@
 //! is a delivery that has not happened yet); a clock is the seq of its log; a step of the map's writer is atomic. A request in
 //! flight with an old map is a write tried at any zone at any time.
 
+mod acts;
+mod check;
+
 use shardmap::ownership::{Entry, History, Kind};
 use shardmap::{MapEpoch, OwnerEpoch, Positions, Zone};
 use std::collections::hash_map::DefaultHasher;
@@ -209,120 +212,6 @@ impl World {
         there && !(self.rules.wait_for_map && waits(self.rec(from, next))) && !(0..self.shards()).any(frozen)
     }
 
-    /// All that can happen now; the flag marks what a healed system does by itself.
-    pub fn acts(&self) -> Vec<(Act, bool)> {
-        let mut out = Vec::new();
-        for z in 0..self.zones {
-            self.zone_acts(z, &mut out);
-            self.map_acts(z, &mut out);
-        }
-        for shard in 0..self.shards() {
-            self.shard_acts(shard, &mut out);
-        }
-        if self.left.bumps > 0 {
-            out.push((Act::Bump, false));
-        }
-        out
-    }
-
-    fn zone_acts(&self, z: usize, out: &mut Vec<(Act, bool)>) {
-        for key in 0..self.keys {
-            let open = self.writes_at(z, key % self.shards()).is_some();
-            if self.left.writes > 0 && open && !(self.rules.obey_locks && self.locked(z, key)) {
-                out.push((Act::Write { zone: z, key }, false));
-            }
-        }
-        for shard in 0..self.shards() {
-            if self.view(z, shard).fence_due(zone(z), self.own_fence(z, shard)).is_some() {
-                out.push((Act::Fence { zone: z, shard }, true));
-            }
-        }
-        for from in (0..self.zones).filter(|&o| self.may_apply(z, o)) {
-            let r = self.rec(from, self.nodes[z].applied[from] + 1);
-            let queue = !r.fence && self.nodes[z].parked.iter().any(|&(o, seq)| self.rec(o, seq).key == r.key);
-            if !queue {
-                out.push((Act::Apply { zone: z, from }, true));
-            }
-            if queue || (!r.fence && self.left.parks > 0) {
-                out.push((Act::Park { zone: z, from, queue }, queue));
-            }
-        }
-        let parked = &self.nodes[z].parked;
-        for at in 0..parked.len() {
-            let key = |p: &(usize, u64)| self.rec(p.0, p.1).key;
-            if parked[..at].iter().all(|p| key(p) != key(&parked[at])) {
-                out.push((Act::Settle { zone: z, at }, true));
-            }
-        }
-    }
-
-    fn map_acts(&self, z: usize, out: &mut Vec<(Act, bool)>) {
-        out.extend((self.nodes[z].map + 1..self.maps.len()).map(|map| (Act::Learn { zone: z, map }, true)));
-        if self.nodes[z].read_only {
-            out.push((Act::AskWriter { zone: z }, true));
-            out.push((Act::AskPeers { zone: z }, false));
-            if self.left.alone > 0 {
-                out.push((Act::Alone { zone: z }, false));
-            }
-        } else if self.left.crashes > 0 {
-            out.push((Act::Crash { zone: z }, false));
-        }
-        if self.left.losses > 0 && self.newest().shards.iter().any(|h| h.view().owner == Some(zone(z))) {
-            out.push((Act::Lose { zone: z }, false));
-        }
-    }
-
-    fn shard_acts(&self, shard: usize, out: &mut Vec<(Act, bool)>) {
-        let (history, left) = (&self.newest().shards[shard], &self.left);
-        let v = history.view();
-        match v.kind {
-            Kind::Own | Kind::Unlock => {
-                let others = (0..self.zones).filter(|&to| left.moves > 0 && v.owner != Some(zone(to)));
-                out.extend(others.map(|to| (Act::Move { shard, to }, false)));
-                if left.unlocks > 0 && v.lost.is_some() {
-                    out.push((Act::Unlock { shard }, false));
-                }
-                if left.aborts > 0 && self.late_abort(history).is_some() {
-                    out.push((Act::LateAbort { shard }, false));
-                }
-            }
-            Kind::Moving if self.caught_up(shard).is_some() => out.push((Act::Commit { shard }, true)),
-            Kind::Lost if self.reports[shard].is_some() => out.push((Act::Finish { shard }, true)),
-            Kind::Lost => {
-                let stored = |z: usize| !self.rules.report_after_map || self.nodes[z].map as u64 >= v.epoch.0;
-                let able = |&z: &usize| Some(zone(z)) != v.lost.map(|l| l.0) && !self.nodes[z].read_only && stored(z);
-                out.extend((0..self.zones).filter(able).map(|zone| (Act::Report { shard, zone }, true)));
-            }
-            Kind::Moving => {}
-        }
-        if left.aborts > 0 && matches!(v.kind, Kind::Moving | Kind::Lost) {
-            out.push((Act::Abort { shard }, false));
-        }
-    }
-
-    /// The seq of the source's FENCE, once the target of the move has caught up.
-    fn caught_up(&self, shard: usize) -> Option<u64> {
-        let history = &self.newest().shards[shard];
-        let (v, from_epoch) = (history.view(), history.move_fence()?);
-        let (from, to) = (v.owner?.0 as usize, v.to?.0 as usize);
-        let (seq, _) = self.fences(to, from, shard).find(|f| f.1 >= from_epoch)?;
-        let (has, wants) = (&self.nodes[to].applied, &self.rec(from, seq).carries);
-        let behind = (0..self.zones).any(|o| o != to && o != from && has[o] < wants[o]);
-        (!behind || !self.rules.fence_positions).then_some(seq)
-    }
-
-    /// An abort by someone who has not seen that the move was committed.
-    fn late_abort(&self, history: &History) -> Option<Entry> {
-        let [.., before, last] = history.entries() else { return None };
-        if before.kind != Kind::Moving || last.kind != Kind::Own || last.owner == before.owner {
-            return None;
-        }
-        let stale = History::from_entries(history.entries()[..history.entries().len() - 1].to_vec()).unwrap();
-        let entry = stale.abort(MapEpoch(self.maps.len() as u64)).unwrap();
-        let taken = history.with(entry.clone()).is_ok_and(|next| history.may_become(&next).is_ok());
-        (taken || !self.rules.compare_and_set).then_some(entry)
-    }
-
     fn publish(&mut self, changes: &[(usize, Entry)]) {
         let mut shards = self.newest().shards.clone();
         for (shard, entry) in changes {
@@ -489,72 +378,5 @@ impl World {
         let applied = self.applied(history.view().to.unwrap().0 as usize);
         let fence = self.caught_up(shard).expect("offered only when caught up");
         self.publish(&[(shard, history.commit_move(fence, &applied, epoch).unwrap())]);
-    }
-
-    /// Tokens of a key that `z` has applied.
-    fn known(&self, z: usize, key: usize) -> u32 {
-        let seen = |o: usize| (1..=self.nodes[z].applied[o]).map(move |seq| (o, seq));
-        let all = (0..self.zones).flat_map(seen).filter(|p| !self.nodes[z].parked.contains(p));
-        all.map(|p| self.rec(p.0, p.1)).filter(|r| !r.fence && r.key == key).fold(0, |set, r| set | 1 << r.token)
-    }
-
-    /// Tokens of every tail record that `z` has applied.
-    fn ledger(&self, z: usize) -> u32 {
-        let seen = |o: usize| (1..=self.nodes[z].applied[o]).map(move |seq| (o, seq, self.rec(o, seq)));
-        let tail =
-            |&(o, seq, r): &(usize, u64, &Rec)| !r.fence && self.view(z, r.shard).is_tail(r.owner_epoch, zone(o), seq);
-        (0..self.zones).flat_map(seen).filter(tail).fold(0, |set, (.., r)| set | 1 << r.token)
-    }
-
-    /// What must hold at each step and, `quiet`, when nothing is left to happen by itself. Numbers as in the contract.
-    pub fn check(&self, quiet: bool) -> Result<(), String> {
-        if let Some(what) = self.broken {
-            return Err(what.into());
-        }
-        self.check_planned()?;
-        if quiet { self.check_quiet() } else { Ok(()) }
-    }
-
-    fn check_planned(&self) -> Result<(), String> {
-        let losses = self.newest().shards.iter().flat_map(|h| h.entries()).any(|e| e.kind == Kind::Lost);
-        if losses || self.nodes.iter().any(|n| n.alone) {
-            return Ok(());
-        }
-        let locks = |z: usize| (0..self.shards()).any(|s| self.view(z, s).locks(zone(z)).next().is_some());
-        match (0..self.zones).find(|&z| self.ledger(z) != 0 || locks(z)) {
-            Some(z) => Err(format!("4: planned moves alone, but zone {z} has a ledger or locks")),
-            None => Ok(()),
-        }
-    }
-
-    fn check_quiet(&self) -> Result<(), String> {
-        let ledgers: Vec<u32> = (0..self.zones).map(|z| self.ledger(z)).collect();
-        for (o, node) in self.nodes.iter().enumerate() {
-            for (seq, r) in (1..).zip(&node.log).filter(|(_, r)| !r.fence) {
-                let bit = 1 << r.token;
-                let visible = self.nodes.iter().all(|n| n.rows[r.key] == Some((r.owner_epoch, seq, o)));
-                let known = self.nodes.iter().flat_map(|n| &n.log).any(|w| w.key == r.key && w.knew & bit != 0);
-                if !visible && !known && ledgers.iter().any(|l| l & bit == 0) {
-                    return Err(format!("3: the write with token {} of zone {o} was lost in silence", r.token));
-                }
-            }
-            if node.rows != self.nodes[0].rows || ledgers[o] != ledgers[0] {
-                return Err(format!("2: all is quiet, but rows or ledgers of zones 0 and {o} differ"));
-            }
-        }
-        for (shard, history) in self.newest().shards.iter().enumerate() {
-            let v = history.view();
-            let Some(owner) = v.owner.filter(|_| v.kind != Kind::Moving) else {
-                return Err("6: all is quiet, but an operation is stuck".into());
-            };
-            let owner = owner.0 as usize;
-            if self.writes_at(owner, shard).is_none() {
-                return Err("6: all is quiet, but the owner cannot write".into());
-            }
-            if (0..self.keys).any(|k| k % self.shards() == shard && self.locked(owner, k)) {
-                return Err("5: the lost zone is back, but a lock does not open".into());
-            }
-        }
-        Ok(())
     }
 }

@@ -1,7 +1,18 @@
 //! `ezbench`: load drivers and comparisons.
 
+mod answer;
+mod body;
+mod compare;
 mod http;
+mod load;
 mod locate;
+mod outcome;
+mod proxies;
+mod request;
+mod schedule;
+mod serve;
+mod sys;
+mod target;
 mod upstream;
 
 use clap::{Parser, Subcommand};
@@ -25,6 +36,8 @@ enum Command {
     Upstream(upstream::Args),
     /// Point-to-shard lookup beside geo + rstar
     Locate(locate::Args),
+    /// Ours and its peers in the same run
+    Compare(compare::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,5 +45,6 @@ fn main() -> ExitCode {
         Command::Http(args) => http::run(args),
         Command::Upstream(args) => upstream::run(args),
         Command::Locate(args) => locate::run(args),
+        Command::Compare(args) => compare::run(args),
     }
 }

@@ -1,0 +1,129 @@
+//! Asks the kernel for what std does not offer: epoll, signals as a descriptor, limits and clock ticks.
+//!
+//! The only file of this crate with `unsafe`; every block is one system call on memory that it borrows for the call alone.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// Wake when bytes, an end or an error can be read.
+pub const READ: u32 = libc::EPOLLIN as u32;
+/// Wake when bytes can be written.
+pub const WRITE: u32 = libc::EPOLLOUT as u32;
+
+/// Events taken from the kernel in one call.
+const EVENTS_MAX: usize = 256;
+
+/// Level-triggered epoll: an event is told again until what caused it is gone.
+pub struct Poller {
+    epoll: OwnedFd,
+    events: Vec<libc::epoll_event>,
+}
+
+impl Poller {
+    pub fn new() -> io::Result<Poller> {
+        // SAFETY: no memory is passed; the result is checked.
+        let fd = check(unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) })?;
+        Ok(Poller { epoll: owned(fd), events: vec![libc::epoll_event { events: 0, u64: 0 }; EVENTS_MAX] })
+    }
+
+    /// Starts watching. Closing the descriptor ends it.
+    pub fn add(&self, fd: &impl AsFd, token: u64, interest: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_ADD, fd, token, interest)
+    }
+
+    pub fn modify(&self, fd: &impl AsFd, token: u64, interest: u32) -> io::Result<()> {
+        self.control(libc::EPOLL_CTL_MOD, fd, token, interest)
+    }
+
+    fn control(&self, op: i32, fd: &impl AsFd, token: u64, interest: u32) -> io::Result<()> {
+        let mut event = libc::epoll_event { events: interest, u64: token };
+        let fd = fd.as_fd().as_raw_fd();
+        // SAFETY: both descriptors are open for the call (owned and borrowed); `event` outlives it.
+        check(unsafe { libc::epoll_ctl(self.epoll.as_raw_fd(), op, fd, &mut event) }).map(drop)
+    }
+
+    /// Waits until something happens or `timeout` is over (`None`: for ever); puts the tokens into `ready`.
+    /// Nanosecond timeouts (epoll_pwait2), because a due time in whole milliseconds would be the driver's own lateness.
+    pub fn wait(&mut self, ready: &mut Vec<u64>, timeout: Option<Duration>) -> io::Result<()> {
+        ready.clear();
+        let spec = timeout.map(|t| libc::timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos() as i64 });
+        let spec_ptr = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: `events` has room for EVENTS_MAX entries and `spec` lives until the end of this function; no signal
+        // mask is passed (null, size ignored).
+        let n = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                self.epoll.as_raw_fd(),
+                self.events.as_mut_ptr(),
+                EVENTS_MAX as i32,
+                spec_ptr,
+                std::ptr::null::<libc::sigset_t>(),
+                0usize,
+            )
+        };
+        if n < 0 {
+            let error = io::Error::last_os_error();
+            return if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) };
+        }
+        ready.extend(self.events[..n as usize].iter().map(|e| e.u64));
+        Ok(())
+    }
+}
+
+/// Blocks SIGTERM and SIGINT in this thread, and those it starts later, and returns a descriptor that becomes readable
+/// when one arrives. Nobody reads it, so that every thread's poller sees it. (std's `Command` clears the mask again.)
+pub fn stop_signals() -> io::Result<OwnedFd> {
+    // SAFETY: sigset_t is plain data for which all zeros is a value; sigemptyset sets it up before use, and each call
+    // borrows it only while it runs.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        check(libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()))?;
+        check(libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK)).map(owned)
+    }
+}
+
+/// Raises the soft limit of open descriptors to the hard one; a refusal shows later as an error of `accept` or `socket`.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` outlives both calls.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// Lets this thread's timers fire on time: by default the kernel may be 50 us late to save wake-ups.
+pub fn exact_timers() {
+    // SAFETY: PR_SET_TIMERSLACK takes a number, no memory.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
+}
+
+/// Clock ticks a second, the unit of CPU times in `/proc/PID/stat`.
+pub fn ticks_per_s() -> u64 {
+    // SAFETY: no memory is passed.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    u64::try_from(ticks).ok().filter(|t| *t > 0).unwrap_or(100)
+}
+
+/// Sends SIGTERM to a process that this program started.
+pub fn terminate(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // SAFETY: no memory is passed; the caller has not yet waited for `pid`, so it is still ours.
+        unsafe { libc::kill(pid, libc::SIGTERM) };
+    }
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+fn owned(fd: i32) -> OwnedFd {
+    // SAFETY: only called with a descriptor that a system call has just made and nobody else holds.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}

@@ -1,0 +1,199 @@
+//! The load driver against the backend and against servers that misbehave: counts, not times.
+
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+struct Backend {
+    child: Child,
+    address: String,
+}
+
+impl Backend {
+    fn start(args: &[&str]) -> Backend {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ezbench"))
+            .args(["upstream", "--seconds", "30"])
+            .args(args)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("listening on ").unwrap().to_string();
+        Backend { child, address }
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The exit code and the JSON of one run.
+fn load(address: &str, args: &[&str]) -> (i32, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_ezbench"))
+        .args(["http", &format!("http://{address}/"), "--json"])
+        .args(args)
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let last = text.lines().last().unwrap_or_else(|| panic!("no answer: {}", String::from_utf8_lossy(&output.stderr)));
+    (output.status.code().unwrap(), serde_json::from_str(last).unwrap())
+}
+
+/// A server that treats each connection with `serve`; its thread ends with the test's process.
+fn server(serve: fn(TcpStream)) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    thread::spawn(move || listener.incoming().flatten().for_each(|stream| drop(thread::spawn(move || serve(stream)))));
+    address
+}
+
+#[test]
+fn each_request_of_an_even_schedule_is_sent_and_answered() {
+    let backend = Backend::start(&["--body", "10"]);
+    let (code, seen) = load(&backend.address, &["--rate", "200", "--duration", "0.5", "--connections", "4"]);
+    assert_eq!((code, &seen["requests"], &seen["answers"]), (0, &100.into(), &100.into()), "{seen}");
+    assert_eq!(seen["status"]["200"], 100);
+}
+
+#[test]
+fn a_closed_loop_with_large_bodies_both_ways_loses_nothing() {
+    let backend = Backend::start(&["--body", "300000"]);
+    let body = "x".repeat(100_000);
+    let args = ["--rate", "0", "--duration", "0.3", "--connections", "3", "--method", "POST", "--body", &body];
+    let (code, seen) = load(&backend.address, &args);
+    assert_eq!(code, 0, "{seen}");
+    assert_eq!(seen["requests"], seen["answers"]);
+    assert!(seen["bytes_read"].as_u64().unwrap() >= seen["answers"].as_u64().unwrap() * 300_000);
+}
+
+#[test]
+fn announced_closes_are_no_errors() {
+    let backend = Backend::start(&["--close-after", "3"]);
+    let (code, seen) = load(&backend.address, &["--rate", "300", "--duration", "0.3", "--connections", "2"]);
+    assert_eq!((code, &seen["answers"]), (0, &90.into()), "{seen}");
+}
+
+#[test]
+fn a_stall_shows_in_every_request_that_was_due_meanwhile() {
+    // One connection at a time; the tenth request waits 300 ms.
+    let address = server(|mut stream| {
+        let mut buffer = [0; 4096];
+        let mut count = 0;
+        while matches!(stream.read(&mut buffer), Ok(1..)) {
+            count += 1;
+            if count == 10 {
+                thread::sleep(Duration::from_millis(300));
+            }
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let (code, seen) = load(&address, &["--rate", "200", "--duration", "0.6", "--connections", "1"]);
+    assert_eq!((code, &seen["answers"]), (0, &120.into()), "{seen}");
+    assert!(seen["latency_us"]["max"].as_f64().unwrap() >= 300_000.0, "{seen}");
+    // 60 of the 120 were due during the stall, so the 90th percentile sees it; the service times hide it.
+    assert!(seen["latency_us"]["p90"].as_f64().unwrap() >= 100_000.0, "{seen}");
+    assert!(seen["queued"].as_u64().unwrap() >= 50, "{seen}");
+}
+
+#[test]
+fn each_way_to_fail_has_its_own_count() {
+    fn after_request(mut stream: TcpStream, answer: &[u8]) {
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(answer);
+    }
+    let check = |serve: fn(TcpStream), kind: &str| {
+        let args = ["--rate", "20", "--duration", "0.2", "--connections", "4", "--timeout-ms", "200"];
+        let (code, seen) = load(&server(serve), &args);
+        assert_eq!((code, &seen["answers"], &seen["errors"][kind]), (1, &0.into(), &4.into()), "{kind}: {seen}");
+    };
+    check(|stream| after_request(stream, b""), "reset");
+    check(|stream| after_request(stream, b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nab"), "reset");
+    check(|stream| after_request(stream, b"\x00garbage"), "parse");
+    check(|stream| after_request(stream, b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\nab"), "parse");
+    check(
+        |stream| (after_request(stream.try_clone().unwrap(), b""), thread::sleep(Duration::from_secs(2))).1,
+        "timeout",
+    );
+    let refused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (code, seen) = load(&refused, &["--rate", "20", "--duration", "0.2", "--connections", "4"]);
+    assert_eq!((code, &seen["errors"]["connect"]), (1, &4.into()), "{seen}");
+}
+
+#[test]
+fn an_answer_that_dribbles_is_still_an_answer() {
+    let address = server(|mut stream| {
+        let mut buffer = [0; 4096];
+        while matches!(stream.read(&mut buffer), Ok(1..)) {
+            for byte in b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n" {
+                let _ = stream.write_all(&[*byte]);
+                thread::yield_now();
+            }
+        }
+    });
+    let (code, seen) = load(&address, &["--rate", "50", "--duration", "0.2", "--connections", "2"]);
+    assert_eq!((code, &seen["answers"]), (0, &10.into()), "{seen}");
+}
+
+#[test]
+fn absurd_values_are_refused_before_anything_is_sent() {
+    for args in
+        [["--rate", "1e9"], ["--rate", "NaN"], ["--connections", "0"], ["--duration", "1e9"], ["--timeout-ms", "0"]]
+    {
+        let run =
+            Command::new(env!("CARGO_BIN_EXE_ezbench")).args(["http", "127.0.0.1:1"]).args(args).output().unwrap();
+        assert_eq!(run.status.code(), Some(2), "{args:?}");
+        assert!(String::from_utf8(run.stderr).unwrap().contains("expected"), "{args:?}");
+    }
+}
+
+#[test]
+fn pipelined_requests_behind_large_answers_are_all_answered() {
+    let backend = Backend::start(&["--body", "300000"]);
+    let mut stream = TcpStream::connect(&backend.address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let last = "GET / HTTP/1.1\r\nconnection: close\r\n\r\n";
+    stream.write_all(("GET / HTTP/1.1\r\n\r\n".repeat(19) + last).as_bytes()).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.windows(12).filter(|w| w == b"HTTP/1.1 200").count(), 20);
+    assert!(bytes.len() > 20 * 300_000);
+}
+
+#[test]
+fn a_comparison_runs_ours_by_its_template_and_reports_no_errors() {
+    // The backend itself stands in for the router.
+    let ours = format!("{} upstream --seconds 30 --listen {{listen}}", env!("CARGO_BIN_EXE_ezbench"));
+    let run = Command::new(env!("CARGO_BIN_EXE_ezbench"))
+        .args(["compare", "proxies", "--rounds", "1", "--seconds", "0.2", "--connections", "4", "--json"])
+        .args(["--proxy-core", "0", "--load-core", "0", "--ours", &ours])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&run.stderr);
+    assert_eq!(run.status.code(), Some(0), "{said}");
+    let text = String::from_utf8(run.stdout).unwrap();
+    let seen: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(seen["ours"]["rounds_with_errors"], 0, "{seen}");
+    assert_eq!(seen["ours"]["rounds_us"].as_array().unwrap().len(), 1);
+}
+
+#[test]
+fn answers_after_the_schedule_do_not_raise_the_achieved_rate() {
+    // 2 connections at 20 ms an answer: at most 100/s, however many were due.
+    let backend = Backend::start(&["--delay-ms", "20"]);
+    let args = ["--rate", "500", "--duration", "0.2", "--connections", "2", "--timeout-ms", "400"];
+    let (code, seen) = load(&backend.address, &args);
+    assert_eq!(code, 1, "{seen}");
+    assert!(seen["achieved_per_s"].as_f64().unwrap() <= 101.0, "{seen}");
+    assert_eq!(seen["answers"].as_u64().unwrap() + count(&seen, "timeout") + count(&seen, "unsent"), 100, "{seen}");
+}
+
+fn count(seen: &Value, kind: &str) -> u64 {
+    seen["errors"][kind].as_u64().unwrap()
+}

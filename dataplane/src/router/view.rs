@@ -1,6 +1,8 @@
 //! What a router core asks of a map. `shardmap`'s map answers it in production, a table in the tests.
 
-use shardmap::ownership::Entry;
+use shardmap::map::{By, Map};
+use shardmap::ownership::{Entry, Kind};
+use shardmap::tag::Tag;
 use shardmap::{MapEpoch, Shard};
 
 /// By what a request was routed.
@@ -37,4 +39,35 @@ pub trait Routes: Send + Sync {
     fn view(&self, shard: Shard) -> Option<&Entry>;
     /// Every shard that is moving or has no owner.
     fn unsettled(&self) -> Vec<Shard>;
+}
+
+impl Routes for Map {
+    fn epoch(&self) -> MapEpoch {
+        Map::epoch(self)
+    }
+
+    fn route(&self, tag: Option<&[u8]>, key: Option<&[u8]>, trusted: bool, wall_ms: u64) -> Option<Found> {
+        let mut tag = tag.map(Tag::parse).unwrap_or_default();
+        if tag.order.is_none() {
+            tag.order = key.and_then(|k| std::str::from_utf8(k).ok()?.parse().ok());
+        }
+        let found = Map::route(self, &tag, trusted, wall_ms)?;
+        let by = match found.by {
+            By::ShardId => Tagged::Shard,
+            By::Order => Tagged::Order,
+            By::Shop => Tagged::Shop,
+            By::Inside | By::Near => Tagged::Location,
+            By::Default => Tagged::Default,
+        };
+        Some(Found { shard: found.shard, by })
+    }
+
+    fn view(&self, shard: Shard) -> Option<&Entry> {
+        Map::view(self, shard)
+    }
+
+    fn unsettled(&self) -> Vec<Shard> {
+        let moving = |kind| matches!(kind, Kind::Moving | Kind::Lost);
+        self.shards().filter(|(_, h)| moving(h.view().kind)).map(|(s, _)| s).collect()
+    }
 }

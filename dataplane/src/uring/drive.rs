@@ -87,7 +87,8 @@ struct Driver {
     unarmed: Vec<usize>,
     unarmed_until_ms: u64,
     began: Instant,
-    wall_at_start_ms: u64,
+    /// Read once a sweep: ids are judged by minutes.
+    wall_ms: u64,
     stopping_since_ms: Option<u64>,
 }
 
@@ -101,7 +102,6 @@ pub fn run(
 ) -> io::Result<()> {
     let ring = ring::open()?;
     let buffers = Buffers::new(&ring)?;
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
     let mut driver = Driver {
         ring,
         buffers,
@@ -119,7 +119,7 @@ pub fn run(
         under_way: 0,
         unarmed_until_ms: 0,
         began: Instant::now(),
-        wall_at_start_ms: wall,
+        wall_ms: wall_ms(),
         stopping_since_ms: None,
     };
     let result = driver.drive();
@@ -138,6 +138,7 @@ impl Driver {
         loop {
             let now = self.now();
             if self.core.deadline().is_some_and(|at| at <= now.ms) {
+                self.wall_ms = wall_ms();
                 self.core.on_timer(now);
             }
             self.arm_accepts(now);
@@ -156,8 +157,7 @@ impl Driver {
 
     fn now(&self) -> Now {
         let ms = self.began.elapsed().as_millis() as u64;
-        // Ids are judged within minutes: the wall clock of the start plus what has passed is good enough, and never steps.
-        Now { ms, wall_ms: self.wall_at_start_ms + ms }
+        Now { ms, wall_ms: self.wall_ms }
     }
 
     /// Submits everything and waits for a completion, at most so long.
@@ -477,4 +477,8 @@ impl Driver {
 /// The socket of `id`, unless its place is empty or in another use.
 fn sock(socks: &mut [Sock], id: ConnId) -> Option<&mut Sock> {
     socks.get_mut(id.index as usize).filter(|s| s.generation == id.generation && s.socket.is_some())
+}
+
+fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }

@@ -1,3 +1,99 @@
-//! `ezone`: where the programs are put together.
+//! `ezone`: where the programs are put together. It alone prints and exits.
 
-fn main() {}
+use clap::{Args, Parser, Subcommand};
+use dataplane::config::Config;
+use dataplane::{control, demo};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Multi-active for businesses that live by place: an edge router that sends each request to the zone that owns it, and a
+/// replication log that ships every change to the other zones.
+///
+/// Exit code 0: fine. 1: the answer is "no", or a fault. 2: wrong usage or input.
+#[derive(Parser)]
+#[command(version, propagate_version = true, after_help = "Try it: ezone demo")]
+struct Cli {
+    #[command(subcommand)]
+    program: Program,
+}
+
+#[derive(Subcommand)]
+enum Program {
+    /// Two zones on this host over an emulated 30 ms WAN: orders, a move, a killed zone, and the proof
+    #[command(after_help = "Example: ezone demo --orders-per-s 500 --seconds 20 --json")]
+    Demo(demo::Options),
+    /// A node: starts and watches its router and its log
+    #[command(after_help = "Example: ezone run --config /etc/ezone.toml")]
+    Run(File),
+    /// The router of a node, alone
+    #[command(after_help = "Example: ezone router --config /etc/ezone.toml")]
+    Router(Part),
+    /// The log of a node, alone
+    #[command(after_help = "Example: ezone log --config /etc/ezone.toml")]
+    Log(LogArgs),
+    /// Say all that is wrong with a configuration, with file and line
+    #[command(after_help = "Example: ezone check --config /etc/ezone.toml")]
+    Check(File),
+}
+
+#[derive(Args)]
+struct File {
+    /// The node's configuration
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+struct Part {
+    #[command(flatten)]
+    file: File,
+    /// End when standard input does: a parent that holds it open takes this process along, however it ends
+    #[arg(long)]
+    stop_with_stdin: bool,
+}
+
+#[derive(Args)]
+struct LogArgs {
+    #[command(flatten)]
+    part: Part,
+    /// Take writes without having reached the GZS or every other zone (overrides neither a FENCE nor a stored map)
+    #[arg(long)]
+    start_alone: bool,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let level = if matches!(cli.program, Program::Demo(_)) { "warn" } else { "info" };
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::try_from_env("EZONE_LOG").unwrap_or_else(|_| level.into()))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let done = match cli.program {
+        Program::Demo(options) => return demo::run(options),
+        Program::Check(file) => load(&file).map(|_| println!("{}: fine", file.config.display())),
+        Program::Run(file) => load(&file).and_then(|c| control::run::run(&file.config, &c).map_err(fault)),
+        Program::Router(part) => load(&part.file).and_then(|c| control::router::run(&c, part.stop_with_stdin).map_err(fault)),
+        Program::Log(args) => load(&args.part.file).and_then(|mut c| {
+            if let Some(log) = &mut c.log {
+                log.start_alone |= args.start_alone;
+            }
+            control::log::run(&c, args.part.stop_with_stdin).map_err(fault)
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err((code, why)) => {
+            eprintln!("{why}");
+            ExitCode::from(code)
+        }
+    }
+}
+
+fn load(file: &File) -> Result<Config, (u8, String)> {
+    Config::load(&file.config).map_err(|e| (2, e.to_string()))
+}
+
+fn fault(why: String) -> (u8, String) {
+    (1, format!("ezone: {why}"))
+}

@@ -468,9 +468,17 @@ impl Log {
     pub fn log_uuid(&self) -> u128 {
         self.log_uuid
     }
+    /// The first seq that is kept.
+    pub fn first_kept(&self) -> u64 {
+        self.segments.first().map_or(self.next_seq, |s| s.header.first_seq)
+    }
     /// Has it failed twice?
     pub fn is_stopped(&self) -> bool {
         self.phase == Phase::Stopped
+    }
+    /// Is a reserve segment being made?
+    pub fn is_reserving(&self) -> bool {
+        self.reserve == Reserve::Making
     }
     /// Is there no room for another segment?
     pub fn is_full(&self) -> bool {

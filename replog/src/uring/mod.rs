@@ -1,3 +1,34 @@
-//! Everything that names a ring, a file, a socket, a clock or a database.
+//! Everything that names a ring, a file, a socket, a clock, a thread or a database.
+//!
+//! `stream` is a log on disk, `sqlite` a store; `node` puts both together with cores, keepers, the port and links.
 
+mod core;
+pub mod dir;
+mod keeper;
+mod link;
+pub mod node;
+mod port;
+mod signal;
 pub mod sqlite;
+pub mod stream;
+
+pub use core::Link;
+pub use keeper::{Figures, Reported};
+
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+/// The wall clock, nanoseconds since 1970; before 1970: 0.
+fn now_ns() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+}
+
+/// The wall clock in milliseconds.
+fn now_ms() -> u64 {
+    now_ns() / 1_000_000
+}
+
+/// Microseconds of a clock that never steps, from this process's first look at it.
+fn now_us() -> u64 {
+    static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    FIRST.get_or_init(Instant::now).elapsed().as_micros() as u64
+}

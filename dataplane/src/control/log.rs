@@ -1,0 +1,292 @@
+//! `ezone log`: control of a node's log. Maps in, links accepted, status and reports out.
+
+use super::maps::{self, Follower, Kept, News};
+use super::metrics::Page;
+use super::report::{Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
+use super::{asked_to_stop, machine, runtime};
+use crate::config::{Config, Log, MapSource};
+use crate::uring;
+use axum::body::Bytes;
+use bytes::BytesMut;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use hdrhistogram::Histogram;
+use replog::link::{self, Frame};
+use replog::uring::node::{Adopted, CoreFigures, Node, Options, Peer, Told};
+use shardmap::map::Map;
+use shardmap::{Shard, Zone};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+/// How long another zone's log may take to say which stream it is for.
+const HELLO_WAIT: Duration = Duration::from_secs(5);
+/// A HELLO is a cluster's name and some numbers.
+const HELLO_BYTES_MAX: usize = 4096;
+
+/// Runs the log until it is asked to stop or can no longer keep its promises.
+pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), String> {
+    let Some(log) = &config.log else { return Err("this configuration has no [log]".into()) };
+    uring::check().map_err(|e| e.to_string())?;
+    machine::locked_memory(log.cores.len())?;
+    std::fs::create_dir_all(&config.node.data_dir).map_err(|e| format!("{}: {e}", config.node.data_dir.display()))?;
+    runtime()?.block_on(serve(config, log, stop_with_stdin))
+}
+
+/// What the admin pages show.
+#[derive(Clone)]
+struct Shown {
+    node: Arc<Node>,
+    map: Arc<Mutex<Arc<Map>>>,
+    zone: Zone,
+}
+
+async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), String> {
+    let admin = TcpListener::bind(log.admin).await.map_err(|e| taken("admin", log.admin, &e))?;
+    let links = TcpListener::bind(log.listen).await.map_err(|e| taken("listen", log.listen, &e))?;
+    let kept = Kept::open(config.node.data_dir.join("log.map"))?;
+    let (news, mut newer) = mpsc::unbounded_channel();
+    let first = first_map(config, &kept, news, &mut newer).await?;
+    let zone = config.zone_in(&first)?.ok_or("an edge (zone = \"none\") has no log")?;
+    let (telling, mut told) = mpsc::unbounded_channel();
+    let tell = move |what| drop(telling.send(what));
+    let options = options(config, log, zone, &first)?;
+    let started = Node::start(options, first.clone(), tell);
+    let node = Arc::new(started.map_err(|e| e.to_string())?);
+    if matches!(config.map, MapSource::File(_)) {
+        node.on_gzs(first.epoch()); // the map never changes: nobody else can own what it gives to this zone
+    }
+    tracing::info!("zone {}: log open, map {}, links on {}", first.zone_name(zone), first.epoch(), log.listen);
+    let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone };
+    tokio::spawn(accept_links(links, node.clone()));
+    let pages = pages(shown.clone());
+    tokio::spawn(async move { axum::serve(admin, pages).await });
+    let stop = asked_to_stop(stop_with_stdin);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            stopped = &mut stop => {
+                stopped?;
+                node.stop().await;
+                return Ok(());
+            }
+            Some(what) = told.recv() => match what {
+                Told::Fault(why) => return Err(why),
+                Told::Map(bytes) => shown.take_from_peer(&bytes, &kept),
+            },
+            Some(news) = newer.recv() => shown.take(news),
+        }
+    }
+}
+
+impl Shown {
+    fn take(&self, news: News) {
+        match news {
+            News::Map(newer) => {
+                self.node.on_map(&newer);
+                *self.map.lock().expect("no one panics while holding it") = newer;
+            }
+            News::Reached(epoch) => self.node.on_gzs(epoch),
+        }
+    }
+
+    fn take_from_peer(&self, bytes: &[u8], kept: &Kept) {
+        match kept.take(bytes) {
+            Ok(Some(map)) => self.take(News::Map(map)),
+            Ok(None) => {}
+            Err(why) => tracing::error!("from another zone: {why}"),
+        }
+    }
+
+    fn map(&self) -> Arc<Map> {
+        self.map.lock().expect("no one panics while holding it").clone()
+    }
+}
+
+/// The map to start with: the file's, the one on disk, or the first that the GZS gives.
+async fn first_map(
+    config: &Config,
+    kept: &Kept,
+    news: mpsc::UnboundedSender<News>,
+    newer: &mut mpsc::UnboundedReceiver<News>,
+) -> Result<Arc<Map>, String> {
+    let url = match &config.map {
+        MapSource::File(path) => return maps::from_file(path),
+        MapSource::Gzs(url) => url,
+    };
+    maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await
+}
+
+fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options, String> {
+    let mut peers = vec![];
+    for peer in &config.zones {
+        let Some(link) = peer.link else { continue };
+        let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
+        peers.push(Peer { zone, name: peer.name.clone(), link });
+    }
+    Ok(Options {
+        cluster: config.node.cluster.clone(),
+        zone,
+        data_dir: config.node.data_dir.clone(),
+        streams: log.streams,
+        segment_bytes: log.segment_bytes,
+        cores: log.cores.clone(),
+        ports: (0..log.cores.len()).map(|i| config.port_path(i)).collect(),
+        peers,
+        start_alone: log.start_alone,
+    })
+}
+
+/// Reads of each connection which stream it is for, and hands it to that stream's core.
+async fn accept_links(links: TcpListener, node: Arc<Node>) {
+    loop {
+        match links.accept().await {
+            Ok((socket, from)) => {
+                let node = node.clone();
+                tokio::spawn(async move {
+                    match tokio::time::timeout(HELLO_WAIT, hello(socket)).await {
+                        Ok(Ok(adopted)) => node.adopt(adopted),
+                        Ok(Err(why)) => tracing::warn!("link from {from}: {why}; closed"),
+                        Err(_) => tracing::warn!("link from {from}: no HELLO within {} s; closed", HELLO_WAIT.as_secs()),
+                    }
+                });
+            }
+            Err(e) => {
+                tracing::warn!("links: {e}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn hello(mut socket: TcpStream) -> Result<Adopted, String> {
+    let mut read = BytesMut::new();
+    loop {
+        if socket.read_buf(&mut read).await.map_err(|e| e.to_string())? == 0 {
+            return Err("it ended before its HELLO".into());
+        }
+        // The core's receiver gets the bytes as they came; here they are only looked into.
+        match link::take(&mut read.clone()).map_err(|e| e.to_string())? {
+            Some(Frame::Hello(h)) => {
+                let socket = socket.into_std().map_err(|e| e.to_string())?;
+                return Ok(Adopted { stream: h.stream, origin: h.origin, socket, read: read.to_vec() });
+            }
+            Some(_) => return Err("its first frame is no HELLO".into()),
+            None if read.len() > HELLO_BYTES_MAX => return Err(format!("no HELLO in {} bytes", read.len())),
+            None => {}
+        }
+    }
+}
+
+fn pages(shown: Shown) -> Router {
+    Router::new()
+        .route("/status", get(async |State(s): State<Shown>| Json(status(&s).await)))
+        .route("/report", post(report))
+        .route("/digest", get(digest))
+        .route("/metrics", get(async |State(s): State<Shown>| metrics(&status(&s).await)))
+        .route("/healthz", get(async || "ok\n"))
+        .with_state(shown)
+}
+
+/// Taken as bytes: whoever asks need not name a content type.
+async fn report(State(shown): State<Shown>, body: Bytes) -> Response {
+    let ask: ReportAsk = match serde_json::from_slice(&body) {
+        Ok(ask) => ask,
+        Err(e) => return (StatusCode::BAD_REQUEST, format!("{{\"error\":\"not a report's question: {e}\"}}\n")).into_response(),
+    };
+    let shards: Vec<Shard> = ask.shards.iter().map(|s| Shard(*s)).collect();
+    let epoch = shown.node.figures().await.iter().map(|c| c.map_epoch.0).min().unwrap_or(0);
+    if epoch < ask.map_epoch {
+        return Json(Report { map_epoch: epoch, shards: vec![] }).into_response();
+    }
+    let reported = shown.node.report(&shards, ask.take_over).await;
+    let shards = reported.into_iter().map(|r| ShardReport {
+        shard: r.shard.0,
+        ready: r.applied.is_some(),
+        fence_seq: r.fence_seq,
+        applied: r.applied.iter().flat_map(|p| p.iter()).map(|(z, seq)| (z.0, seq)).collect(),
+    });
+    Json(Report { map_epoch: epoch, shards: shards.collect() }).into_response()
+}
+
+/// One line for each stream: equal lines in two zones, equal copies.
+async fn digest(State(shown): State<Shown>) -> String {
+    let hex = |d: &[u8; 32]| d.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let all = shown.node.digests().await;
+    all.iter().map(|d| format!("rows {} ledger {}\n", hex(&d.rows), hex(&d.ledger))).collect()
+}
+
+async fn status(shown: &Shown) -> LogStatus {
+    let (map, cores) = (shown.map(), shown.node.figures().await);
+    let mut lag = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3).expect("these bounds are legal");
+    for core in &cores {
+        lag.add(&core.kept.lag_us).expect("all have the same bounds");
+    }
+    let mut streams: Vec<StreamStatus> = cores.iter().flat_map(|c| stream_statuses(c, &map)).collect();
+    streams.sort_by_key(|s| s.stream);
+    LogStatus {
+        zone: map.zone_name(shown.zone).to_owned(),
+        map_epoch: cores.iter().map(|c| c.map_epoch.0).min().unwrap_or(0),
+        read_only: cores.iter().any(|c| c.read_only),
+        streams,
+        ledger: cores.iter().map(|c| c.kept.ledger).sum(),
+        parked: cores.iter().map(|c| c.kept.parked).sum(),
+        lag: Lag {
+            count: lag.len(),
+            p50_us: lag.value_at_quantile(0.5),
+            p99_us: lag.value_at_quantile(0.99),
+            max_us: lag.max(),
+        },
+    }
+}
+
+fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Item = StreamStatus> + 'a {
+    let name = |zone: Zone| map.zone_name(zone).to_owned();
+    core.streams.iter().map(move |s| StreamStatus {
+        stream: s.stream,
+        term: s.term,
+        durable_seq: s.durable_seq,
+        applied: s.applied.iter().map(|(z, seq)| (name(z), seq)).collect(),
+        mirrored: s.mirrored.iter().map(|(z, seq)| (name(z), seq)).collect(),
+        links: s.links.iter().map(|(z, l)| (name(*z), LinkStatus { state: l.state.clone(), durable_seq: l.durable_seq, applied_seq: l.applied_seq })).collect(),
+    })
+}
+
+fn metrics(status: &LogStatus) -> String {
+    let mut page = Page::default();
+    page.gauge("ezone_log_map_epoch", "The map that the log goes by", status.map_epoch);
+    page.gauge("ezone_log_read_only", "1: restarted, and does not know yet what it owns", u64::from(status.read_only));
+    page.gauge("ezone_log_ledger_entries", "Entries in the conflict ledger", status.ledger);
+    page.gauge("ezone_log_parked_records", "Records that could not be applied yet", status.parked);
+    for s in &status.streams {
+        let stream = s.stream.to_string();
+        page.labelled("ezone_log_durable_seq", "Last durable seq of a stream", &[("stream", &stream)], s.durable_seq);
+        for (zone, seq) in &s.applied {
+            let labels = [("stream", stream.as_str()), ("zone", zone)];
+            page.labelled("ezone_log_applied_seq", "Last applied seq of a zone's stream", &labels, *seq);
+        }
+        for (zone, seq) in &s.mirrored {
+            let labels = [("stream", stream.as_str()), ("zone", zone)];
+            page.labelled("ezone_log_mirrored_seq", "Last seq of another zone's stream that is durable here", &labels, *seq);
+        }
+        for (zone, link) in &s.links {
+            let labels = [("stream", stream.as_str()), ("zone", zone), ("state", &link.state)];
+            page.labelled("ezone_link_durable_seq", "Last seq of a stream that is durable in another zone", &labels, link.durable_seq);
+        }
+    }
+    page.gauge("ezone_log_lag_p50_us", "Median of commit there to visible here, microseconds", status.lag.p50_us);
+    page.gauge("ezone_log_lag_p99_us", "99th percentile of commit there to visible here, microseconds", status.lag.p99_us);
+    page.text()
+}
+
+fn taken(key: &str, at: std::net::SocketAddr, e: &std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::AddrInUse => format!("[log] {key} = {at}: another process listens there (`ss -ltnp` names it)"),
+        _ => format!("[log] {key} = {at}: {e}"),
+    }
+}

@@ -1,0 +1,175 @@
+//! Follows the map: asks the GZS by long poll, keeps each map on disk before anyone acts on it, never goes back.
+
+use super::durable;
+use shardmap::MapEpoch;
+use shardmap::map::Map;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// How long one poll waits at the GZS for a newer map.
+pub const POLL_WAIT: Duration = Duration::from_secs(20);
+/// How long to wait after a poll that failed.
+const RETRY: Duration = Duration::from_millis(200);
+/// The largest map that is accepted.
+const MAP_BYTES_MAX: usize = 64 << 20;
+
+/// What the follower has to tell.
+pub enum News {
+    /// A newer map, stored durably.
+    Map(Arc<Map>),
+    /// The GZS has answered: its newest map is this one, and this node has it.
+    Reached(MapEpoch),
+}
+
+/// The newest map, and the file that holds it: shared by everyone who hears of maps.
+#[derive(Clone)]
+pub struct Kept {
+    file: Arc<PathBuf>,
+    newest: Arc<Mutex<Option<Arc<Map>>>>,
+}
+
+impl Kept {
+    /// What `file` holds, if it exists.
+    pub fn open(file: PathBuf) -> Result<Kept, String> {
+        let newest = match std::fs::read(&file) {
+            Ok(bytes) => match Map::decode(&bytes) {
+                Ok(map) => Some(Arc::new(map)),
+                Err(e) => return Err(format!("{}: {e}; move it away to start without a map", file.display())),
+            },
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            Err(e) => return Err(format!("{}: {e}", file.display())),
+        };
+        Ok(Kept { file: Arc::new(file), newest: Arc::new(Mutex::new(newest)) })
+    }
+
+    /// The newest map that is on disk.
+    pub fn newest(&self) -> Option<Arc<Map>> {
+        self.newest.lock().expect("no one panics while holding it").clone()
+    }
+
+    /// Its epoch; 0: there is none.
+    pub fn epoch(&self) -> MapEpoch {
+        self.newest().map_or(MapEpoch(0), |m| m.epoch())
+    }
+
+    /// Stores the map in `bytes` durably if it is newer than what is there; an older one changes nothing.
+    pub fn take(&self, bytes: &[u8]) -> Result<Option<Arc<Map>>, String> {
+        let map = Arc::new(Map::decode(bytes).map_err(|e| format!("a map is refused: {e}"))?);
+        let mut newest = self.newest.lock().expect("no one panics while holding it");
+        if let Some(had) = newest.as_ref() {
+            if map.epoch() == had.epoch() && map.digest() != had.digest() {
+                return Err(format!("two different maps {}: two GZS are at work, or one was restored", map.epoch()));
+            }
+            if map.epoch() <= had.epoch() {
+                return Ok(None);
+            }
+        }
+        durable::replace(&self.file, bytes).map_err(|e| format!("{} cannot be written: {e}", self.file.display()))?;
+        *newest = Some(map.clone());
+        Ok(Some(map))
+    }
+}
+
+/// A follower of one GZS.
+pub struct Follower {
+    url: String,
+    kept: Kept,
+    http: reqwest::Client,
+}
+
+impl Follower {
+    /// Follows the GZS at `url` from the newest map that is kept.
+    pub fn new(url: &str, kept: Kept) -> Result<Follower, String> {
+        let http = reqwest::Client::builder()
+            .timeout(POLL_WAIT + Duration::from_secs(5))
+            .connect_timeout(Duration::from_secs(2))
+            .no_proxy()
+            .build()
+            .map_err(|e| format!("HTTP client: {e}"))?;
+        Ok(Follower { url: url.into(), kept, http })
+    }
+
+    /// Asks until the task is dropped; each piece of news goes to `tell`.
+    pub async fn run(self, mut tell: impl FnMut(News)) {
+        let (mut failing, mut reached) = (false, false);
+        loop {
+            // The first answer is asked for at once: a log that restarted waits for it.
+            match self.poll(if reached { POLL_WAIT } else { Duration::ZERO }).await {
+                Ok(map) => {
+                    map.into_iter().for_each(|map| tell(News::Map(map)));
+                    tell(News::Reached(self.kept.epoch()));
+                    (failing, reached) = (false, true);
+                }
+                Err(why) => {
+                    if !failing {
+                        tracing::warn!("the GZS at {} cannot be used: {why}; going on with the map on disk", self.url);
+                    }
+                    failing = true;
+                    tokio::time::sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn poll(&self, wait: Duration) -> Result<Option<Arc<Map>>, String> {
+        let (after, wait) = (self.kept.epoch().0, wait.as_millis());
+        let ask = self.http.get(format!("{}/v1/map?after={after}&wait_ms={wait}", self.url)).send();
+        let mut answer = ask.await.map_err(|e| e.without_url().to_string())?;
+        match answer.status().as_u16() {
+            200 => {}
+            204 => return Ok(None),
+            other => return Err(format!("it answered {other}, expected 200 or 204")),
+        }
+        let mut bytes = vec![];
+        while let Some(part) = answer.chunk().await.map_err(|e| e.without_url().to_string())? {
+            bytes.extend_from_slice(&part);
+            if bytes.len() > MAP_BYTES_MAX {
+                return Err(format!("its map has more than {MAP_BYTES_MAX} bytes"));
+            }
+        }
+        self.kept.take(&bytes)
+    }
+}
+
+/// The map in the file at `path`, which an operator wrote; what it says of itself goes to the log.
+pub fn from_file(path: &Path) -> Result<Arc<Map>, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let beside = path.parent().unwrap_or(Path::new(""));
+    let load = |name: &str| std::fs::read_to_string(beside.join(name)).map_err(|e| e.to_string());
+    match Map::from_toml(&text, load) {
+        Ok((map, notes)) => {
+            tracing::info!("{}: map {}, {} notes", path.display(), map.epoch(), notes.len());
+            Ok(Arc::new(map))
+        }
+        Err(problems) => {
+            let lines: Vec<String> = problems.iter().map(|p| format!("{}: {p}", path.display())).collect();
+            Err(lines.join("\n"))
+        }
+    }
+}
+
+/// Starts `follower`; gives the newest map that is on disk, or waits for the first that the GZS at `url` gives.
+pub async fn first(
+    url: &str,
+    kept: &Kept,
+    follower: Follower,
+    news: mpsc::UnboundedSender<News>,
+    newer: &mut mpsc::UnboundedReceiver<News>,
+) -> Result<Arc<Map>, String> {
+    let had = kept.newest();
+    tokio::spawn(follower.run(move |n| drop(news.send(n)))); // whoever does not listen any more is ending
+    if let Some(map) = had {
+        return Ok(map);
+    }
+    tracing::info!("no map on disk: waiting for one from the GZS at {url}");
+    loop {
+        match newer.recv().await {
+            Some(News::Map(map)) => return Ok(map),
+            Some(News::Reached(_)) => {}
+            None => return Err("the follower of the GZS ended".into()),
+        }
+    }
+}

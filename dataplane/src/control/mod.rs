@@ -1,0 +1,48 @@
+//! Control work on tokio: what is not on the order path. Configuration in, maps in, status out.
+
+pub mod durable;
+pub mod log;
+pub mod machine;
+pub mod maps;
+pub mod metrics;
+pub mod report;
+pub mod router;
+pub mod run;
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Child;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The one thread of control.
+pub fn runtime() -> Result<tokio::runtime::Runtime, String> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("the control thread: {e}"))
+}
+
+/// Asks a process that we started to end.
+pub fn terminate(child: &Child) {
+    if let Some(pid) = child.id().and_then(|id| Pid::from_raw(id as i32)) {
+        let _ = kill_process(pid, Signal::TERM); // it may have ended by itself
+    }
+}
+
+/// Ends when this process is asked to: SIGTERM, SIGINT, or the end of standard input if a parent holds it open for us.
+pub async fn asked_to_stop(with_stdin: bool) -> Result<(), String> {
+    let mut term = signal(SignalKind::terminate()).map_err(|e| format!("signals: {e}"))?;
+    let mut int = signal(SignalKind::interrupt()).map_err(|e| format!("signals: {e}"))?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+        () = stdin_closed(), if with_stdin => {}
+    }
+    Ok(())
+}
+
+/// A thread of its own reads standard input: tokio's would keep the process from ending.
+async fn stdin_closed() {
+    let (closed, wait) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+        let _ = closed.send(());
+    });
+    let _ = wait.await;
+}

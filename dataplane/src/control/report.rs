@@ -1,0 +1,130 @@
+//! What nodes tell the map's writer: shapes of the admin pages that it reads, as JSON.
+
+use serde::{Deserialize, Serialize};
+use shardmap::{Positions, Zone};
+use std::collections::BTreeMap;
+
+/// `GET /status` of a router.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct RouterStatus {
+    /// The zone's name, `none` for an edge.
+    pub zone: String,
+    /// The oldest map that any core still routes by.
+    pub map_epoch: u64,
+    /// Attempts under way, begun under an older map, for shards that have no settled owner in the present one.
+    pub in_flight_unsettled: u64,
+    /// Requests that wait for their shard.
+    pub holding: u64,
+    /// The longest that one has waited, since the start.
+    pub held_ms_max: u64,
+    /// Requests that were held, since the start.
+    pub held: u64,
+    /// Requests sent a second time after a 421, since the start.
+    pub second_attempts: u64,
+    /// Requests answered, since the start.
+    pub requests: u64,
+    /// Requests forwarded to another zone's router, since the start.
+    pub forwarded: u64,
+}
+
+/// `GET /status` of a log.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LogStatus {
+    /// The zone's name.
+    pub zone: String,
+    /// The oldest map that any log core goes by.
+    pub map_epoch: u64,
+    /// It restarted and does not know yet what it owns.
+    pub read_only: bool,
+    /// One for each stream.
+    pub streams: Vec<StreamStatus>,
+    /// Entries in the conflict ledger.
+    pub ledger: u64,
+    /// Items that could not be applied yet.
+    pub parked: u64,
+    /// From commit at the origin to visible here.
+    pub lag: Lag,
+}
+
+/// One stream of a log, and its namesakes in other zones.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StreamStatus {
+    /// Its number.
+    pub stream: u32,
+    /// The incarnation of its writer.
+    pub term: u64,
+    /// The last seq that is durable here.
+    pub durable_seq: u64,
+    /// For each zone by name: the last seq of its log that is applied here.
+    pub applied: BTreeMap<String, u64>,
+    /// For each other zone by name: the last seq of its log that is durable here.
+    pub mirrored: BTreeMap<String, u64>,
+    /// For each other zone by name: the last seq of this log that is durable there, and the link's state.
+    pub links: BTreeMap<String, LinkStatus>,
+}
+
+/// One outgoing link.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LinkStatus {
+    /// `connecting`, `live`, or one of `diverged`, `gap`, `fenced`, which need an operator.
+    pub state: String,
+    /// The last seq that is durable there.
+    pub durable_seq: u64,
+    /// The last seq that is applied there.
+    pub applied_seq: u64,
+}
+
+/// How long changes took from their commit at the origin until they were visible here.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Lag {
+    /// How many were measured.
+    pub count: u64,
+    /// Median, in microseconds.
+    pub p50_us: u64,
+    /// 99th percentile, in microseconds.
+    pub p99_us: u64,
+    /// The longest, in microseconds.
+    pub max_us: u64,
+}
+
+/// `POST /report`: what the map's writer wants to know before it commits a step.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ReportAsk {
+    /// Answer when this map is stored.
+    pub map_epoch: u64,
+    /// About these shards.
+    pub shards: Vec<u16>,
+    /// `true`: a take-over; from this report on the zone applies nothing of the lost zone's log until a map names the
+    /// shards' new owner.
+    pub take_over: bool,
+}
+
+/// The answer to `POST /report`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// The map that the zone goes by.
+    pub map_epoch: u64,
+    /// One for each shard that was asked about.
+    pub shards: Vec<ShardReport>,
+}
+
+/// What a zone has of one shard.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ShardReport {
+    /// The shard.
+    pub shard: u16,
+    /// Of a move: the source's FENCE and all that it carries is applied here, nothing is parked. Of a take-over: the zone
+    /// is not read-only, has stored the map, and all that it has of the lost zone is applied.
+    pub ready: bool,
+    /// Of a move: the seq of that FENCE.
+    pub fence_seq: Option<u64>,
+    /// For each zone by number: the last seq below which everything is applied and nothing of the shard is parked.
+    pub applied: BTreeMap<u8, u64>,
+}
+
+impl ShardReport {
+    /// The positions as the ownership rules take them.
+    pub fn positions(&self) -> Positions {
+        self.applied.iter().map(|(z, seq)| (Zone(*z), *seq)).collect()
+    }
+}

@@ -1,0 +1,225 @@
+//! `ezone router`: control of a node's router. Maps in, status and metrics out; the cores do the rest.
+
+use super::maps::{self, Follower, Kept, News};
+use super::metrics::Page;
+use super::report::RouterStatus;
+use super::{asked_to_stop, runtime};
+use crate::config::{self, Config, MapSource};
+use crate::router::{Counts, Limits, Routes, Service, Settings, Shared, Side};
+use crate::uring::{self, Control, Listener, Waker};
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use shardmap::map::Map;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+/// How long cores may take to finish what they serve when the router stops.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Runs the router until it is asked to stop or a core fails.
+pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), String> {
+    let Some(router) = &config.router else { return Err("this configuration has no [router]".into()) };
+    uring::check().map_err(|e| e.to_string())?;
+    std::fs::create_dir_all(&config.node.data_dir).map_err(|e| format!("{}: {e}", config.node.data_dir.display()))?;
+    runtime()?.block_on(serve(config, router, stop_with_stdin))
+}
+
+#[derive(Clone)]
+struct Shown {
+    zone: String,
+    shared: Arc<Shared>,
+}
+
+async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) -> Result<(), String> {
+    let admin = match router.admin {
+        Some(at) => Some(TcpListener::bind(at).await.map_err(|e| taken("admin", at, &e))?),
+        None => None,
+    };
+    let listeners = listeners(router)?;
+    let kept = Kept::open(config.node.data_dir.join("router.map"))?;
+    let (news, mut newer) = mpsc::unbounded_channel();
+    let first = first_map(config, &kept, news, &mut newer).await?;
+    let settings = Arc::new(settings(config, router, &first)?);
+    let shared = Arc::new(Shared::new(router.cores.len()));
+    let (control, wakers) = uring::control(shared.clone()).map_err(|e| format!("waking the cores: {e}"))?;
+    hand(&control, &first);
+    let (ended, mut end) = mpsc::unbounded_channel();
+    let cores = start_cores(router, &settings, listeners, wakers, &shared, &ended)?;
+    tracing::info!("zone {}: routing on {:?}, map {}", settings.name(settings.zone), router.listen, first.epoch());
+    let shown = Shown { zone: settings.name(settings.zone).to_owned(), shared };
+    if let Some(admin) = admin {
+        tokio::spawn(async move { axum::serve(admin, pages(shown)).await });
+    }
+    let stop = asked_to_stop(stop_with_stdin);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            stopped = &mut stop => {
+                stopped?;
+                control.stop();
+                return drained(cores).await;
+            }
+            Some(why) = end.recv() => return Err(why),
+            Some(news) = newer.recv() => match news {
+                News::Map(map) => hand(&control, &map),
+                News::Reached(_) => {}
+            },
+        }
+    }
+}
+
+fn hand(control: &Control, map: &Arc<Map>) {
+    let routes: Arc<dyn Routes> = map.clone();
+    control.set_map(&routes);
+}
+
+/// One set of listeners for each core, sharing its ports with the others.
+fn listeners(router: &config::Router) -> Result<Vec<Vec<Listener>>, String> {
+    let all = [("listen", &router.listen, Side::Client), ("peer_listen", &router.peer_listen, Side::Peer)];
+    for (key, addresses, _) in &all {
+        for at in *addresses {
+            // A port that cores share could also be shared with a stranger: one plain bind tells whether anyone is there.
+            std::net::TcpListener::bind(at).map_err(|e| taken(key, *at, &e))?;
+        }
+    }
+    let one_core = || {
+        let each = all.iter().flat_map(|(key, addresses, side)| addresses.iter().map(move |at| (key, *at, *side)));
+        each.map(|(key, at, side)| uring::listen(at, side).map_err(|e| taken(key, at, &e))).collect()
+    };
+    router.cores.iter().map(|_| one_core()).collect()
+}
+
+fn start_cores(
+    router: &config::Router,
+    settings: &Arc<Settings>,
+    listeners: Vec<Vec<Listener>>,
+    wakers: Vec<Waker>,
+    shared: &Arc<Shared>,
+    ended: &mpsc::UnboundedSender<String>,
+) -> Result<Vec<JoinHandle<()>>, String> {
+    let mut threads = vec![];
+    for (number, (listeners, waker)) in listeners.into_iter().zip(wakers).enumerate() {
+        let (settings, shared, ended) = (settings.clone(), shared.clone(), ended.clone());
+        let pinned = core_affinity::CoreId { id: router.cores[number] };
+        let body = move || {
+            if !core_affinity::set_for_current(pinned) {
+                tracing::warn!("router core {number} cannot be pinned to core {}: it runs where it may", pinned.id);
+            }
+            if let Err(e) = uring::run(number, settings, listeners, waker, shared) {
+                let _ = ended.send(format!("router core {number}: {e}"));
+            }
+        };
+        let thread = std::thread::Builder::new().name(format!("router-{number}")).spawn(body);
+        threads.push(thread.map_err(|e| format!("router core {number}: {e}"))?);
+    }
+    Ok(threads)
+}
+
+/// Waits until every core has finished what it was serving.
+async fn drained(cores: Vec<JoinHandle<()>>) -> Result<(), String> {
+    let deadline = Instant::now() + DRAIN_MAX;
+    while !cores.iter().all(JoinHandle::is_finished) {
+        if Instant::now() > deadline {
+            return Err(format!("connections were still served {} s after the stop", DRAIN_MAX.as_secs()));
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+async fn first_map(
+    config: &Config,
+    kept: &Kept,
+    news: mpsc::UnboundedSender<News>,
+    newer: &mut mpsc::UnboundedReceiver<News>,
+) -> Result<Arc<Map>, String> {
+    let url = match &config.map {
+        MapSource::File(path) => return maps::from_file(path),
+        MapSource::Gzs(url) => url,
+    };
+    maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await
+}
+
+fn settings(config: &Config, router: &config::Router, map: &Map) -> Result<Settings, String> {
+    let mut peers = vec![];
+    for peer in &config.zones {
+        let Some(at) = peer.router else { continue };
+        let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
+        peers.push((zone, at));
+    }
+    let (limits, default) = (&config.limits, Limits::default());
+    Ok(Settings {
+        zone: config.zone_in(map)?,
+        zone_names: map.zones().iter().map(|z| (z.id, z.name.clone())).collect(),
+        listen: router.listen.clone(),
+        peer_listen: router.peer_listen.clone(),
+        peers,
+        log_ports: config.log.iter().flat_map(|l| 0..l.cores.len()).map(|i| config.port_path(i)).collect(),
+        streams: config.log.as_ref().map_or(1, |l| l.streams),
+        services: config
+            .services
+            .iter()
+            .map(|s| Service { prefix: s.prefix.clone(), endpoints: s.endpoints.clone() })
+            .collect(),
+        limits: Limits {
+            head_bytes_max: limits.head_bytes_max,
+            record_bytes_max: limits.record_bytes_max,
+            connections_max: limits.connections_max,
+            hold_ms_max: limits.hold_ms_max,
+            hold_count_max: limits.hold_count_max,
+            connect_ms: limits.connect_ms_max,
+            answer_ms: limits.answer_ms_max,
+            idle_ms: limits.idle_ms_max,
+            ..default
+        },
+        map_lookup: true,
+    })
+}
+
+fn pages(shown: Shown) -> Router {
+    Router::new()
+        .route("/status", get(async |State(s): State<Shown>| Json(status(&s))))
+        .route("/metrics", get(async |State(s): State<Shown>| metrics(&s.shared)))
+        .route("/healthz", get(async || "ok\n"))
+        .with_state(shown)
+}
+
+fn status(shown: &Shown) -> RouterStatus {
+    let c = shown.shared.total();
+    RouterStatus {
+        zone: shown.zone.clone(),
+        map_epoch: c.map_epoch,
+        in_flight_unsettled: c.in_flight_moving,
+        holding: c.holding,
+        held_ms_max: c.held_ms_max,
+        held: c.held,
+        second_attempts: c.retried_421,
+        requests: c.answered_2xx_3xx + c.answered_4xx + c.answered_5xx,
+        forwarded: c.forwarded,
+    }
+}
+
+fn metrics(shared: &Shared) -> String {
+    let mut page = Page::default();
+    for core in 0..shared.cores() {
+        let (counts, label) = (shared.counts(core), core.to_string());
+        for (name, value) in Counts::NAMES.iter().zip(counts.values()) {
+            page.counter("ezone_router", "What a router core has counted, by name", &[("core", &label), ("what", name)], value);
+        }
+    }
+    page.text()
+}
+
+fn taken(key: &str, at: SocketAddr, e: &std::io::Error) -> String {
+    match e.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("[router] {key} = {at}: another process listens there (`ss -ltnp` names it)")
+        }
+        _ => format!("[router] {key} = {at}: {e}"),
+    }
+}

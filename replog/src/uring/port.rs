@@ -1,0 +1,115 @@
+//! Serves the port: router cores connect to a log core's Unix socket and ask.
+
+use super::core::Core;
+use super::signal::Signal;
+use crate::port::{Answer, Refused, put_answer, take_ask};
+use bytes::BytesMut;
+use futures_lite::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
+use glommio::net::{UnixListener, UnixStream};
+use std::cell::{Cell, RefCell};
+use std::path::Path;
+use std::rc::Rc;
+
+/// Asks of one router core that may be under way; more are refused as busy.
+const UNDER_WAY_MAX: usize = 8192;
+/// Bytes of answers that may wait for one router core; it is not read from while there are more.
+const WAITING_BYTES_MAX: usize = 16 << 20;
+const READ_BYTES: usize = 64 << 10;
+
+/// Listens at `path`; a socket that an earlier process left there is taken away (the data directory's lock is held).
+pub(super) fn bind(path: &Path) -> Result<UnixListener, String> {
+    match std::fs::remove_file(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(format!("{}: {e}", path.display())),
+    }
+    UnixListener::bind(path).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// Accepts router cores for ever.
+pub(super) fn serve(core: Rc<Core>, listener: UnixListener) {
+    glommio::spawn_local(async move {
+        loop {
+            match listener.accept().await {
+                Ok(router) => drop(glommio::spawn_local(connection(core.clone(), router)).detach()),
+                Err(e) => {
+                    tracing::warn!("the port: {e}");
+                    glommio::timer::sleep(std::time::Duration::from_millis(100)).await;
+                }
+            }
+        }
+    })
+    .detach();
+}
+
+/// Answers that wait to be written to one router core.
+#[derive(Default)]
+struct Waiting {
+    bytes: RefCell<BytesMut>,
+    changed: Signal,
+    under_way: Cell<usize>,
+    closed: Cell<bool>,
+}
+
+async fn connection(core: Rc<Core>, router: UnixStream) {
+    let waiting = Rc::new(Waiting::default());
+    let (read, write) = split(router);
+    let writer = glommio::spawn_local(answers(waiting.clone(), write));
+    if let Err(why) = asks(&core, &waiting, read).await {
+        tracing::warn!("the port: {why}; closing the connection");
+    }
+    waiting.closed.set(true);
+    waiting.changed.notify();
+    writer.await;
+}
+
+async fn asks(core: &Rc<Core>, waiting: &Rc<Waiting>, mut read: ReadHalf<UnixStream>) -> Result<(), String> {
+    let (mut buffer, mut part) = (BytesMut::new(), vec![0; READ_BYTES]);
+    loop {
+        let room = || (waiting.closed.get() || waiting.bytes.borrow().len() < WAITING_BYTES_MAX).then_some(());
+        waiting.changed.wait(room).await;
+        let n = read.read(&mut part).await.map_err(|e| e.to_string())?;
+        if n == 0 {
+            return Ok(());
+        }
+        buffer.extend_from_slice(&part[..n]);
+        while let Some((corr, ask)) = take_ask(&mut buffer).map_err(|e| e.to_string())? {
+            if waiting.under_way.get() >= UNDER_WAY_MAX {
+                waiting.put(corr, &Answer::Refused(Refused::Busy));
+                continue;
+            }
+            waiting.under_way.set(waiting.under_way.get() + 1);
+            let (core, waiting) = (core.clone(), waiting.clone());
+            glommio::spawn_local(async move {
+                let answer = core.answer(ask).await;
+                waiting.under_way.set(waiting.under_way.get() - 1);
+                waiting.put(corr, &answer);
+            })
+            .detach();
+        }
+    }
+}
+
+impl Waiting {
+    fn put(&self, corr: u64, answer: &Answer) {
+        put_answer(&mut self.bytes.borrow_mut(), corr, answer);
+        self.changed.notify();
+    }
+}
+
+/// Writes whatever waits, all in one go, until the connection is closed.
+async fn answers(waiting: Rc<Waiting>, mut write: WriteHalf<UnixStream>) {
+    loop {
+        let some = || (waiting.closed.get() || !waiting.bytes.borrow().is_empty()).then_some(());
+        waiting.changed.wait(some).await;
+        if waiting.closed.get() {
+            return;
+        }
+        let bytes = waiting.bytes.take();
+        if write.write_all(&bytes).await.is_err() {
+            waiting.closed.set(true); // the reader sees the same end
+            return;
+        }
+        waiting.changed.notify();
+    }
+}

@@ -8,6 +8,8 @@ pub mod open;
 pub mod port;
 pub mod record;
 pub mod segment;
+#[cfg(feature = "uring")]
+pub mod uring;
 pub mod version;
 
 pub use batch::Batch;

@@ -33,6 +33,8 @@ pub const FULL_RETRY_NS: u64 = 1_000_000_000;
 pub const FLIGHT_MAX: usize = 8;
 /// Bytes appended and not yet durable; beyond it an append is told `Busy`.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Durable batches kept in memory, so that a link and the applier read the end of the log without the disk.
+pub const RECENT_BYTES: usize = 8 * 1024 * 1024;
 /// A segment file.
 pub const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// The smallest segment: its header, a block, its footer. A batch that is longer gets a segment that is longer.

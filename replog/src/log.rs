@@ -472,6 +472,10 @@ impl Log {
     pub fn is_stopped(&self) -> bool {
         self.phase == Phase::Stopped
     }
+    /// Is a reserve segment being made?
+    pub fn is_reserving(&self) -> bool {
+        self.reserve == Reserve::Making
+    }
     /// Is there no room for another segment?
     pub fn is_full(&self) -> bool {
         matches!(self.phase, Phase::Full(_))

@@ -5,6 +5,7 @@ pub mod hlc;
 pub mod limits;
 pub mod log;
 pub mod open;
+pub mod order;
 pub mod port;
 pub mod record;
 pub mod segment;

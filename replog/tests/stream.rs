@@ -158,6 +158,18 @@ fn a_directory_in_use_is_refused() {
 }
 
 #[test]
+fn a_segment_length_that_cannot_be_is_refused() {
+    let temp = Temp::new("length");
+    let dir = temp.0.clone();
+    run(move || async move {
+        for segment_bytes in [0, 4096, 100_000, 1 << 40] {
+            let opened = StreamLog::open(&dir, Options { segment_bytes, ..OPTIONS }).await;
+            assert!(matches!(opened, Err(Error::SegmentBytes(_))), "{segment_bytes}");
+        }
+    });
+}
+
+#[test]
 fn a_damaged_record_is_refused_with_its_place_and_nothing_is_changed() {
     let temp = Temp::new("corrupt");
     let dir = temp.0.clone();

@@ -9,14 +9,15 @@ pub mod link;
 pub mod log;
 pub mod mint;
 pub mod open;
+pub mod order;
 pub mod owners;
 pub mod port;
 pub mod record;
 pub mod segment;
 pub mod store;
-pub mod version;
 #[cfg(feature = "uring")]
 pub mod uring;
+pub mod version;
 
 pub use batch::Batch;
 pub use hlc::Hlc;

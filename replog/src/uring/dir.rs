@@ -1,10 +1,11 @@
 //! A stream's directory through plain blocking calls: what happens once, at open, and what tools read.
 
+use crate::limits::BLOCK;
 use crate::open::{Storage, Torn};
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 /// Reads a stream's directory.
@@ -57,15 +58,25 @@ impl Storage for Dir {
 pub fn lock(path: &Path) -> io::Result<Option<File>> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join("LOCK"))?;
     match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
+        Ok(()) => {
+            // A whole block, on the device: `StreamLog::open` probes with it what the device can do.
+            let mut text = format!("process {}", std::process::id()).into_bytes();
+            text.resize(BLOCK, b'\n');
+            file.write_all_at(&text, 0)?;
+            file.sync_all()?;
+            Ok(Some(file))
+        }
         Err(TryLockError::WouldBlock) => Ok(None),
         Err(TryLockError::Error(e)) => Err(e),
     }
 }
 
-/// Is a writer at work on this directory? Takes no lock that a writer could trip over for longer than this call.
+/// Is a writer at work on this directory? Asks the kernel's list, so that it never stands in a writer's way.
 pub fn is_live(path: &Path) -> bool {
-    File::open(path.join("LOCK")).is_ok_and(|f| matches!(f.try_lock_shared(), Err(TryLockError::WouldBlock)))
+    let Ok(meta) = std::fs::metadata(path.join("LOCK")) else { return false };
+    let inode = format!(":{}", meta.ino());
+    let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks.lines().any(|l| l.contains("FLOCK") && l.split_whitespace().any(|word| word.ends_with(&inode)))
 }
 
 /// Makes durable what is about to be read as durable: a killed writer may have left it in the device's cache. Removes what a

@@ -1,8 +1,10 @@
 //! The index agrees with walking every edge, everywhere that matters; and, off the borders, with the `geo` crate.
 #![cfg(feature = "text")]
 
+use geo::{Contains, Coord, LineString, MultiPolygon, Polygon};
 use shardmap::fence::{Fence, Fences, How};
 use shardmap::map::Map;
+use shardmap::metric;
 
 use shardmap::point::Point;
 use std::sync::LazyLock;
@@ -97,4 +99,39 @@ fn bounds(fence: &Fence) -> [i32; 4] {
         points().map(lat).min().unwrap(),
         points().map(lat).max().unwrap(),
     ]
+}
+
+/// `geo` computes in floats and calls no border point inside, so points within 5 cm of a border are left out.
+#[test]
+fn off_the_borders_the_geo_crate_agrees() {
+    let shapes: Vec<MultiPolygon> = MAP.fences().list().iter().map(shape).collect();
+    let mut random = Random(3);
+    let some = (0..5_000).map(|_| {
+        Point::new(random.between(730_000_000, 1_355_000_000), random.between(175_000_000, 540_000_000)).unwrap()
+    });
+    let mut asked = 0;
+    for p in places().into_iter().chain(some) {
+        let cos = metric::cos_q30(p.lat_e7);
+        let at = Coord { x: f64::from(p.lng_e7) / 1e7, y: f64::from(p.lat_e7) / 1e7 };
+        let theirs = shapes.iter().position(|shape| shape.contains(&at));
+        let ours = MAP.fences().locate(p).filter(|(_, how)| *how == How::Inside);
+        let theirs = theirs.map(|n| MAP.fences().list()[n].name.as_str());
+        if ours.map(|(fence, _)| fence.name.as_str()) != theirs {
+            let border = MAP.fences().list().iter().flat_map(Fence::edges).map(|e| metric::distance2(p, &e, cos)).min();
+            assert!(border.unwrap() <= 25, "at {p}: geo says {theirs:?}");
+        }
+        asked += 1;
+    }
+    assert_eq!(asked, 19_789);
+}
+
+/// A ring that begins inside another ring of its fence is its hole.
+fn shape(fence: &Fence) -> MultiPolygon {
+    let coord = |p: &Point| Coord { x: f64::from(p.lng_e7) / 1e7, y: f64::from(p.lat_e7) / 1e7 };
+    let lines: Vec<LineString> = fence.rings.iter().map(|r| LineString::from_iter(r.iter().map(coord))).collect();
+    let alone = |n: usize| Polygon::new(lines[n].clone(), vec![]);
+    let outer_of = |n: usize| (0..lines.len()).find(|m| *m != n && alone(*m).contains(&lines[n].0[0]));
+    let outers: Vec<Option<usize>> = (0..lines.len()).map(outer_of).collect();
+    let holes = |n: usize| (0..lines.len()).filter(|m| outers[*m] == Some(n)).map(|m| lines[m].clone()).collect();
+    (0..lines.len()).filter(|n| outers[*n].is_none()).map(|n| Polygon::new(lines[n].clone(), holes(n))).collect()
 }

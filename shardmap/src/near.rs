@@ -95,7 +95,7 @@ impl Near {
         let cos_max = if south <= 0 && south + side >= 0 { 1 << 30 } else { a.max(b) };
         // Half the diagonal, and a few units for what the whole-number distances round away.
         let reach = |cos: i64| {
-            let x = (half + 1) * cos >> 30;
+            let x = ((half + 1) * cos) >> 30;
             (x.unsigned_abs().pow(2) + (half + 1).unsigned_abs().pow(2)).isqrt() + 16
         };
         let (reach_min, reach_max) = (reach(cos_min), reach(cos_max));

@@ -76,6 +76,8 @@ fn usage(what: &str) -> ExitCode {
     ExitCode::from(2)
 }
 
+type Judged = Result<(Map, Vec<Note>), Vec<Problem>>;
+
 enum Fault {
     Input(String),
     Io(io::Error),
@@ -88,7 +90,7 @@ impl From<io::Error> for Fault {
 }
 
 /// A map and what is worth knowing of it, or what is wrong with it; `Err`: there is nothing to read.
-fn read(path: &Path) -> Result<Result<(Map, Vec<Note>), Vec<Problem>>, Fault> {
+fn read(path: &Path) -> Result<Judged, Fault> {
     let bytes = read_bounded(path).map_err(|e| Fault::Input(format!("{}: {e}", path.display())))?;
     let named = |problems: Vec<Problem>| problems.into_iter().map(|p| p.in_file(&path.display().to_string())).collect();
     if bytes.starts_with(MAGIC) {

@@ -114,19 +114,17 @@ impl Peer {
 }
 
 impl Area {
-    /// Rings lie one in another or apart: one inside another ring is its hole.
+    /// Rings lie one in another or apart: one inside another is its hole, and one inside a hole an island again.
     fn new(index: usize, fence: &Fence) -> Area {
         let line = |ring: &Vec<Point>| LineString::from_iter(ring.iter().map(|p| degrees(*p)));
         let all: Vec<LineString<f64>> = fence.rings.iter().map(line).collect();
-        let outer_of = |n: usize| {
-            all.iter()
-                .enumerate()
-                .position(|(m, ring)| m != n && Polygon::new(ring.clone(), vec![]).contains(&all[n].0[0]))
-        };
-        let outers: Vec<Option<usize>> = (0..all.len()).map(outer_of).collect();
-        let holes =
-            |n: usize| all.iter().zip(&outers).filter(|(_, o)| **o == Some(n)).map(|(r, _)| r.clone()).collect();
-        let polygons = (0..all.len()).filter(|n| outers[*n].is_none()).map(|n| Polygon::new(all[n].clone(), holes(n)));
+        let alone = |n: usize| Polygon::new(all[n].clone(), vec![]);
+        let around = |n: usize| (0..all.len()).filter(|m| *m != n && alone(*m).contains(&all[n].0[0])).collect();
+        let around: Vec<Vec<usize>> = (0..all.len()).map(around).collect();
+        let is_hole = |n: usize, of: usize| around[n].contains(&of) && around[n].len() == around[of].len() + 1;
+        let holes = |of: usize| (0..all.len()).filter(|n| is_hole(*n, of)).map(|n| all[n].clone()).collect();
+        let outer = (0..all.len()).filter(|n| around[*n].len().is_multiple_of(2));
+        let polygons = outer.map(|n| Polygon::new(all[n].clone(), holes(n)));
         let shape = MultiPolygon::from_iter(polygons);
         let corners: Vec<[f64; 2]> = fence.rings.iter().flatten().map(|p| degrees(*p)).map(|c| [c.x, c.y]).collect();
         Area { index, shape, bounds: AABB::from_points(&corners) }

@@ -125,13 +125,15 @@ fn off_the_borders_the_geo_crate_agrees() {
     assert_eq!(asked, 19_789);
 }
 
-/// A ring that begins inside another ring of its fence is its hole.
+/// A ring inside another is its hole, and one inside a hole an island again.
 fn shape(fence: &Fence) -> MultiPolygon {
     let coord = |p: &Point| Coord { x: f64::from(p.lng_e7) / 1e7, y: f64::from(p.lat_e7) / 1e7 };
     let lines: Vec<LineString> = fence.rings.iter().map(|r| LineString::from_iter(r.iter().map(coord))).collect();
     let alone = |n: usize| Polygon::new(lines[n].clone(), vec![]);
-    let outer_of = |n: usize| (0..lines.len()).find(|m| *m != n && alone(*m).contains(&lines[n].0[0]));
-    let outers: Vec<Option<usize>> = (0..lines.len()).map(outer_of).collect();
-    let holes = |n: usize| (0..lines.len()).filter(|m| outers[*m] == Some(n)).map(|m| lines[m].clone()).collect();
-    (0..lines.len()).filter(|n| outers[*n].is_none()).map(|n| Polygon::new(lines[n].clone(), holes(n))).collect()
+    let around = |n: usize| (0..lines.len()).filter(|m| *m != n && alone(*m).contains(&lines[n].0[0])).collect();
+    let around: Vec<Vec<usize>> = (0..lines.len()).map(around).collect();
+    let is_hole = |n: usize, of: usize| around[n].contains(&of) && around[n].len() == around[of].len() + 1;
+    let holes = |of: usize| (0..lines.len()).filter(|n| is_hole(*n, of)).map(|n| lines[n].clone()).collect();
+    let outer = (0..lines.len()).filter(|n| around[*n].len().is_multiple_of(2));
+    outer.map(|n| Polygon::new(lines[n].clone(), holes(n))).collect()
 }

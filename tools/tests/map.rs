@@ -50,7 +50,7 @@ fn wrong_input_is_exit_2_and_a_faulty_map_is_exit_1_of_check() {
     let (code, _, err) = ezctl(&["map", "check", "--map", "no-such-file"], "");
     assert!(code == 2 && err.contains("no-such-file"), "{code} {err}");
     let (code, out, _) = ezctl(&["map", "check", "--map", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")], "");
-    assert!(code == 1 && out.contains("Cargo.toml:1: "), "{code} {out}");
+    assert!(code == 1 && out.contains("Cargo.toml:"), "{code} {out}");
 }
 
 #[test]

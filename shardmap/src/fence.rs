@@ -5,6 +5,8 @@
 //! to exactly one of them. Where fences overlap, the first in order has the point. Whole numbers throughout, so every
 //! machine gives the same answer.
 
+use crate::grid::Grid;
+use crate::metric;
 use crate::point::Point;
 use crate::problem::Problem;
 use crate::types::Shard;
@@ -115,6 +117,7 @@ impl How {
 #[derive(Debug)]
 pub struct Fences {
     list: Vec<Fence>,
+    grid: Grid,
     near_m: u32,
     sliver_m: u32,
 }
@@ -130,7 +133,11 @@ impl Fences {
         bound("points", points, limits::POINTS_MAX)?;
         bound("metres for near_m", near_m as usize, limits::NEAR_M_MAX as usize)?;
         bound("metres for sliver_m", sliver_m as usize, limits::SLIVER_M_MAX as usize)?;
-        Ok(Fences { list, near_m, sliver_m })
+        if let Some(fence) = list.iter().find(|f| f.name.len() > limits::NAME_BYTES_MAX) {
+            bound("bytes of a fence's name", fence.name.len(), limits::NAME_BYTES_MAX)?;
+        }
+        let grid = Grid::new(&list, metric::units(near_m))?;
+        Ok(Fences { list, grid, near_m, sliver_m })
     }
 
     /// In the order that settles overlaps.
@@ -150,6 +157,17 @@ impl Fences {
 
     /// The fence of a point: the one it is in, or the nearest.
     pub fn locate(&self, p: Point) -> Option<(&Fence, How)> {
-        self.list.iter().find(|f| f.contains(p)).map(|f| (f, How::Inside))
+        self.grid.locate(p).map(|(fence, how)| (&self.list[fence], how))
+    }
+
+    /// As [`Fences::locate`], by asking every edge of every fence: what the index must agree with.
+    pub fn locate_by_walking(&self, p: Point) -> Option<(&Fence, How)> {
+        if let Some(fence) = self.list.iter().find(|f| f.contains(p)) {
+            return Some((fence, How::Inside));
+        }
+        let (cos, limit) = (metric::cos_q30(p.lat_e7), metric::units(self.near_m));
+        let nearest = self.list.iter().flat_map(|f| f.edges().map(move |e| (metric::distance2(p, &e, cos), f)));
+        let (d2, fence) = nearest.min_by_key(|(d2, _)| *d2)?;
+        (limit > 0 && d2 <= limit * limit).then_some((fence, How::Near))
     }
 }

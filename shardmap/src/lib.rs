@@ -7,17 +7,22 @@ pub mod fence;
 pub mod gcj02;
 #[cfg(feature = "text")]
 pub mod geojson;
+pub mod grid;
 pub mod id;
 pub mod map;
+pub mod metric;
+mod near;
 pub mod ownership;
 pub mod point;
 pub mod problem;
+pub mod step;
 pub mod tag;
 #[cfg(feature = "text")]
 mod text;
 pub mod types;
 
 #[cfg(test)]
+#[allow(dead_code)] // shared with the tests in `tests/`
 mod random;
 mod wire;
 

@@ -1,0 +1,139 @@
+//! The index agrees with walking every edge, everywhere that matters; and, off the borders, with the `geo` crate.
+#![cfg(feature = "text")]
+
+use geo::{Contains, Coord, LineString, MultiPolygon, Polygon};
+use shardmap::fence::{Fence, Fences, How};
+use shardmap::map::Map;
+use shardmap::metric;
+
+use shardmap::point::Point;
+use std::sync::LazyLock;
+
+#[path = "../src/random.rs"]
+mod random;
+use random::Random;
+
+const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/");
+
+static MAP: LazyLock<Map> = LazyLock::new(|| {
+    let load = |name: &str| std::fs::read_to_string(format!("{DATA}{name}")).map_err(|e| e.to_string());
+    Map::from_toml(&load("china.toml").unwrap(), load).unwrap().0
+});
+
+fn places() -> Vec<Point> {
+    let text = std::fs::read_to_string(format!("{DATA}china-places.csv")).unwrap();
+    let place = |line: &str| {
+        let mut columns = line.rsplit(',');
+        let (lng, lat) = (columns.nth(1)?, columns.next()?);
+        Point::parse(&format!("{lng},{lat}"))
+    };
+    text.lines().skip(1).map(|line| place(line).unwrap_or_else(|| panic!("{line}"))).collect()
+}
+
+fn name(found: Option<(&Fence, How)>) -> (&str, How) {
+    found.map_or(("-", How::None), |(fence, how)| (&fence.name, how))
+}
+
+fn check(fences: &Fences, p: Point) {
+    assert_eq!(name(fences.locate(p)), name(fences.locate_by_walking(p)), "at {p}");
+}
+
+fn around(p: Point) -> impl Iterator<Item = Point> {
+    (-1..=1).flat_map(move |x| (-1..=1).filter_map(move |y| Point::new(p.lng_e7 + x, p.lat_e7 + y)))
+}
+
+#[test]
+fn every_place_is_where_walking_finds_it() {
+    let all = places();
+    assert_eq!(all.len(), 14_789);
+    all.iter().for_each(|p| check(MAP.fences(), *p));
+}
+
+#[test]
+fn every_vertex_and_the_points_beside_it_are_where_walking_finds_them() {
+    for vertex in MAP.fences().list().iter().flat_map(|f| &f.rings).flatten() {
+        around(*vertex).for_each(|p| check(MAP.fences(), p));
+    }
+}
+
+#[test]
+fn points_on_edges_and_beside_them_are_where_walking_finds_them() {
+    for (a, b) in MAP.fences().list().iter().flat_map(Fence::sides) {
+        let middle = Point {
+            lng_e7: ((i64::from(a.lng_e7) + i64::from(b.lng_e7)) / 2) as i32,
+            lat_e7: ((i64::from(a.lat_e7) + i64::from(b.lat_e7)) / 2) as i32,
+        };
+        around(middle).for_each(|p| check(MAP.fences(), p));
+    }
+}
+
+/// Walking all edges a million times takes minutes: each fence is asked only from within the box around it, and how near
+/// the nearest is only for one point in 16.
+#[test]
+fn a_million_random_points_are_where_walking_finds_them() {
+    let boxes: Vec<[i32; 4]> = MAP.fences().list().iter().map(bounds).collect();
+    let fence_of = |p: Point| {
+        let boxed = |b: &[i32; 4]| (b[0]..=b[1]).contains(&p.lng_e7) && (b[2]..=b[3]).contains(&p.lat_e7);
+        let mut list = MAP.fences().list().iter().zip(&boxes);
+        list.find(|(fence, b)| boxed(b) && fence.contains(p)).map(|(fence, _)| fence.name.as_str())
+    };
+    for seed in 0..1_000_000 {
+        let mut random = Random(seed);
+        let p =
+            Point::new(random.between(730_000_000, 1_355_000_000), random.between(175_000_000, 540_000_000)).unwrap();
+        let found = MAP.fences().locate(p);
+        let inside = found.filter(|(_, how)| *how == How::Inside).map(|(fence, _)| fence.name.as_str());
+        assert_eq!(inside, fence_of(p), "SEED={seed} at {p}");
+        if inside.is_none() && seed % 16 == 0 {
+            check(MAP.fences(), p);
+        }
+    }
+}
+
+fn bounds(fence: &Fence) -> [i32; 4] {
+    let points = || fence.rings.iter().flatten();
+    let (lng, lat) = (|p: &Point| p.lng_e7, |p: &Point| p.lat_e7);
+    [
+        points().map(lng).min().unwrap(),
+        points().map(lng).max().unwrap(),
+        points().map(lat).min().unwrap(),
+        points().map(lat).max().unwrap(),
+    ]
+}
+
+/// `geo` computes in floats and calls no border point inside, so points within 5 cm of a border are left out.
+#[test]
+fn off_the_borders_the_geo_crate_agrees() {
+    let shapes: Vec<MultiPolygon> = MAP.fences().list().iter().map(shape).collect();
+    let mut random = Random(3);
+    let some = (0..5_000).map(|_| {
+        Point::new(random.between(730_000_000, 1_355_000_000), random.between(175_000_000, 540_000_000)).unwrap()
+    });
+    let mut asked = 0;
+    for p in places().into_iter().chain(some) {
+        let cos = metric::cos_q30(p.lat_e7);
+        let at = Coord { x: f64::from(p.lng_e7) / 1e7, y: f64::from(p.lat_e7) / 1e7 };
+        let theirs = shapes.iter().position(|shape| shape.contains(&at));
+        let ours = MAP.fences().locate(p).filter(|(_, how)| *how == How::Inside);
+        let theirs = theirs.map(|n| MAP.fences().list()[n].name.as_str());
+        if ours.map(|(fence, _)| fence.name.as_str()) != theirs {
+            let border = MAP.fences().list().iter().flat_map(Fence::edges).map(|e| metric::distance2(p, &e, cos)).min();
+            assert!(border.unwrap() <= 25, "at {p}: geo says {theirs:?}");
+        }
+        asked += 1;
+    }
+    assert_eq!(asked, 19_789);
+}
+
+/// A ring inside another is its hole, and one inside a hole an island again.
+fn shape(fence: &Fence) -> MultiPolygon {
+    let coord = |p: &Point| Coord { x: f64::from(p.lng_e7) / 1e7, y: f64::from(p.lat_e7) / 1e7 };
+    let lines: Vec<LineString> = fence.rings.iter().map(|r| LineString::from_iter(r.iter().map(coord))).collect();
+    let alone = |n: usize| Polygon::new(lines[n].clone(), vec![]);
+    let around = |n: usize| (0..lines.len()).filter(|m| *m != n && alone(*m).contains(&lines[n].0[0])).collect();
+    let around: Vec<Vec<usize>> = (0..lines.len()).map(around).collect();
+    let is_hole = |n: usize, of: usize| around[n].contains(&of) && around[n].len() == around[of].len() + 1;
+    let holes = |of: usize| (0..lines.len()).filter(|n| is_hole(*n, of)).map(|n| lines[n].clone()).collect();
+    let outer = (0..lines.len()).filter(|n| around[*n].len().is_multiple_of(2));
+    outer.map(|n| Polygon::new(lines[n].clone(), holes(n))).collect()
+}

@@ -1,0 +1,185 @@
+//! Routing, the chain of maps, and their bytes.
+
+use shardmap::fence::{Fence, Fences};
+use shardmap::id::Id;
+use shardmap::map::{By, Exceptions, Map, Parts, Refused, ZoneInfo};
+use shardmap::ownership::History;
+use shardmap::point::Point;
+use shardmap::step::IllegalStep;
+use shardmap::tag::Tag;
+use shardmap::{MapEpoch, Shard, Zone};
+use std::sync::Arc;
+
+#[path = "../src/random.rs"]
+#[allow(dead_code)]
+mod random;
+use random::Random;
+
+const NOW_MS: u64 = 1_780_000_000_000;
+
+fn parts() -> Parts {
+    let ring = |w: i32, e: i32| {
+        let p = |x, y| Point { lng_e7: x * 10_000_000, lat_e7: y * 10_000_000 };
+        vec![p(w, 0), p(e, 0), p(e, 1), p(w, 1)]
+    };
+    let fence = |name: &str, shard, w, e| Fence { name: name.into(), shard: Shard(shard), rings: vec![ring(w, e)] };
+    let fences = Fences::new(vec![fence("A", 1, 0, 1), fence("B", 2, 1, 2)], 10_000, 20).unwrap();
+    let zone = |id, name: &str| ZoneInfo { id: Zone(id), name: name.into() };
+    let histories = [(1, 0), (2, 1), (3, 0)].map(|(s, z)| (Shard(s), History::new(Zone(z), MapEpoch(1))));
+    Parts {
+        epoch: MapEpoch(1),
+        previous: [0; 32],
+        default: Some(Shard(3)),
+        zones: vec![zone(0, "bj"), zone(1, "sh")],
+        histories: histories.into(),
+        exceptions: Exceptions { orders: vec![(77, Shard(1))], shops: vec![(156_427_001, Shard(2))] },
+        fences: Arc::new(fences),
+    }
+}
+
+fn map() -> Map {
+    Map::from_parts(parts()).unwrap()
+}
+
+fn check(tag: &str, trusted: bool, expected: (u16, By)) {
+    let route = map().route(&Tag::parse(tag.as_bytes()), trusted, NOW_MS).unwrap();
+    assert_eq!((route.shard.0, route.by), expected, "{tag}");
+}
+
+fn ours(ms: u64, shard: u16, zone: u8) -> u64 {
+    Id::new(ms, Shard(shard), Zone(zone), 9).unwrap().0
+}
+
+/// PITFALLS: location must never override an order; a forged `shardid` must not get past.
+#[test]
+fn a_location_never_overrides_an_order_and_a_forged_shardid_does_not_count() {
+    let order = ours(NOW_MS, 2, 0);
+    check(&format!("loc=0.5,0.5;eosid={order}"), false, (2, By::Order));
+    check(&format!("shardid=3;loc=0.5,0.5;eosid={order};shopid=156427001"), true, (3, By::ShardId));
+    check(&format!("shardid=3;loc=0.5,0.5;eosid={order}"), false, (2, By::Order));
+    check("shardid=900;loc=0.5,0.5", true, (1, By::Inside));
+}
+
+#[test]
+fn shop_then_location_then_default_decide() {
+    check("shopid=156427001;loc=0.5,0.5", false, (2, By::Shop));
+    check("shopid=156427002;loc=0.5,0.5", false, (1, By::Inside));
+    check("eosid=77;loc=1.5,0.5", false, (1, By::Order));
+    check("loc=1.5,1.01", false, (2, By::Near));
+    check("loc=50,50", false, (3, By::Default));
+    check("", false, (3, By::Default));
+    check("shopid=x;loc=,;eosid", false, (3, By::Default));
+}
+
+/// PITFALLS: an id tells who issued it, not who owns it now.
+#[test]
+fn an_id_gives_its_shard_whoever_issued_it_and_only_if_it_can_be_ours() {
+    check(&format!("eosid={};loc=0.5,0.5", ours(NOW_MS, 2, 0)), false, (2, By::Order));
+    check(&format!("eosid={};loc=0.5,0.5", ours(NOW_MS + 2 * 86_400_000, 2, 0)), false, (1, By::Inside));
+    check(&format!("eosid={};loc=0.5,0.5", ours(NOW_MS, 2, 5)), false, (1, By::Inside));
+    check(&format!("eosid={};loc=0.5,0.5", ours(NOW_MS, 900, 0)), false, (1, By::Inside));
+}
+
+#[test]
+fn a_map_without_default_has_no_route_for_what_says_nothing() {
+    let map = Map::from_parts(Parts { default: None, ..parts() }).unwrap();
+    assert_eq!(map.route(&Tag::parse(b"shopid=5"), false, NOW_MS), None);
+}
+
+#[test]
+fn a_move_is_a_chain_of_legal_maps_that_survive_their_bytes() {
+    let first = map();
+    let moving = first.history(Shard(1)).unwrap().begin_move(Zone(1), MapEpoch(2)).unwrap();
+    let second = first.with_entries(vec![(Shard(1), moving)]).unwrap();
+    assert_eq!((second.epoch(), second.previous()), (MapEpoch(2), first.digest()));
+    assert_eq!(first.may_become(&second), Ok(()));
+    assert!(second.may_become(&first).is_err());
+    let applied = [(Zone(0), 40)].into_iter().collect();
+    let done = second.history(Shard(1)).unwrap().commit_move(40, &applied, MapEpoch(3)).unwrap();
+    let third = second.with_entries(vec![(Shard(1), done)]).unwrap();
+    assert_eq!(third.owner(Shard(1)), Some(Zone(1)));
+    let changes: Vec<String> = first.diff(&third).iter().map(ToString::to_string).collect();
+    assert_eq!(changes, ["epoch: 1 -> 3", "shard 1: bj since 1 -> sh since 3"]);
+    assert!(first.may_become(&third).unwrap_err().contains(&IllegalStep::Predecessor));
+    for map in [&first, &second, &third] {
+        let back = Map::decode(&map.encode()).unwrap();
+        assert_eq!((back.digest(), back.encode()), (map.digest(), map.encode()));
+        assert_eq!(Map::decode_after(&map.encode_without_fences(), &first).unwrap().encode(), map.encode());
+        assert!(Map::decode(&map.encode_without_fences()).is_err());
+    }
+}
+
+#[test]
+fn a_successor_with_a_wrong_entry_is_refused() {
+    let first = map();
+    let history = first.history(Shard(1)).unwrap();
+    let at = |epoch| history.begin_move(Zone(1), MapEpoch(epoch)).unwrap();
+    let refused = |entries| first.with_entries(entries).unwrap_err();
+    assert!(matches!(refused(vec![]), Refused::Entries(_)));
+    assert!(matches!(refused(vec![(Shard(1), at(3))]), Refused::Epoch { .. }));
+    assert_eq!(refused(vec![(Shard(9), at(2))]), Refused::UnknownShard(Shard(9)));
+    assert!(matches!(refused(vec![(Shard(1), at(2)), (Shard(1), at(2))]), Refused::Entries(_)));
+    let nowhere = history.begin_move(Zone(5), MapEpoch(2)).unwrap();
+    assert_eq!(refused(vec![(Shard(1), nowhere)]), Refused::UnknownZone(Zone(5)));
+}
+
+/// PITFALLS: a fence edit moves people between shards: it is a shard move, not a file edit.
+#[test]
+fn an_edit_of_fences_or_of_a_placed_id_is_no_legal_step() {
+    let first = map();
+    let edited = |edit: fn(&mut Parts)| {
+        let mut parts = Parts { epoch: MapEpoch(2), previous: first.digest(), ..parts() };
+        edit(&mut parts);
+        first.may_become(&Map::from_parts(parts).unwrap())
+    };
+    assert_eq!(edited(|_| ()), Ok(()));
+    assert_eq!(edited(|p| p.fences = Arc::new(Fences::new(vec![], 0, 20).unwrap())), Err(vec![IllegalStep::Fences]));
+    assert_eq!(edited(|p| p.exceptions.shops.clear()), Err(vec![IllegalStep::Placed]));
+    assert_eq!(edited(|p| p.exceptions.shops.push((5, Shard(1)))), Ok(()));
+    assert_eq!(edited(|p| p.default = None), Err(vec![IllegalStep::Placed]));
+    assert_eq!(edited(|p| p.zones[1].name = "gz".into()), Err(vec![IllegalStep::Zone(1)]));
+}
+
+/// Frozen: a change of the format must show here.
+#[test]
+fn the_bytes_of_a_map_are_frozen() {
+    let bytes = map().encode();
+    assert_eq!(&bytes[..8], b"EZMAP\0\x01\0");
+    assert_eq!((bytes.len(), &blake3_hex(&bytes)[..16]), (GOLDEN_LEN, GOLDEN_HASH));
+}
+
+const GOLDEN_LEN: usize = 379;
+const GOLDEN_HASH: &str = "df5d92c561846012";
+
+fn blake3_hex(bytes: &[u8]) -> String {
+    blake3::hash(bytes).to_hex().to_string()
+}
+
+/// The digests are made right again, so that the damage gets past them.
+#[test]
+fn hostile_bytes_never_panic_and_every_plain_damage_is_noticed() {
+    let good = map().encode();
+    let head_len = u32::from_le_bytes(good[40..44].try_into().unwrap()) as usize;
+    let fences_at = 44 + head_len + 5;
+    for seed in 0..2_000 {
+        let mut random = Random(seed);
+        let mut bad = good.clone();
+        for _ in 0..=random.below(3) {
+            let at = random.below(bad.len() as u64) as usize;
+            bad[at] = random.next() as u8;
+        }
+        assert!(bad == good || Map::decode(&bad).is_err(), "SEED={seed}");
+        let fences = *blake3::hash(&bad[fences_at..]).as_bytes();
+        bad[44 + 40..44 + 72].copy_from_slice(&fences);
+        let head = *blake3::hash(&bad[44..44 + head_len]).as_bytes();
+        bad[8..40].copy_from_slice(&head);
+        if let Ok(map) = Map::decode(&bad) {
+            map.locate(Point { lng_e7: 5_000_000, lat_e7: 5_000_000 });
+            assert_eq!(Map::decode(&map.encode()).unwrap().digest(), map.digest(), "SEED={seed}");
+        }
+        let cut = random.below(good.len() as u64) as usize;
+        assert!(Map::decode(&good[..cut]).is_err(), "SEED={seed}");
+        let noise: Vec<u8> = (0..random.below(200)).map(|_| random.next() as u8).collect();
+        assert!(Map::decode(&noise).is_err(), "SEED={seed}");
+    }
+}

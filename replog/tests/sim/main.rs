@@ -9,7 +9,7 @@ mod zone;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use world::{Broken, Fail, World};
 
-const STEPS: u64 = 700;
+const STEPS: u64 = 1500;
 
 fn run(seed: u64, zones: usize, losses: bool, broken: Broken) -> Result<World, Fail> {
     let mut world = World::new(seed, zones, losses, broken);
@@ -43,7 +43,7 @@ fn hold(zones: usize, losses: bool, seeds: u64) {
 
 fn caught(broken: Broken, zones: usize, expected: &[&str]) {
     let found = (0..1500).find_map(|seed| {
-        let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, zones, true, broken)));
+        let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, zones, seed % 2 == 0, broken)));
         outcome.ok()?.err().map(|Fail(why)| (seed, why))
     });
     let (seed, why) = found.unwrap_or_else(|| panic!("{broken:?} is not found by any seed"));

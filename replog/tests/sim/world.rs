@@ -130,7 +130,7 @@ impl World {
             13..=16 => self.flush(z, other),
             17..=21 => self.apply(z, other)?,
             22..=27 => self.link(z, other)?,
-            28 if self.rng.one_in(3) => self.disturb(z, other),
+            28 if self.rng.one_in(2) => self.disturb(z, other),
             29..=31 => self.give_map(z)?,
             32 if self.rng.one_in(4) => self.crash(z),
             33 if self.nodes[z].live.is_none() => self.start(z),
@@ -192,8 +192,9 @@ impl World {
         let shard = Shard(self.rng.below(self.shards.into()) as u16);
         let key = Bytes::from(format!("{shard}/{}", self.rng.below(2)));
         let token = self.truth.next_token();
-        // A router may know any map.
-        let map_epoch = MapEpoch(self.rng.below(self.newest().epoch.0) + 1);
+        // A router may know any map, older than the log's or newer.
+        let newest = self.newest().epoch;
+        let map_epoch = if self.rng.one_in(4) { newest } else { MapEpoch(1) };
         let (table, value) = (Bytes::from_static(b"t"), Some(Bytes::copy_from_slice(&token.to_le_bytes())));
         let ask = Write { shard, map_epoch, table, key: Some(key.clone()), value };
         let known = self.truth.known(&self.nodes[z], &key);
@@ -306,15 +307,16 @@ impl World {
     /// A cut, a partition that begins or ends, of a link or of the way to the GZS.
     fn disturb(&mut self, z: usize, other: usize) {
         let (at, back) = (z * self.zones + other, other * self.zones + z);
-        match self.rng.below(4) {
+        match self.rng.below(8) {
             0 => self.cut(z, other),
             1 => {
                 self.cut(z, other);
                 self.cut(other, z);
                 (self.conns[at].barred, self.conns[back].barred) = (true, true);
             }
-            2 => (self.conns[at].barred, self.conns[back].barred) = (false, false),
-            _ => self.gzs_barred[z] = !self.gzs_barred[z],
+            2 => self.gzs_barred[z] = true,
+            3 | 4 => self.gzs_barred[z] = false,
+            _ => (self.conns[at].barred, self.conns[back].barred) = (false, false),
         }
     }
 

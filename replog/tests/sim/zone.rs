@@ -294,10 +294,14 @@ impl Node {
         let Some(live) = self.live.as_mut().filter(|l| !l.gate.is_read_only()) else { return Ok(None) };
         let Some((cut, changes)) = live.applier.report(shard) else { return Ok(None) };
         let epoch = live.gate.map().history(shard).expect("reported").view().epoch;
-        let positions = live.applier.positions().clone();
+        let mut positions = live.applier.positions().clone();
+        let lost = live.gate.map().history(shard).and_then(|h| h.view().lost).expect("reported").0;
+        positions.set(lost, live.applier.applied(lost));
         self.commit(&changes)?;
         let live = self.live.as_mut().expect("up");
         if self.broken == Broken::NoFreeze {
+            let forget = Changes { list: vec![Change::Report(shard, None)], durable: true };
+            self.disk.store.commit(&forget).unwrap();
             let state = State { reports: BTreeMap::new(), ..self.disk.store.state().unwrap() };
             live.applier = Applier::new(self.id, 0, Arc::clone(live.gate.map()), state);
         }

@@ -1,6 +1,6 @@
 //! Simulates whole zones: gates, logs, links, appliers, stores and a GZS, with crashes, cuts, moves and take-overs at any step.
 //!
-//! `SEED=n cargo test -p replog --test sim` replays one seed. The last tests break a rule on purpose: some seed must find it.
+//! `SEED=n cargo test -p replog --test sim` replays one seed, `SEEDS=n` runs that many. The last tests break a rule on purpose: some seed must find it.
 
 mod checks;
 mod world;
@@ -24,6 +24,7 @@ fn run(seed: u64, zones: usize, losses: bool, broken: Broken) -> Result<World, F
 /// Runs seeds, or the one that `SEED` names; says which one failed.
 fn hold(zones: usize, losses: bool, seeds: u64) {
     let one = std::env::var("SEED").ok().map(|s| s.parse::<u64>().expect("SEED is a number"));
+    let seeds = std::env::var("SEEDS").ok().map_or(seeds, |s| s.parse::<u64>().expect("SEEDS is a number"));
     let (mut acked, mut epochs, mut listed) = (0, 0, 0);
     for seed in one.map_or(0..seeds, |s| s..s + 1) {
         match catch_unwind(AssertUnwindSafe(|| run(seed, zones, losses, Broken::Nothing))) {
@@ -42,7 +43,7 @@ fn hold(zones: usize, losses: bool, seeds: u64) {
 }
 
 fn caught(broken: Broken, zones: usize, expected: &[&str]) {
-    let found = (0..1500).find_map(|seed| {
+    let found = (0..4000).find_map(|seed| {
         let outcome = catch_unwind(AssertUnwindSafe(|| run(seed, zones, seed % 2 == 0, broken)));
         outcome.ok()?.err().map(|Fail(why)| (seed, why))
     });
@@ -88,8 +89,13 @@ fn a_cut_that_ignores_what_is_parked_is_found() {
 }
 
 #[test]
-fn applying_on_after_the_report_is_found() {
-    caught(Broken::NoFreeze, 2, &["2:", "3:", "5:"]);
+fn acting_on_a_map_before_it_is_stored_is_found() {
+    caught(Broken::MapNotStored, 2, &["7:"]);
+}
+
+#[test]
+fn a_position_stored_apart_from_its_rows_is_found() {
+    caught(Broken::PositionApart, 2, &["0 applied", "1 applied"]);
 }
 
 #[test]

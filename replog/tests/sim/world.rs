@@ -21,7 +21,8 @@ pub enum Broken {
     NoFenceCheck,
     NoPositionsInFence,
     CutIgnoresParked,
-    NoFreeze,
+    MapNotStored,
+    PositionApart,
     NoLocks,
     NoScan,
 }
@@ -105,7 +106,7 @@ impl World {
             waiting: vec![],
         };
         for z in 0..zones {
-            world.start(z);
+            world.start(z).expect("the first start");
             world.reach_gzs(z).expect("the first start");
         }
         world
@@ -133,7 +134,7 @@ impl World {
             28 if self.rng.one_in(2) => self.disturb(z, other),
             29..=31 => self.give_map(z)?,
             32 if self.rng.one_in(4) => self.crash(z),
-            33 if self.nodes[z].live.is_none() => self.start(z),
+            33 if self.nodes[z].live.is_none() => self.start(z)?,
             34 => self.leave_read_only(z)?,
             35..=38 => self.gzs(z)?,
             39 if self.rng.one_in(6) => self.nodes[z].skew_ms = self.rng.below(3) as i64 * 700 - 700,
@@ -148,7 +149,7 @@ impl World {
         for z in 0..self.zones {
             self.nodes[z].skew_ms = 0;
             if self.nodes[z].live.is_none() {
-                self.start(z);
+                self.start(z)?;
             }
         }
         self.now_us += 5_000_000;
@@ -172,9 +173,9 @@ impl World {
         Ok(())
     }
 
-    fn start(&mut self, z: usize) {
+    fn start(&mut self, z: usize) -> Result<(), Fail> {
         let now_ms = self.now_ms(z);
-        self.nodes[z].start(&self.maps, now_ms);
+        self.nodes[z].start(&self.maps, now_ms)
     }
 
     fn crash(&mut self, z: usize) {

@@ -7,7 +7,7 @@ use replog::batch::Origin;
 use replog::gate::{Decision, Gate, Row, Start, Write};
 use replog::link::{Log, Mirror, Place, Receiver, Sender};
 use replog::owners::Owners;
-use replog::store::{Change, Changes, Memory, State, Store};
+use replog::store::{Change, Changes, Memory, Store};
 use replog::{Batch, Hlc, Op, Record};
 use shardmap::ownership::{History, Kind};
 use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
@@ -82,6 +82,8 @@ pub struct Node {
     pub live: Option<Live>,
     pub skew_ms: i64,
     pub broken: Broken,
+    /// The newest map that the zone ever acted on.
+    pub acted: MapEpoch,
 }
 
 /// A record that was appended, for the checks and for the acknowledgement.
@@ -95,7 +97,7 @@ impl Node {
         let mut disk = Disk { logs: (0..zones).map(|_| vec![]).collect(), ..Disk::default() };
         let list = vec![Change::Map(first.epoch, Bytes::new())];
         disk.store.commit(&Changes { list, durable: true }).unwrap();
-        Node { id, zones, disk, live: None, skew_ms: 0, broken }
+        Node { id, zones, disk, live: None, skew_ms: 0, broken, acted: first.epoch }
     }
 
     pub fn me(&self) -> usize {
@@ -103,9 +105,12 @@ impl Node {
     }
 
     /// Opens what is on disk: FENCEs are replayed before anything is appended.
-    pub fn start(&mut self, maps: &[Arc<SimMap>], now_ms: u64) {
+    pub fn start(&mut self, maps: &[Arc<SimMap>], now_ms: u64) -> Result<(), Fail> {
         let state = self.disk.store.state().unwrap();
         let epoch = state.map.as_ref().expect("stored at the beginning").0;
+        if epoch < self.acted {
+            return Err(Fail(format!("7: {} went back from map {} to {epoch}", self.id, self.acted)));
+        }
         let map: Arc<dyn Owners> = maps[epoch.0 as usize - 1].clone();
         self.disk.term += 1;
         let applier = Applier::new(self.id, 0, Arc::clone(&map), state);
@@ -124,6 +129,7 @@ impl Node {
         self.live = Some(Live { gate, applier, senders, receivers, collect: vec![], written });
         self.fences_due(now_ms);
         self.freeze_links();
+        Ok(())
     }
 
     fn sender(&self, peer: usize, epoch: MapEpoch, bytes: &Bytes) -> Sender {
@@ -262,7 +268,11 @@ impl Node {
                 return Err(Fail(format!("{} applied {}@{} twice", self.id, row.version.zone, row.seq)));
             }
         }
-        self.disk.store.commit(changes).map_err(|e| Fail(e.to_string()))
+        let mut changes = changes.clone();
+        if self.broken == Broken::PositionApart && self.disk.applied_rows.len().is_multiple_of(3) {
+            changes.list.retain(|c| !matches!(c, Change::Applied(..)));
+        }
+        self.disk.store.commit(&changes).map_err(|e| Fail(e.to_string()))
     }
 
     /// Stores a map, then acts on it; a crash may come between.
@@ -273,11 +283,14 @@ impl Node {
         }
         let owners: Arc<dyn Owners> = map.clone();
         let changes = live.applier.on_map(Arc::clone(&owners), map_bytes(map.epoch));
-        self.commit(&changes)?;
+        if self.broken != Broken::MapNotStored {
+            self.commit(&changes)?;
+        }
         if let Some(rng) = crash {
             self.crash(rng);
             return Ok(());
         }
+        self.acted = map.epoch;
         let live = self.live.as_mut().expect("up");
         let fences = live.gate.on_map(owners, live.applier.positions(), now.0).expect("newer");
         live.senders.iter_mut().for_each(|s| s.on_map(map.epoch, map_bytes(map.epoch), now.1));
@@ -298,13 +311,6 @@ impl Node {
         let lost = live.gate.map().history(shard).and_then(|h| h.view().lost).expect("reported").0;
         positions.set(lost, live.applier.applied(lost));
         self.commit(&changes)?;
-        let live = self.live.as_mut().expect("up");
-        if self.broken == Broken::NoFreeze {
-            let forget = Changes { list: vec![Change::Report(shard, None)], durable: true };
-            self.disk.store.commit(&forget).unwrap();
-            let state = State { reports: BTreeMap::new(), ..self.disk.store.state().unwrap() };
-            live.applier = Applier::new(self.id, 0, Arc::clone(live.gate.map()), state);
-        }
         let blind = self.broken == Broken::CutIgnoresParked;
         Ok(Some((epoch, if blind { positions } else { cut })))
     }

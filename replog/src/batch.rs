@@ -294,6 +294,11 @@ impl Batch {
         self.records == 1 && self.iter().all(|r| r.is_ok_and(|(_, r)| r.op == record::Op::Marker))
     }
 
+    /// The fields of a header whose checksum holds, without the body; for judging what a block once was.
+    pub(crate) fn fields_at(head: &Bytes) -> Option<Batch> {
+        Lengths::of_head(head).ok().and_then(|_| Batch::fields(head).ok())
+    }
+
     /// The header's fields, out of bytes whose header checksum holds.
     fn fields(bytes: &Bytes) -> Result<Batch, Fault> {
         let b = &bytes[..];

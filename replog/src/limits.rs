@@ -25,12 +25,20 @@ pub const CUT_BYTES: usize = 1024 * 1024;
 pub const CUT_AFTER_NS: u64 = 1_000_000;
 /// The idle marker follows the last commit after this long.
 pub const MARKER_AFTER_NS: u64 = 50_000_000;
+/// A checkpoint follows the first commit after the last checkpoint by this long.
+pub const CHECKPOINT_AFTER_NS: u64 = 1_000_000_000;
+/// Room on a full disk is looked for again after this long.
+pub const FULL_RETRY_NS: u64 = 1_000_000_000;
+/// Batches written side by side.
+pub const FLIGHT_MAX: usize = 8;
 /// Bytes appended and not yet durable; beyond it an append is told `Busy`.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Durable batches kept in memory, so that a link and the applier read the end of the log without the disk.
+pub const RECENT_BYTES: usize = 8 * 1024 * 1024;
 /// A segment file.
 pub const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
-/// The smallest segment: its header, the largest batch, its footer.
-pub const SEGMENT_BYTES_MIN: u64 = (BATCH_MAX + 2 * BLOCK) as u64;
+/// The smallest segment: its header, a block, its footer. A batch that is longer gets a segment that is longer.
+pub const SEGMENT_BYTES_MIN: u64 = 3 * BLOCK as u64;
 /// The largest segment that a header may claim.
 pub const SEGMENT_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 

@@ -307,12 +307,11 @@ impl Node {
         let Some(live) = self.live.as_mut().filter(|l| !l.gate.is_read_only()) else { return Ok(None) };
         let Some((cut, changes)) = live.applier.report(shard) else { return Ok(None) };
         let epoch = live.gate.map().history(shard).expect("reported").view().epoch;
-        let mut positions = live.applier.positions().clone();
-        let lost = live.gate.map().history(shard).and_then(|h| h.view().lost).expect("reported").0;
-        positions.set(lost, live.applier.applied(lost));
+        let applied = live.applier.positions();
+        let unparked = cut.iter().map(|(zone, seq)| (zone, seq.max(applied.get(zone).unwrap_or(0)))).collect();
         self.commit(&changes)?;
         let blind = self.broken == Broken::CutIgnoresParked;
-        Ok(Some((epoch, if blind { positions } else { cut })))
+        Ok(Some((epoch, if blind { unparked } else { cut })))
     }
 
     fn fences_due(&mut self, now_ms: u64) {

@@ -13,7 +13,7 @@ use crate::owners::{Owners, get_positions};
 use crate::store::{Change, Changes, Entry, Fence, Parked, Report, Row, Scan, State, put_or_remove};
 use crate::{Op, Record, Version};
 use bytes::Bytes;
-use shardmap::ownership::{Entry as Ownership, Kind};
+use shardmap::ownership::{Entry as Ownership, History, Kind};
 use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -215,22 +215,32 @@ impl Applier {
             && fence.epoch >= asked
             && others.all(|(zone, seq)| self.applied(zone) >= seq)
             && !self.is_parked(shard);
-        caught_up.then(|| (fence.seq, self.state.applied.clone()))
+        caught_up.then(|| (fence.seq, self.cut(history)))
     }
 
     /// Step 3 of a take-over: this zone's positions for a lost shard, to be sent once the changes are stored; from then on it
     /// applies nothing of the lost zone's log until a map answers. `None`: its map does not say that the shard is lost.
     pub fn report(&mut self, shard: Shard) -> Option<(Positions, Changes)> {
-        let view = self.map.history(shard)?.view();
+        let history = self.map.history(shard)?;
+        let view = history.view();
         let (lost, _) = view.lost.filter(|(zone, _)| view.kind == Kind::Lost && *zone != self.zone)?;
         let report = Report { lost, epoch: view.epoch };
+        let mut cut = self.cut(history);
         self.state.reports.insert(shard, report);
-        let mut cut = self.state.applied.clone();
-        cut.set(lost, self.applied(lost));
         for p in self.state.parked.iter().filter(|p| p.record.shard == shard) {
             cut.set(p.zone, cut.get(p.zone).unwrap_or(0).min(p.seq - 1));
         }
         Some((cut, Changes { list: vec![Change::Report(shard, Some(report))], durable: true }))
+    }
+
+    /// What this zone has applied, with **every** earlier owner's log named: one of which it has nothing has a cut of 0, not no
+    /// cut, or what that owner wrote could be overwritten unlisted.
+    fn cut(&self, history: &History) -> Positions {
+        let mut cut = self.state.applied.clone();
+        for owner in history.entries().iter().flat_map(|e| [e.owner, e.lost.map(|l| l.0)]).flatten() {
+            cut.set(owner, self.applied(owner));
+        }
+        cut
     }
 
     fn frozen(&self, zone: Zone) -> Option<Shard> {

@@ -4,7 +4,6 @@ use super::*;
 use crate::Hlc;
 use crate::owners::put_positions;
 use crate::store::{Memory, Store};
-use shardmap::ownership::History;
 
 const NOW_MS: u64 = 1_790_000_000_000;
 const A: Zone = Zone(0);
@@ -197,6 +196,20 @@ fn a_cut_stops_before_what_is_parked() {
     b.map(&then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap()));
     assert_eq!(b.applier.report(S).unwrap().0.get(A), Some(1));
     assert!(Side::new(B).applier.report(S).is_none(), "the map says nothing of a loss");
+}
+
+#[test]
+fn a_cut_names_every_earlier_owners_log_even_one_of_which_nothing_has_come() {
+    let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
+    let taken = then(&lost, |h, e| h.finish_take_over(B, &[(A, 9)].into_iter().collect(), e).unwrap());
+    let mut c = Side::new(C);
+    c.map(&then(&taken, |h, e| h.declare_lost(B, e).unwrap().unwrap()));
+    assert_eq!(c.applier.report(S).unwrap().0, [(A, 0), (B, 0)].into_iter().collect());
+    let moving = then(&taken, |h, e| h.begin_move(C, e).unwrap());
+    let mut c = Side::new(C);
+    c.map(&moving);
+    c.apply(B, &[fence(1, moving.0.0 + 1, &[])]);
+    assert_eq!(c.applier.caught_up(S), Some((1, [(A, 0), (B, 1)].into_iter().collect())));
 }
 
 #[test]

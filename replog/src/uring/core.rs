@@ -187,12 +187,14 @@ impl Core {
             let fed = stream.fed.borrow().clone();
             let due = stream.gate.borrow_mut().on_map(map.clone(), &fed, now_ms()).map_err(|e| e.to_string())?;
             if !due.is_empty() {
-                fences.push((stream.clone(), stream.log.append(due)));
+                // Begun at once: no write that is decided later may be appended before a FENCE.
+                let (_, durable) = stream.log.begin_append(due).map_err(|e| stream.no_fence(&e))?;
+                fences.push((stream, durable));
             }
         }
         self.map_changed.notify();
-        for (stream, appended) in fences {
-            appended.await.map_err(|e| format!("stream {}: a FENCE cannot be appended: {e}", stream.number))?;
+        for (stream, durable) in fences {
+            durable.await.map_err(|e| stream.no_fence(&e))?;
         }
         Ok(())
     }
@@ -301,6 +303,10 @@ impl Stream {
             Ok(seq) => Answer::Written { key, version, seq },
             Err(e) => Answer::Refused(refused(&e)),
         }
+    }
+
+    fn no_fence(&self, why: &stream::Error) -> String {
+        format!("stream {}: a FENCE cannot be appended: {why}", self.number)
     }
 
     /// The receiver of `origin`'s log, which outlives its connections.

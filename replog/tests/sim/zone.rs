@@ -1,0 +1,372 @@
+//! One zone of the simulation: gate, log, links, applier and store, with what is on disk apart from what a crash takes.
+
+use crate::world::{Broken, Fail, Rng};
+use bytes::Bytes;
+use replog::apply::Applier;
+use replog::batch::Origin;
+use replog::gate::{Decision, Gate, Row, Start, Write};
+use replog::link::{Log, Mirror, Place, Receiver, Sender};
+use replog::owners::Owners;
+use replog::store::{Change, Changes, Memory, Store};
+use replog::{Batch, Hlc, Op, Record};
+use shardmap::ownership::{History, Kind};
+use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// A map of shards and nothing else; on a link it is its epoch, looked up among the maps that the GZS has issued.
+#[derive(Clone, Debug)]
+pub struct SimMap {
+    pub epoch: MapEpoch,
+    pub shards: BTreeMap<Shard, History>,
+}
+
+impl Owners for SimMap {
+    fn epoch(&self) -> MapEpoch {
+        self.epoch
+    }
+    fn history(&self, shard: Shard) -> Option<&History> {
+        self.shards.get(&shard)
+    }
+    fn each(&self, visit: &mut dyn FnMut(Shard, &History)) {
+        self.shards.iter().for_each(|(shard, history)| visit(*shard, history));
+    }
+}
+
+/// A batch with its records.
+pub struct Block {
+    pub batch: Batch,
+    pub records: Vec<(u64, Record)>,
+}
+
+impl Block {
+    pub fn of(batch: Batch) -> Rc<Block> {
+        let records = batch.iter().map(|r| r.expect("parsed or built")).collect();
+        Rc::new(Block { batch, records })
+    }
+}
+
+pub type Blocks = Vec<Rc<Block>>;
+
+pub fn last_seq(blocks: &Blocks) -> u64 {
+    blocks.last().map_or(0, |b| b.batch.last_seq())
+}
+
+/// What a crash leaves.
+#[derive(Default)]
+pub struct Disk {
+    /// By zone: the own log, and the mirrors.
+    pub logs: Vec<Blocks>,
+    pub store: Memory,
+    pub term: u64,
+    /// Rows that were handed to the store, to see that none is handed over twice.
+    pub applied_rows: BTreeSet<(Zone, u64)>,
+}
+
+/// What a crash takes.
+pub struct Live {
+    pub gate: Gate,
+    pub applier: Applier,
+    pub senders: Vec<Sender>,
+    pub receivers: Vec<Receiver>,
+    /// Records that wait for a batch, batches that wait for their flush, by zone: the own log's and the mirrors'.
+    pub collect: Vec<Record>,
+    pub written: Vec<Blocks>,
+}
+
+pub struct Node {
+    pub id: Zone,
+    pub zones: usize,
+    pub disk: Disk,
+    pub live: Option<Live>,
+    pub skew_ms: i64,
+    pub broken: Broken,
+    /// The newest map that the zone ever acted on.
+    pub acted: MapEpoch,
+}
+
+/// A record that was appended, for the checks and for the acknowledgement.
+pub struct Appended {
+    pub record: Record,
+    pub seq: u64,
+}
+
+impl Node {
+    pub fn new(id: Zone, zones: usize, first: &Arc<SimMap>, broken: Broken) -> Node {
+        let mut disk = Disk { logs: (0..zones).map(|_| vec![]).collect(), ..Disk::default() };
+        let list = vec![Change::Map(first.epoch, Bytes::new())];
+        disk.store.commit(&Changes { list, durable: true }).unwrap();
+        Node { id, zones, disk, live: None, skew_ms: 0, broken, acted: first.epoch }
+    }
+
+    pub fn me(&self) -> usize {
+        usize::from(self.id.0)
+    }
+
+    /// Opens what is on disk: FENCEs are replayed before anything is appended.
+    pub fn start(&mut self, maps: &[Arc<SimMap>], now_ms: u64) -> Result<(), Fail> {
+        let state = self.disk.store.state().unwrap();
+        let epoch = state.map.as_ref().expect("stored at the beginning").0;
+        if epoch < self.acted {
+            return Err(Fail(format!("7: {} went back from map {} to {epoch}", self.id, self.acted)));
+        }
+        let map: Arc<dyn Owners> = maps[epoch.0 as usize - 1].clone();
+        self.disk.term += 1;
+        let applier = Applier::new(self.id, 0, Arc::clone(&map), state);
+        let own = &self.disk.logs[self.me()];
+        let mut fences: Vec<_> = applier.own_fences().collect();
+        let records = own.iter().flat_map(|b| &b.records);
+        let beyond = records.filter(|(seq, r)| *seq > applier.applied(self.id) && r.op == Op::Fence);
+        fences.extend(beyond.map(|(_, r)| (r.shard, r.owner_epoch)));
+        let newest = own.last().map_or(Hlc(0), |b| b.batch.last_hlc);
+        let fences_applied = applier.fences().collect();
+        let gate = Gate::new(Start { zone: self.id, stream: 0, streams: 1, map, fences, fences_applied, newest });
+        let bytes = map_bytes(epoch);
+        let senders = (0..self.zones).map(|p| self.sender(p, epoch, &bytes)).collect();
+        let receivers = (0..self.zones).map(|o| self.receiver(o, &applier, epoch, &bytes)).collect();
+        let written = (0..self.zones).map(|_| vec![]).collect();
+        self.live = Some(Live { gate, applier, senders, receivers, collect: vec![], written });
+        self.fences_due(now_ms);
+        self.freeze_links();
+        Ok(())
+    }
+
+    fn sender(&self, peer: usize, epoch: MapEpoch, bytes: &Bytes) -> Sender {
+        let own = &self.disk.logs[self.me()];
+        let chain = own.last().map_or(0, |b| b.batch.chain);
+        let (log_uuid, term) = (u128::from(self.id.0) + 1, self.disk.term);
+        let log = Log { log_uuid, term, first_kept: 1, durable: last_seq(own), chain, hlc: Hlc(0) };
+        Sender::new(place(self.me(), peer), log, epoch, bytes.clone())
+    }
+
+    fn receiver(&self, origin: usize, applier: &Applier, epoch: MapEpoch, bytes: &Bytes) -> Receiver {
+        let blocks = &self.disk.logs[origin];
+        let mirror = Mirror {
+            log_uuid: (!blocks.is_empty()).then_some(origin as u128 + 1),
+            durable: last_seq(blocks),
+            chain: blocks.last().map_or(0, |b| b.batch.chain),
+            term: blocks.last().map_or(0, |b| b.batch.term),
+        };
+        Receiver::new(place(origin, self.me()), mirror, applier.applied(Zone(origin as u8)), epoch, bytes.clone())
+    }
+
+    /// Nothing that was not flushed is left, but for batches that reached the disk unacknowledged.
+    pub fn crash(&mut self, rng: &mut Rng) {
+        if let Some(mut live) = self.live.take() {
+            let pending = &mut live.written[self.id.0 as usize];
+            pending.truncate(rng.below(pending.len() as u64 + 1) as usize);
+            let me = self.me();
+            self.disk.logs[me].append(pending);
+        }
+    }
+
+    /// One write: what was appended, if it was.
+    pub fn write(&mut self, ask: &Write, now_ms: u64) -> Option<Appended> {
+        let row = self.row(ask.key.as_ref().expect("the simulation names its keys"));
+        let (broken, id) = (self.broken, self.id);
+        let live = self.live.as_mut()?;
+        let decision = match live.gate.write(ask, Row::Unknown, now_ms) {
+            Decision::NeedRow if broken == Broken::NoLocks => live.gate.write(ask, Row::Absent, now_ms),
+            Decision::NeedRow => live.gate.write(ask, row.map_or(Row::Absent, Row::At), now_ms),
+            other => other,
+        };
+        let record = match decision {
+            Decision::Append(record) => record,
+            Decision::NeedRow => panic!("asked with the row"),
+            Decision::Refused(_) if broken == Broken::NoFenceCheck && !live.gate.is_read_only() => {
+                let view = live.gate.map().history(ask.shard)?.view().clone();
+                let mine = view.owner == Some(id) && view.kind == Kind::Moving;
+                let (table, key, value) = (ask.table.clone(), ask.key.clone()?, ask.value.clone()?);
+                let (hlc, owner_epoch) = (live.gate.tick(now_ms), view.owner_epoch);
+                let record =
+                    Record { op: Op::Put, transaction: 0, shard: ask.shard, owner_epoch, hlc, table, key, value };
+                mine.then_some(record)?
+            }
+            Decision::WaitMap | Decision::Refused(_) => return None,
+        };
+        Some(Appended { seq: self.append(record.clone()), record })
+    }
+
+    fn append(&mut self, record: Record) -> u64 {
+        let me = self.me();
+        let durable = last_seq(&self.disk.logs[me]);
+        let live = self.live.as_mut().expect("up");
+        live.collect.push(record);
+        durable.max(last_seq(&live.written[me])) + live.collect.len() as u64
+    }
+
+    /// Closes the batch that collects.
+    pub fn write_batch(&mut self, rng: &mut Rng) {
+        let (me, term) = (self.me(), self.disk.term);
+        let tail = self.disk.logs[me].last().map(|b| (b.batch.last_seq(), b.batch.chain));
+        let Some(live) = self.live.as_mut().filter(|l| !l.collect.is_empty()) else { return };
+        let tail = live.written[me].last().map(|b| (b.batch.last_seq(), b.batch.chain)).or(tail).unwrap_or((0, 0));
+        let mut records = std::mem::take(&mut live.collect);
+        for at in 1..records.len() {
+            let (before, r) = (records[at - 1].clone(), &mut records[at]);
+            let joined = rng.below(3) == 0 && before.op != Op::Fence && r.op != Op::Fence;
+            let one = joined && (before.shard, before.owner_epoch) == (r.shard, r.owner_epoch);
+            r.transaction = before.transaction + u32::from(!one);
+        }
+        let origin = Origin { stream: 0, zone: self.id, term, log_uuid_lo: u64::from(self.id.0) + 1 };
+        live.written[me].push(Block::of(Batch::build(&origin, tail.0 + 1, tail.1, 0, &records)));
+    }
+
+    /// One flush of the own log (`of` is this zone) or of a mirror.
+    pub fn flush(&mut self, of: usize) {
+        let me = self.me();
+        let Some(live) = self.live.as_mut().filter(|l| !l.written[of].is_empty()) else { return };
+        self.disk.logs[of].append(&mut live.written[of]);
+        let last = &self.disk.logs[of].last().expect("just appended").batch;
+        if of != me {
+            return live.receivers[of].on_durable(last.last_seq());
+        }
+        for sender in &mut live.senders {
+            sender.on_durable(last.last_seq(), last.chain, last.last_hlc);
+        }
+    }
+
+    /// Applies the next batch of a log, or what is parked, or looks through a log for a new cut.
+    pub fn apply(&mut self, of: usize, now_ms: u64) -> Result<(), Fail> {
+        let zone = Zone(of as u8);
+        let Some(live) = self.live.as_mut() else { return Ok(()) };
+        let next = live.applier.applied(zone) + 1;
+        let block = self.disk.logs[of].iter().find(|b| b.batch.last_seq() >= next).cloned();
+        let mut all = vec![live.applier.retry(now_ms)];
+        if let Some(block) = block {
+            all.push(live.applier.apply(zone, &block.records, now_ms).map_err(|e| Fail(e.to_string()))?.0);
+        }
+        let scan = live.applier.scans().find(|(z, _)| *z == zone).filter(|_| self.broken != Broken::NoScan);
+        if let Some((_, scan)) = scan {
+            let found = self.disk.logs[of].iter().find(|b| b.batch.last_seq() >= scan.from).expect("applied, so kept");
+            all.push(live.applier.scan(zone, &found.records));
+        }
+        for changes in all {
+            self.commit(&changes)?;
+        }
+        self.after_apply(zone);
+        Ok(())
+    }
+
+    fn after_apply(&mut self, zone: Zone) {
+        let me = self.me();
+        let live = self.live.as_mut().expect("up");
+        for (z, shard, epoch) in live.applier.fences() {
+            live.gate.on_fence_applied(z, shard, epoch);
+        }
+        if usize::from(zone.0) != me {
+            live.receivers[usize::from(zone.0)].on_applied(live.applier.applied(zone));
+        }
+    }
+
+    fn commit(&mut self, changes: &Changes) -> Result<(), Fail> {
+        for change in &changes.list {
+            if let Change::Row { row, .. } = change
+                && !self.disk.applied_rows.insert((row.version.zone, row.seq))
+            {
+                return Err(Fail(format!("{} applied {}@{} twice", self.id, row.version.zone, row.seq)));
+            }
+        }
+        let mut changes = changes.clone();
+        if self.broken == Broken::PositionApart && self.disk.applied_rows.len().is_multiple_of(3) {
+            changes.list.retain(|c| !matches!(c, Change::Applied(..)));
+        }
+        self.disk.store.commit(&changes).map_err(|e| Fail(e.to_string()))
+    }
+
+    /// Stores a map, then acts on it; a crash may come between.
+    pub fn on_map(&mut self, map: &Arc<SimMap>, now: (u64, u64), crash: Option<&mut Rng>) -> Result<(), Fail> {
+        let Some(live) = self.live.as_mut() else { return Ok(()) };
+        if map.epoch <= live.gate.map().epoch() {
+            return Ok(());
+        }
+        let owners: Arc<dyn Owners> = map.clone();
+        let changes = live.applier.on_map(Arc::clone(&owners), map_bytes(map.epoch));
+        if self.broken != Broken::MapNotStored {
+            self.commit(&changes)?;
+        }
+        if let Some(rng) = crash {
+            self.crash(rng);
+            return Ok(());
+        }
+        self.acted = map.epoch;
+        let live = self.live.as_mut().expect("up");
+        let fences = live.gate.on_map(owners, live.applier.positions(), now.0).expect("newer");
+        live.senders.iter_mut().for_each(|s| s.on_map(map.epoch, map_bytes(map.epoch), now.1));
+        live.receivers.iter_mut().for_each(|r| r.on_map(map.epoch, map_bytes(map.epoch), now.1));
+        fences.into_iter().for_each(|f| {
+            self.append(f);
+        });
+        self.freeze_links();
+        Ok(())
+    }
+
+    /// Step 3 of a take-over.
+    pub fn report(&mut self, shard: Shard) -> Result<Option<(MapEpoch, shardmap::Positions)>, Fail> {
+        let Some(live) = self.live.as_mut().filter(|l| !l.gate.is_read_only()) else { return Ok(None) };
+        let Some((cut, changes)) = live.applier.report(shard) else { return Ok(None) };
+        let epoch = live.gate.map().history(shard).expect("reported").view().epoch;
+        let applied = live.applier.positions();
+        let unparked = cut.iter().map(|(zone, seq)| (zone, seq.max(applied.get(zone).unwrap_or(0)))).collect();
+        self.commit(&changes)?;
+        let blind = self.broken == Broken::CutIgnoresParked;
+        Ok(Some((epoch, if blind { unparked } else { cut })))
+    }
+
+    fn fences_due(&mut self, now_ms: u64) {
+        let live = self.live.as_mut().expect("up");
+        let due = live.gate.fences_due(live.applier.positions(), now_ms);
+        due.into_iter().for_each(|f| {
+            self.append(f);
+        });
+    }
+
+    fn freeze_links(&mut self) {
+        let live = self.live.as_mut().expect("up");
+        for (o, receiver) in live.receivers.iter_mut().enumerate() {
+            let mut lost = false;
+            live.gate.map().each(&mut |_, h| lost |= h.is_lost_by(Zone(o as u8)));
+            receiver.on_frozen(lost);
+        }
+    }
+
+    /// The row's owner epoch: of what is appended and not applied, else the store's.
+    fn row(&self, key: &Bytes) -> Option<OwnerEpoch> {
+        let stored = self.disk.store.row(b"t", key).unwrap().map(|r| r.version.owner_epoch);
+        let own = self.own_records().filter(|r| r.op != Op::Fence && r.key == key).map(|r| r.owner_epoch);
+        own.chain(stored).max()
+    }
+
+    /// Everything in the own log, flushed or not.
+    pub fn own_records(&self) -> impl Iterator<Item = &Record> {
+        let me = self.me();
+        let written = self.live.iter().flat_map(move |l| &l.written[me]);
+        let blocks = self.disk.logs[me].iter().chain(written);
+        blocks.flat_map(|b| b.records.iter().map(|(_, r)| r)).chain(self.live.iter().flat_map(|l| &l.collect))
+    }
+
+    /// Everything of other zones' logs that has been applied here and is not parked.
+    pub fn applied_records(&self) -> Vec<(Zone, Record)> {
+        let state = self.disk.store.state().unwrap();
+        let parked: BTreeSet<_> = state.parked.iter().map(|p| (p.zone, p.seq)).collect();
+        let mut out = vec![];
+        for (o, blocks) in self.disk.logs.iter().enumerate().filter(|(o, _)| *o != self.me()) {
+            let zone = Zone(o as u8);
+            let applied = state.applied.get(zone).unwrap_or(0);
+            let records = blocks.iter().flat_map(|b| &b.records).filter(|(seq, _)| *seq <= applied);
+            let taken = records.filter(|(seq, _)| !parked.contains(&(zone, *seq)));
+            out.extend(taken.map(|(_, r)| (zone, r.clone())));
+        }
+        out
+    }
+}
+
+pub fn map_bytes(epoch: MapEpoch) -> Bytes {
+    Bytes::copy_from_slice(&epoch.0.to_le_bytes())
+}
+
+fn place(origin: usize, peer: usize) -> Place {
+    let (origin, peer) = (Zone(origin as u8), Zone(peer as u8));
+    Place { cluster: Bytes::from_static(b"sim"), origin, peer, stream: 0, streams: 1 }
+}

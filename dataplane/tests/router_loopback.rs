@@ -200,7 +200,8 @@ fn ask(stream: &mut TcpStream, line: &str, shop: u16, body: &[u8]) -> (String, V
         format!("{line} HTTP/1.1\r\nHost: h\r\nx-shard: shopid={shop}\r\nContent-Length: {}\r\n\r\n", body.len());
     let (mut half, whole) = (stream.try_clone().unwrap(), [head.as_bytes(), body].concat());
     let writer = spawn(move || half.write_all(&whole));
-    let answer = read_message(stream).expect("an answer");
+    let answer =
+        read_message(stream).unwrap_or_else(|| panic!("no answer to {line} of shop {shop}, {} bytes", body.len()));
     writer.join().unwrap().unwrap();
     answer
 }

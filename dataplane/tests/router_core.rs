@@ -462,6 +462,27 @@ fn the_fast_side_is_not_read_while_the_slow_sides_buffer_is_full() {
 }
 
 #[test]
+fn the_end_of_a_body_is_seen_though_the_slow_sides_buffer_is_full() {
+    let mut w = World::new();
+    let c = w.client();
+    w.stuck = vec![c];
+    w.give(c, GET);
+    let up = w.last_connect();
+    let size = 3 * 70_000;
+    w.give(up, format!("HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n"));
+    w.give(up, vec![b'x'; size / 3]);
+    w.core.on_sent(c, Vec::new(), true, w.now);
+    w.run();
+    w.give(up, vec![b'x'; size / 3 * 2]);
+    assert_eq!(w.counts().in_flight, 0);
+    w.stuck.clear();
+    w.core.on_sent(c, Vec::new(), true, w.now);
+    w.run();
+    w.give(c, GET);
+    assert_eq!((w.connects.len(), w.counts().in_flight), (1, 1));
+}
+
+#[test]
 fn head_and_statuses_without_a_body_and_http_1_0_are_framed_right() {
     let check = |request: &str, answer: &str, expected: &str, ended: bool| {
         let mut w = World::new();

@@ -253,10 +253,8 @@ impl<'b> Survey<'b> {
                 self.expects = true;
                 return Ok(true);
             }
-            7 if is("x-shard") => {
-                if self.tag.replace(value).is_some() {
-                    return Err(Fault::bad("several x-shard fields", value, "one tag"));
-                }
+            7 if is("x-shard") && self.tag.replace(value).is_some() => {
+                return Err(Fault::bad("several x-shard fields", value, "one tag"));
             }
             7 if is("upgrade") || is("trailer") => return Ok(true),
             8 if is("if-match") => self.condition = Some(name),

@@ -240,7 +240,7 @@ impl Core {
             Phase::Head if c.exchange.is_none() && (io.sending || !io.out.is_empty()) => self.end_client(id),
             Phase::Head | Phase::Body => {
                 let held = matches!(c.exchange.as_ref().map(|e| e.stage), Some(Stage::Held));
-                if !(held && !io.stash.is_empty()) {
+                if !held || io.stash.is_empty() {
                     self.client_gone(id);
                 }
             }

@@ -1,7 +1,7 @@
 //! The other side of an exchange: pooled connections to upstreams and peers, and their answers on the way to the client.
 
 use super::answer::stamp;
-use super::conn::{ConnId, Kind, Phase, Stage, UpPhase, Upstream};
+use super::conn::{ConnId, Io, Kind, Phase, Stage, UpPhase, Upstream};
 use super::{Core, Order, Target};
 use crate::http::{Body, Piece, Request, Response, parse_response, scan, slots, write};
 use shardmap::MapEpoch;
@@ -192,7 +192,9 @@ impl Core {
         let patience = self.now.ms + self.limits.answer_ms;
         let (_, u) = self.upstream(id)?;
         let (client, chunk_out) = (u.client, u.chunk_out);
-        if client.and_then(|c| self.client(c)).is_some_and(|(io, _)| io.out.len() > high) {
+        // With no bytes left over nothing would call again: the end of a body must be seen at once.
+        let room = |io: &Io| from.is_empty() || io.out.len() <= high;
+        if client.and_then(|c| self.client(c)).is_some_and(|(io, _)| !room(io)) {
             return Some(0);
         }
         let (_, u) = self.upstream(id)?;

@@ -9,6 +9,7 @@ pub mod link;
 pub mod log;
 pub mod mint;
 pub mod open;
+pub mod order;
 pub mod owners;
 pub mod port;
 pub mod record;

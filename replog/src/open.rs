@@ -10,7 +10,7 @@
 
 use crate::Hlc;
 use crate::batch::{self, Batch, Stamp};
-use crate::limits::{BLOCK, HEAD_MAX, SEGMENT_BYTES_MAX};
+use crate::limits::{BATCH_MAX, BLOCK, HEAD_MAX, SEGMENT_BYTES_MAX};
 use crate::record::Op;
 use crate::segment::{self, Checkpoint, FIRST_POS, Footer, Header, seq_of_name};
 use bytes::Bytes;
@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::{fmt, io};
 
 /// How much is read at a time.
-const WINDOW: usize = 1024 * 1024;
+const WINDOW: usize = BATCH_MAX;
 /// A reader's index has an entry for each of so many bytes of a segment.
 const MARK_EVERY: u64 = 256 * 1024;
 

@@ -5,7 +5,7 @@
 
 use super::dir;
 use crate::batch::{self, Batch, Lengths};
-use crate::limits::{HEAD_MAX, RECENT_BYTES};
+use crate::limits::{HEAD_MAX, RECENT_BYTES, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::log::{Config, Failed, Log, Opened, Order, Refused};
 use crate::open::{Corrupt, Floor, Found, Torn, Verdict, examine};
 use crate::record::Record;
@@ -29,8 +29,8 @@ const RESERVE: &str = "reserve.tmp";
 const MAKING: &str = "making.tmp";
 /// How much is zeroed, or read back, at a time.
 const CHUNK: usize = 512 * 1024;
-/// The machine is looked at no less often.
-const TICK: Duration = Duration::from_millis(10);
+/// The machine is looked at no less often; this also ends a sleep that glommio began with work left to run.
+const TICK: Duration = Duration::from_millis(5);
 
 /// Which log to open, and how.
 #[derive(Clone, Copy, Debug)]
@@ -88,6 +88,9 @@ pub enum Error {
     /// A mirror that does not exist yet, and whose incarnation is not known.
     #[error("{0} holds no mirror yet")]
     NoMirror(PathBuf),
+    /// A segment length that cannot be.
+    #[error("segments of {0} bytes: whole blocks of 4,096, from {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}")]
+    SegmentBytes(u64),
     /// No room for a segment of this length.
     #[error("no room for a segment of {bytes} bytes in {dir}")]
     NoRoom {
@@ -610,6 +613,10 @@ async fn keep_time(shared: Weak<Shared>) {
 /// What an open does with blocking calls: directory, lock, reading, verdict.
 fn prepare(dir: &Path, options: Options) -> Result<(File, Found, u128), Error> {
     let io = |source| Error::Io { dir: dir.to_owned(), source };
+    let range = SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX;
+    if !range.contains(&options.segment_bytes) || !options.segment_bytes.is_multiple_of(FIRST_POS) {
+        return Err(Error::SegmentBytes(options.segment_bytes));
+    }
     if options.kind == Kind::Mirror(None) && !dir.exists() {
         return Err(Error::NoMirror(dir.to_owned()));
     }

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use glommio::{LocalExecutorBuilder, Placement};
 use replog::batch::{Batch, Origin};
 use replog::open::Floor;
+use replog::uring::dir::is_live;
 use replog::uring::stream::{Error, Kind, Options, StreamLog};
 use replog::{Hlc, Op, Record};
 use shardmap::{OwnerEpoch, Shard, Zone};
@@ -152,7 +153,9 @@ fn a_directory_in_use_is_refused() {
         let (log, _, _) = StreamLog::open(&dir, OPTIONS).await.unwrap();
         let Err(second) = StreamLog::open(&dir, OPTIONS).await else { panic!("opened twice") };
         assert!(second.to_string().contains("in use"), "{second}");
+        assert!(is_live(&dir));
         log.close().await.unwrap();
+        assert!(!is_live(&dir));
         StreamLog::open(&dir, OPTIONS).await.unwrap().0.close().await.unwrap();
     });
 }

@@ -280,7 +280,8 @@ impl Config {
         let Some(name) = &self.node.zone else { return Ok(None) };
         let zone = map.zone_named(name);
         let known = || map.zones().iter().map(|z| z.name.as_str()).collect::<Vec<_>>().join(", ");
-        zone.map(Some).ok_or_else(|| format!("zone \"{name}\" of this configuration is not in the map, which has: {}", known()))
+        zone.map(Some)
+            .ok_or_else(|| format!("zone \"{name}\" of this configuration is not in the map, which has: {}", known()))
     }
 }
 
@@ -308,7 +309,15 @@ impl Check<'_> {
             cluster: raw.node.cluster,
             data_dir: raw.node.data_dir,
         };
-        Some(Config { node, map: map?, router: router.map(|r| r.unwrap_or_else(Router::none)), log: log.flatten(), zones, services, limits: raw.limits })
+        Some(Config {
+            node,
+            map: map?,
+            router: router.map(|r| r.unwrap_or_else(Router::none)),
+            log: log.flatten(),
+            zones,
+            services,
+            limits: raw.limits,
+        })
     }
 
     fn map(&mut self, raw: &Spanned<RawMap>) -> Option<MapSource> {
@@ -453,7 +462,8 @@ mod tests {
 
     #[test]
     fn all_problems_are_reported_together() {
-        let text = GOOD.replace("http:", "ftp:") + "cores = [99]\npeer_listen = [\"10.0.0.1:1\", \"nonsense\"]\n[[service]]\nprefix = \"x\"\nendpoints = []\n";
+        let text = GOOD.replace("http:", "ftp:")
+            + "cores = [99]\npeer_listen = [\"10.0.0.1:1\", \"nonsense\"]\n[[service]]\nprefix = \"x\"\nendpoints = []\n";
         let said = problems(&text);
         for part in ["f.toml:4: gzs", "\"nonsense\"", "prefix = \"x\"", "at least one endpoint"] {
             assert!(said.contains(part), "{part} not in:\n{said}");

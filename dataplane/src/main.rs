@@ -73,7 +73,9 @@ fn main() -> ExitCode {
         Program::Demo(options) => return demo::run(options),
         Program::Check(file) => load(&file).map(|_| println!("{}: fine", file.config.display())),
         Program::Run(file) => load(&file).and_then(|c| control::run::run(&file.config, &c).map_err(fault)),
-        Program::Router(part) => load(&part.file).and_then(|c| control::router::run(&c, part.stop_with_stdin).map_err(fault)),
+        Program::Router(part) => {
+            load(&part.file).and_then(|c| control::router::run(&c, part.stop_with_stdin).map_err(fault))
+        }
         Program::Log(args) => load(&args.part.file).and_then(|mut c| {
             if let Some(log) = &mut c.log {
                 log.start_alone |= args.start_alone;

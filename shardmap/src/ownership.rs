@@ -81,7 +81,7 @@ pub enum Illegal {
     },
     /// A shard cannot be moved to the zone that has it, or be given to the zone that was lost.
     SameZone(Zone),
-    /// The positions that a change must carry are missing.
+    /// The positions that a change must carry are missing: one for each earlier owner's log.
     NoPositions,
     /// The predecessor's history is not a prefix of the successor's, or more than one entry was added.
     Rewritten,
@@ -95,7 +95,7 @@ impl fmt::Display for Illegal {
                 write!(f, "map epoch {offered} offered, the newest entry has {newest}")
             }
             Illegal::SameZone(z) => write!(f, "zone {z} cannot take this shard: it is the zone it comes from"),
-            Illegal::NoPositions => f.write_str("the new owner's report names no position in the old owner's log"),
+            Illegal::NoPositions => f.write_str("the new owner's report lacks a position in an earlier owner's log"),
             Illegal::Rewritten => f.write_str("the shard's history was rewritten; a map may only add one entry to it"),
         }
     }
@@ -281,7 +281,7 @@ impl History {
         let (Kind::Moving, Some(from), Some(to)) = (v.kind, v.owner, v.to) else {
             return Err(Illegal::Wrong { wanted: "a move", found: v.kind });
         };
-        if applied.get(from).is_none_or(|a| a < fence_seq) {
+        if applied.get(from).is_none_or(|a| a < fence_seq) || !self.names_every_owner(applied, to) {
             return Err(Illegal::NoPositions);
         }
         let mut cut = applied.clone();
@@ -333,7 +333,7 @@ impl History {
         if owner == lost {
             return Err(Illegal::SameZone(owner));
         }
-        if cut.get(lost).is_none() {
+        if cut.get(lost).is_none() || !self.names_every_owner(cut, owner) {
             return Err(Illegal::NoPositions);
         }
         let mut cut = cut.clone();
@@ -395,6 +395,12 @@ impl History {
             }
             (_, found) => Err(Illegal::Wrong { wanted: "a legal successor", found }),
         }
+    }
+
+    /// Does `cut` name every earlier owner's log but `owner`'s own? One that is left out would have no cut, and what it wrote
+    /// could be overwritten unlisted.
+    fn names_every_owner(&self, cut: &Positions, owner: Zone) -> bool {
+        self.ownerships().filter_map(|e| e.owner).all(|zone| zone == owner || cut.get(zone).is_some())
     }
 
     fn ownerships(&self) -> impl DoubleEndedIterator<Item = &Entry> {

@@ -7,12 +7,12 @@ use super::{asked_to_stop, machine, runtime};
 use crate::config::{Config, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
-use bytes::BytesMut;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use replog::link::{self, Frame};
 use replog::uring::node::{Adopted, CoreFigures, Node, Options, Peer, Told};
@@ -152,7 +152,9 @@ async fn accept_links(links: TcpListener, node: Arc<Node>) {
                     match tokio::time::timeout(HELLO_WAIT, hello(socket)).await {
                         Ok(Ok(adopted)) => node.adopt(adopted),
                         Ok(Err(why)) => tracing::warn!("link from {from}: {why}; closed"),
-                        Err(_) => tracing::warn!("link from {from}: no HELLO within {} s; closed", HELLO_WAIT.as_secs()),
+                        Err(_) => {
+                            tracing::warn!("link from {from}: no HELLO within {} s; closed", HELLO_WAIT.as_secs())
+                        }
                     }
                 });
             }
@@ -197,7 +199,10 @@ fn pages(shown: Shown) -> Router {
 async fn report(State(shown): State<Shown>, body: Bytes) -> Response {
     let ask: ReportAsk = match serde_json::from_slice(&body) {
         Ok(ask) => ask,
-        Err(e) => return (StatusCode::BAD_REQUEST, format!("{{\"error\":\"not a report's question: {e}\"}}\n")).into_response(),
+        Err(e) => {
+            return (StatusCode::BAD_REQUEST, format!("{{\"error\":\"not a report's question: {e}\"}}\n"))
+                .into_response();
+        }
     };
     let shards: Vec<Shard> = ask.shards.iter().map(|s| Shard(*s)).collect();
     let epoch = shown.node.figures().await.iter().map(|c| c.map_epoch.0).min().unwrap_or(0);
@@ -253,7 +258,16 @@ fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Ite
         durable_seq: s.durable_seq,
         applied: s.applied.iter().map(|(z, seq)| (name(z), seq)).collect(),
         mirrored: s.mirrored.iter().map(|(z, seq)| (name(z), seq)).collect(),
-        links: s.links.iter().map(|(z, l)| (name(*z), LinkStatus { state: l.state.clone(), durable_seq: l.durable_seq, applied_seq: l.applied_seq })).collect(),
+        links: s
+            .links
+            .iter()
+            .map(|(z, l)| {
+                (
+                    name(*z),
+                    LinkStatus { state: l.state.clone(), durable_seq: l.durable_seq, applied_seq: l.applied_seq },
+                )
+            })
+            .collect(),
     })
 }
 
@@ -272,21 +286,37 @@ fn metrics(status: &LogStatus) -> String {
         }
         for (zone, seq) in &s.mirrored {
             let labels = [("stream", stream.as_str()), ("zone", zone)];
-            page.labelled("ezone_log_mirrored_seq", "Last seq of another zone's stream that is durable here", &labels, *seq);
+            page.labelled(
+                "ezone_log_mirrored_seq",
+                "Last seq of another zone's stream that is durable here",
+                &labels,
+                *seq,
+            );
         }
         for (zone, link) in &s.links {
             let labels = [("stream", stream.as_str()), ("zone", zone), ("state", &link.state)];
-            page.labelled("ezone_link_durable_seq", "Last seq of a stream that is durable in another zone", &labels, link.durable_seq);
+            page.labelled(
+                "ezone_link_durable_seq",
+                "Last seq of a stream that is durable in another zone",
+                &labels,
+                link.durable_seq,
+            );
         }
     }
     page.gauge("ezone_log_lag_p50_us", "Median of commit there to visible here, microseconds", status.lag.p50_us);
-    page.gauge("ezone_log_lag_p99_us", "99th percentile of commit there to visible here, microseconds", status.lag.p99_us);
+    page.gauge(
+        "ezone_log_lag_p99_us",
+        "99th percentile of commit there to visible here, microseconds",
+        status.lag.p99_us,
+    );
     page.text()
 }
 
 fn taken(key: &str, at: std::net::SocketAddr, e: &std::io::Error) -> String {
     match e.kind() {
-        std::io::ErrorKind::AddrInUse => format!("[log] {key} = {at}: another process listens there (`ss -ltnp` names it)"),
+        std::io::ErrorKind::AddrInUse => {
+            format!("[log] {key} = {at}: another process listens there (`ss -ltnp` names it)")
+        }
         _ => format!("[log] {key} = {at}: {e}"),
     }
 }

@@ -57,8 +57,13 @@ impl Kept {
 
     /// Stores the map in `bytes` durably if it is newer than what is there; an older one changes nothing.
     pub fn take(&self, bytes: &[u8]) -> Result<Option<Arc<Map>>, String> {
-        let map = Arc::new(Map::decode(bytes).map_err(|e| format!("a map is refused: {e}"))?);
         let mut newest = self.newest.lock().expect("no one panics while holding it");
+        // Fences seldom change: with the known map at hand their index is not built again.
+        let decoded = match newest.as_ref() {
+            Some(had) => Map::decode_after(bytes, had),
+            None => Map::decode(bytes),
+        };
+        let map = Arc::new(decoded.map_err(|e| format!("a map is refused: {e}"))?);
         if let Some(had) = newest.as_ref() {
             if map.epoch() == had.epoch() && map.digest() != had.digest() {
                 return Err(format!("two different maps {}: two GZS are at work, or one was restored", map.epoch()));

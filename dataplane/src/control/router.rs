@@ -209,7 +209,12 @@ fn metrics(shared: &Shared) -> String {
     for core in 0..shared.cores() {
         let (counts, label) = (shared.counts(core), core.to_string());
         for (name, value) in Counts::NAMES.iter().zip(counts.values()) {
-            page.counter("ezone_router", "What a router core has counted, by name", &[("core", &label), ("what", name)], value);
+            page.counter(
+                "ezone_router",
+                "What a router core has counted, by name",
+                &[("core", &label), ("what", name)],
+                value,
+            );
         }
     }
     page.text()

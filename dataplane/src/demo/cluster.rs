@@ -61,7 +61,8 @@ impl Cluster {
             for (j, other) in NAMES.into_iter().enumerate().filter(|(j, _)| *j != i) {
                 let router = Relay::start(any(), ports[j].peer, one_way)?;
                 let link = Relay::start(any(), ports[j].link, one_way)?;
-                peers += &format!("[zones.{other}]\nrouter = \"{}\"\nlink = \"{}\"\n\n", router.address(), link.address());
+                peers +=
+                    &format!("[zones.{other}]\nrouter = \"{}\"\nlink = \"{}\"\n\n", router.address(), link.address());
                 wan.extend([router, link]);
             }
             fs::write(data.join("node.toml"), configuration(name, &data, &ports[i], gzs, &peers))?;
@@ -170,6 +171,7 @@ fn any() -> SocketAddr {
 fn probe(zones: usize) -> io::Result<Vec<Ports>> {
     let held: Vec<TcpListener> = (0..zones * 5).map(|_| TcpListener::bind(any())).collect::<io::Result<_>>()?;
     let at: Vec<SocketAddr> = held.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
-    let ports = at.chunks(5).map(|p| Ports { client: p[0], peer: p[1], router_admin: p[2], link: p[3], log_admin: p[4] });
+    let ports =
+        at.chunks(5).map(|p| Ports { client: p[0], peer: p[1], router_admin: p[2], link: p[3], log_admin: p[4] });
     Ok(ports.collect())
 }

@@ -90,7 +90,12 @@ impl Stage<'_> {
         }
         for (i, zone) in stage.cluster.zones.iter().enumerate() {
             let owned = stage.owned(i).len();
-            say(&format!("  {}  http://{}   owns {owned} of {} shards\n", zone.name, zone.ports.client, stage.gzs.map().shards().count()));
+            say(&format!(
+                "  {}  http://{}   owns {owned} of {} shards\n",
+                zone.name,
+                zone.ports.client,
+                stage.gzs.map().shards().count()
+            ));
         }
         say("\n");
         Ok(stage)
@@ -154,6 +159,7 @@ impl Stage<'_> {
         let killed = Instant::now();
         self.act(&format!("SIGKILL to every process of zone {}", NAMES[KILLED]));
         self.taken = self.owned(KILLED);
+        self.measure_lag().await;
         driver.set_router_up(KILLED, false);
         self.cluster.zones[KILLED].kill().await;
         self.summary.zone_killed = NAMES[KILLED].to_owned();
@@ -162,6 +168,17 @@ impl Stage<'_> {
         self.lines_until(script.return_at, driver).await?;
         self.return_of_the_lost(driver).await?;
         self.lines_until(script.end_at, driver).await
+    }
+
+    /// Before the kill: afterwards the figures would tell how long a zone was down.
+    async fn measure_lag(&mut self) {
+        for i in 0..NAMES.len() {
+            if let Some(status) = self.gzs.log_status(Zone(i as u8)).await {
+                let s = &mut self.summary;
+                s.lag_ms_p50 = s.lag_ms_p50.max(status.lag.p50_us as f64 / 1000.0);
+                s.lag_ms_p99 = s.lag_ms_p99.max(status.lag.p99_us as f64 / 1000.0);
+            }
+        }
     }
 
     async fn planned_move(&mut self) -> Result<(), String> {
@@ -174,7 +191,10 @@ impl Stage<'_> {
         self.summary.move_ms = ms(took);
         self.act(&format!(
             "shard {shard} (Shanghai) moved from {} to {} in {:.0} ms, map {}",
-            NAMES[KILLED], NAMES[SURVIVOR], self.summary.move_ms, self.gzs.map().epoch()
+            NAMES[KILLED],
+            NAMES[SURVIVOR],
+            self.summary.move_ms,
+            self.gzs.map().epoch()
         ));
         Ok(())
     }
@@ -195,7 +215,10 @@ impl Stage<'_> {
         self.summary.outage_ms = ms(killed.elapsed());
         self.act(&format!(
             "{} shards of {} taken over by {}, {:.0} ms after the kill, map {epoch}",
-            shards.len(), NAMES[KILLED], NAMES[SURVIVOR], self.summary.outage_ms
+            shards.len(),
+            NAMES[KILLED],
+            NAMES[SURVIVOR],
+            self.summary.outage_ms
         ));
         Ok(())
     }
@@ -209,7 +232,9 @@ impl Stage<'_> {
         self.summary.unknown_at_takeover = self.gzs.log_status(Zone(SURVIVOR as u8)).await.map_or(0, |s| s.ledger);
         self.act(&format!(
             "zone {} is back after {:.0} ms; {} records were in doubt, all are listed",
-            NAMES[KILLED], ms(begun.elapsed()), self.summary.unknown_at_takeover
+            NAMES[KILLED],
+            ms(begun.elapsed()),
+            self.summary.unknown_at_takeover
         ));
         driver.set_router_up(KILLED, true);
         let shards = std::mem::take(&mut self.taken);
@@ -262,7 +287,11 @@ impl Stage<'_> {
         let lag = lag_us.map_or("-".into(), |us| format!("{:.1} ms", us as f64 / 1000.0));
         say(&format!(
             "{:>5}s {:>9.0}   {}   {}   {:>8.1} %   {lag:>12}\n",
-            self.begun.elapsed().as_secs(), second.orders_per_s, p99(0), p99(1), second.cross_zone_share * 100.0
+            self.begun.elapsed().as_secs(),
+            second.orders_per_s,
+            p99(0),
+            p99(1),
+            second.cross_zone_share * 100.0
         ));
     }
 
@@ -272,10 +301,8 @@ impl Stage<'_> {
 
     /// Waits until both zones have applied everything, then compares and counts.
     async fn prove(&mut self, report: &Report) -> Result<Summary, String> {
-        let statuses = self.quiet().await?;
+        self.quiet().await?;
         let mut s = self.summary.clone();
-        s.lag_ms_p50 = statuses.iter().map(|s| s.lag.p50_us).max().unwrap_or(0) as f64 / 1000.0;
-        s.lag_ms_p99 = statuses.iter().map(|s| s.lag.p99_us).max().unwrap_or(0) as f64 / 1000.0;
         for i in 0..NAMES.len() {
             let status = self.gzs.router_status(Zone(i as u8)).await.ok_or("a router does not answer at the end")?;
             s.held_ms_max = s.held_ms_max.max(status.held_ms_max);
@@ -283,7 +310,8 @@ impl Stage<'_> {
         }
         let mut copies = vec![];
         for zone in &self.cluster.zones {
-            let mut copy = rows::rows(&zone.data, "orders").map_err(|e| format!("the store of zone {}: {e}", zone.name))?;
+            let mut copy =
+                rows::rows(&zone.data, "orders").map_err(|e| format!("the store of zone {}: {e}", zone.name))?;
             copy.sort();
             copies.push((zone.name.to_owned(), copy));
         }
@@ -299,12 +327,13 @@ impl Stage<'_> {
         let proof = proof::prove(copies.into_iter().map(|(name, rows)| (name, rows.into_iter())), report);
         (s.lost, s.doubled) = (proof.lost as u64, proof.doubled as u64);
         s.unasked = (proof.unasked + proof.refused_present) as u64;
-        s.examples = proof.lost_tokens.iter().map(|(token, zones)| format!("{token}, not in {}", zones.join(", "))).collect();
+        s.examples =
+            proof.lost_tokens.iter().map(|(token, zones)| format!("{token}, not in {}", zones.join(", "))).collect();
         s.examples.extend(proof.doubled_tokens);
         Ok(s)
     }
 
-    async fn quiet(&self) -> Result<Vec<LogStatus>, String> {
+    async fn quiet(&self) -> Result<(), String> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let mut statuses = vec![];
@@ -314,7 +343,7 @@ impl Stage<'_> {
             let all = statuses.len() == NAMES.len();
             let origins = || statuses.iter().zip(NAMES);
             if all && statuses.iter().all(|s| origins().all(|(o, name)| has_applied(s, o, name))) {
-                return Ok(statuses);
+                return Ok(());
             }
             if Instant::now() > deadline {
                 return Err(format!("the zones did not fall quiet within {} s", PATIENCE.as_secs()));

@@ -46,7 +46,7 @@ pub struct Summary {
     pub held_ms_max: u64,
     /// Requests that a router held.
     pub held: u64,
-    /// From commit in one zone to visible in the other.
+    /// From commit in one zone to visible in the other, up to the kill; of the slower direction.
     pub lag_ms_p50: f64,
     /// The 99th percentile of that.
     pub lag_ms_p99: f64,
@@ -86,7 +86,10 @@ impl Summary {
         let mut line = |good: bool, text: String| writeln!(out, "  {} {text}", mark(good)).expect("a String takes it");
         line(
             self.lost == 0 && self.orders_acknowledged > 0,
-            format!("{} of {} orders acknowledged, {} of them lost", self.orders_acknowledged, self.orders_sent, self.lost),
+            format!(
+                "{} of {} orders acknowledged, {} of them lost",
+                self.orders_acknowledged, self.orders_sent, self.lost
+            ),
         );
         line(self.doubled + self.unasked == 0, format!("{} doubled, {} that nobody sent", self.doubled, self.unasked));
         for example in &self.examples {
@@ -98,9 +101,17 @@ impl Summary {
         );
         line(
             self.copies_identical,
-            format!("copies {}: {} rows, digest {}", if self.copies_identical { "identical" } else { "DIFFER" }, self.rows, self.short_digests()),
+            format!(
+                "copies {}: {} rows, digest {}",
+                if self.copies_identical { "identical" } else { "DIFFER" },
+                self.rows,
+                self.short_digests()
+            ),
         );
-        line(self.shard_moved, format!("planned move took {:.0} ms; the longest hold was {} ms", self.move_ms, self.held_ms_max));
+        line(
+            self.shard_moved,
+            format!("planned move took {:.0} ms; the longest hold was {} ms", self.move_ms, self.held_ms_max),
+        );
         line(
             true,
             format!(

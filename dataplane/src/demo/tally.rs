@@ -74,14 +74,20 @@ mod tests {
         let at = |ms: u64| base + Duration::from_millis(ms);
         let refused = Outcome::Refused(503);
         let orders = vec![
-            order(base, 10, Some(20), refused),          // over before the kill
-            order(base, 90, Some(110), refused),         // under way at the kill
+            order(base, 10, Some(20), refused),            // over before the kill
+            order(base, 90, Some(110), refused),           // under way at the kill
             order(base, 150, Some(160), Outcome::NotSent), // due in the outage
-            order(base, 90, None, Outcome::Unknown),     // never answered
-            order(base, 201, Some(202), refused),        // after it
+            order(base, 90, None, Outcome::Unknown),       // never answered
+            order(base, 201, Some(202), refused),          // after it
             order(base, 250, Some(252), Outcome::Acknowledged),
         ];
-        let latencies = Latencies { all: histogram(), own_zone: histogram(), cross_zone: histogram(), by_zone: vec![], by_phase: vec![] };
+        let latencies = Latencies {
+            all: histogram(),
+            own_zone: histogram(),
+            cross_zone: histogram(),
+            by_zone: vec![],
+            by_phase: vec![],
+        };
         let mut s = Summary::default();
         count(&Report { orders, latencies }, Some((at(100), at(200))), &mut s);
         assert_eq!((s.failed, s.failed_in_outage, s.unanswered, s.orders_acknowledged), (2, 3, 1, 1));

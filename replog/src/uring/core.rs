@@ -5,9 +5,9 @@
 
 use super::keeper::{Applied, Job, Reported};
 use super::node::{Options, Told};
+use super::now_ms;
 use super::signal::Signal;
 use super::stream::{self, Kind, StreamLog};
-use super::now_ms;
 use crate::apply::Wait;
 use crate::gate::{Decision, Gate, Row, Write};
 use crate::link::{self, Receiver};
@@ -94,9 +94,7 @@ impl Core {
             Ask::Write { shard, map_epoch, table, key, value } => {
                 self.write(Write { shard, map_epoch, table, key, value }).await
             }
-            Ask::Read { shard, map_epoch, table, key, local } => {
-                self.read(shard, map_epoch, table, key, local).await
-            }
+            Ask::Read { shard, map_epoch, table, key, local } => self.read(shard, map_epoch, table, key, local).await,
         }
     }
 
@@ -292,12 +290,8 @@ impl Core {
 impl Stream {
     /// Appends one record; ends when it is durable.
     async fn append(&self, record: Record) -> Answer {
-        let version = crate::Version {
-            owner_epoch: record.owner_epoch,
-            hlc: record.hlc,
-            zone: self.zone,
-            stream: self.number,
-        };
+        let version =
+            crate::Version { owner_epoch: record.owner_epoch, hlc: record.hlc, zone: self.zone, stream: self.number };
         let key = record.key.clone();
         match self.log.append(vec![record]).await {
             Ok(seq) => Answer::Written { key, version, seq },

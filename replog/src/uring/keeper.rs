@@ -149,7 +149,8 @@ impl Keeper {
                 let _ = done.send(figures);
             }
             Job::Digests { done } => {
-                let all: Result<_, _> = self.kept.iter().map(|k| k.store.digests().map_err(|e| e.to_string())).collect();
+                let all: Result<_, _> =
+                    self.kept.iter().map(|k| k.store.digests().map_err(|e| e.to_string())).collect();
                 let _ = done.send(all?);
             }
         }

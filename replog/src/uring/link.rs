@@ -195,7 +195,15 @@ pub(super) async fn receive(core: Rc<Core>, adopted: Adopted) {
         Receiver::new(place(&core, &stream, origin, core.options.zone), held, applied, epoch, map)
     });
     receiver.borrow_mut().on_connect(now_us());
-    let link = Incoming { core: &core, stream: &stream, origin, mirror, generation, receiver: &receiver, connection: &connection };
+    let link = Incoming {
+        core: &core,
+        stream: &stream,
+        origin,
+        mirror,
+        generation,
+        receiver: &receiver,
+        connection: &connection,
+    };
     link.run().await;
     connection.close().await;
     if let Some(stop) = receiver.borrow().stopped() {

@@ -97,7 +97,9 @@ pub enum Error {
         why: String,
     },
     /// The data directory was created with another number of streams.
-    #[error("the data directory has {has} streams, the configuration says {asked}: the number is fixed when it is created")]
+    #[error(
+        "the data directory has {has} streams, the configuration says {asked}: the number is fixed when it is created"
+    )]
     Streams {
         /// In the directory.
         has: u32,
@@ -166,11 +168,7 @@ pub struct Node {
 
 impl Node {
     /// Opens every stream and store, then serves.
-    pub fn start(
-        options: Options,
-        map: Arc<Map>,
-        tell: impl Fn(Told) + Clone + Send + 'static,
-    ) -> Result<Node, Error> {
+    pub fn start(options: Options, map: Arc<Map>, tell: impl Fn(Told) + Clone + Send + 'static) -> Result<Node, Error> {
         check_streams(&options)?;
         let options = Arc::new(options);
         let (mut cores, mut ready) = (vec![], vec![]);
@@ -365,7 +363,12 @@ impl Faults {
 }
 
 /// Carries out commands until the one to stop, a fault, or the end of the node.
-async fn serve(core: Rc<Core>, inbox: Receiver<Command>, faults: Faults, mut fault: UnboundedReceiver<String>) -> Result<(), String> {
+async fn serve(
+    core: Rc<Core>,
+    inbox: Receiver<Command>,
+    faults: Faults,
+    mut fault: UnboundedReceiver<String>,
+) -> Result<(), String> {
     // Maps are taken in order, one at a time, by a task of its own: storing one waits for the keeper.
     let (maps, mut inorder) = unbounded::<Arc<Map>>();
     let taker = core.clone();
@@ -533,7 +536,9 @@ fn check_streams(options: &Options) -> Result<(), Error> {
         Ok(text) => match text.trim().parse() {
             Ok(has) if has == options.streams => Ok(()),
             Ok(has) => Err(Error::Streams { has, asked: options.streams }),
-            Err(_) => Err(Error::Store { path: path.clone(), why: format!("\"{}\" is no number of streams", text.trim()) }),
+            Err(_) => {
+                Err(Error::Store { path: path.clone(), why: format!("\"{}\" is no number of streams", text.trim()) })
+            }
         },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
             std::fs::write(&path, format!("{}\n", options.streams)).map_err(why)

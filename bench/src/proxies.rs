@@ -89,9 +89,11 @@ pub fn haproxy_conf(listen: SocketAddr, upstream: SocketAddr) -> String {
     )
 }
 
-pub fn ours_conf(map: &str, core: usize, listen: SocketAddr, upstream: SocketAddr) -> String {
+pub fn ours_conf(dir: &Path, map: &str, core: usize, listen: SocketAddr, upstream: SocketAddr) -> String {
+    let dir = dir.display();
     format!(
-        "[node]\nzone = \"bj\"\n\n[router]\nlisten = [\"{listen}\"]\ncores = [{core}]\nmap = {map:?}\n\n\
+        "[node]\nzone = \"bj\"\ndata_dir = \"{dir}/ezone\"\n\n[map]\nfile = {map:?}\n\n\
+         [router]\nlisten = [\"{listen}\"]\ncores = [{core}]\n\n\
          [[service]]\nprefix = \"/\"\nendpoints = [\"{upstream}\"]\n"
     )
 }

@@ -2,7 +2,7 @@
 //!
 //! It keeps OWNERSHIP's steps and their order; what it lacks is a store: when it dies, the operation dies with it.
 
-use crate::control::report::{LogStatus, Report, ReportAsk, RouterStatus, ShardReport};
+use crate::control::report::{LogStatus, Report, ReportAsk, RouterStatus, ShardReport, StreamStatus};
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -19,6 +19,10 @@ use tokio::sync::watch;
 
 /// How often a step looks whether it is done.
 const LOOK: Duration = Duration::from_millis(3);
+/// How long the target of a move may take to become fresh.
+const PREFLIGHT_MAX: Duration = Duration::from_secs(10);
+/// A zone is fresh when it lacks at most so many records of any other's stream: what it lacks, clients would wait for.
+const FRESH_RECORDS: u64 = 64;
 
 /// Where a zone's processes show their admin pages.
 #[derive(Clone, Debug)]
@@ -81,12 +85,20 @@ impl Gzs {
         self.map.borrow().clone()
     }
 
-    /// Moves `shards` to zone `to`; if a step takes longer than `limit`, gives them back.
+    /// Moves `shards` to zone `to`; if a step takes longer than `limit`, gives them back. Begins when `to` is fresh.
     pub async fn move_shards(&self, shards: &[Shard], to: Zone, limit: Duration) -> Result<Duration, Failed> {
+        if self.fresh(to, Instant::now() + PREFLIGHT_MAX).await.is_none() {
+            let done = "nothing was begun: its links or its store cannot keep up";
+            return Err(Failed::Slow { step: "the target's catching up", limit_ms: PREFLIGHT_MAX.as_millis(), done });
+        }
         let begun = Instant::now();
+        let step = |name: &str| tracing::debug!("move: {name} after {:.1} ms", begun.elapsed().as_secs_f64() * 1000.0);
         let moving = self.publish(shards, |h, e| h.begin_move(to, e).map(Some))?;
+        let held = self.routers_hold(moving, begun + limit).await;
+        step("routers hold");
         let ready = self.reports(to, moving, shards, false, begun + limit).await;
-        let (Some(()), Some(reports)) = (self.routers_hold(moving, begun + limit).await, ready) else {
+        step("target has caught up");
+        let (Some(()), Some(reports)) = (held, ready) else {
             self.publish(shards, |h, e| h.abort(e).map(Some))?;
             return Err(Failed::Slow { step: "the move", limit_ms: limit.as_millis(), done: "it was aborted" });
         };
@@ -96,6 +108,7 @@ impl Gzs {
             h.commit_move(report.fence_seq.ok_or(Illegal::NoPositions)?, &report.positions(), e).map(Some)
         })?;
         self.log_has(to, owned, Instant::now() + limit).await;
+        step("target goes by the new map");
         Ok(begun.elapsed())
     }
 
@@ -180,6 +193,23 @@ impl Gzs {
         Some(())
     }
 
+    /// Waits until `zone` has applied all but a few of the records that are durable in every other zone.
+    async fn fresh(&self, zone: Zone, deadline: Instant) -> Option<()> {
+        loop {
+            let mut behind = 0;
+            if let Some(here) = self.log_status(zone).await {
+                for other in self.zones.iter().filter(|z| z.zone != zone) {
+                    let Some(there) = self.log_status(other.zone).await else { continue };
+                    behind = behind.max(there.streams.iter().map(|s| lacks(&here, s, &there.zone)).max().unwrap_or(0));
+                }
+                if behind <= FRESH_RECORDS {
+                    return Some(());
+                }
+            }
+            pause(deadline).await?;
+        }
+    }
+
     /// Asks `zone` about `shards` until it is ready for all of them.
     async fn reports(
         &self,
@@ -218,6 +248,12 @@ impl Gzs {
         let answer = self.http.get(format!("http://{at}/status")).send().await.ok()?;
         serde_json::from_slice(&answer.bytes().await.ok()?).ok()
     }
+}
+
+/// How many records of `stream`, which is `origin`'s, `here` has not applied.
+fn lacks(here: &LogStatus, stream: &StreamStatus, origin: &str) -> u64 {
+    let own = here.streams.iter().find(|s| s.stream == stream.stream);
+    stream.durable_seq.saturating_sub(own.and_then(|s| s.applied.get(origin).copied()).unwrap_or(0))
 }
 
 async fn pause(deadline: Instant) -> Option<()> {

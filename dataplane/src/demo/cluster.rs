@@ -157,7 +157,7 @@ fn configuration(name: &str, data: &Path, at: &Ports, gzs: SocketAddr, peers: &s
         "# Written by `ezone demo`.\n[node]\nzone = \"{name}\"\ncluster = \"demo\"\ndata_dir = \"{}\"\n\n\
          [map]\ngzs = \"http://{gzs}\"\n\n\
          [router]\nlisten = [\"{client}\"]\npeer_listen = [\"{peer}\"]\nadmin = \"{router_admin}\"\ncores = [{core}]\n\n\
-         [log]\nlisten = \"{link}\"\nadmin = \"{log_admin}\"\ncores = [{core}]\nstreams = 2\nsegment_mib = 16\n\n\
+         [log]\nlisten = \"{link}\"\nadmin = \"{log_admin}\"\ncores = [{core}]\nstreams = 2\nsegment_mib = 4\n\n\
          {peers}",
         data.display()
     )

@@ -3,11 +3,14 @@
 
 use geo::{Contains, Coord, LineString, MultiPolygon, Polygon};
 use shardmap::fence::{Edge, Fence, Fences, How};
-use shardmap::map::Map;
+use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
 use shardmap::metric;
+use shardmap::ownership::History;
 use shardmap::point::Point;
+use shardmap::tag::Tag;
+use shardmap::{MapEpoch, Shard, Zone};
 use std::collections::HashMap;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 #[path = "../src/random.rs"]
 mod random;
@@ -145,4 +148,46 @@ fn shape(fence: &Fence) -> MultiPolygon {
     let holes = |of: usize| (0..lines.len()).filter(|n| is_hole(*n, of)).map(|n| lines[n].clone()).collect();
     let outer = (0..lines.len()).filter(|n| around[*n].len().is_multiple_of(2));
     outer.map(|n| Polygon::new(lines[n].clone(), holes(n))).collect()
+}
+
+/// PITFALLS: large route tables; linear route scans. As many fences and a million placed ids: a lookup that scanned them
+/// would make this test 10^10 steps long.
+#[test]
+fn a_map_of_as_many_fences_as_are_allowed_answers_without_scanning_them() {
+    const SIDE: i32 = 128;
+    let cell = 100_000;
+    let p = |x: i32, y: i32| Point { lng_e7: x * cell, lat_e7: y * cell };
+    let fence = |n: i32| {
+        let (x, y) = (n % SIDE, n / SIDE);
+        let rings = vec![vec![p(x, y), p(x + 1, y), p(x + 1, y + 1), p(x, y + 1)]];
+        Fence { name: n.to_string(), shard: Shard((n % 1024) as u16), rings }
+    };
+    let fences = Fences::new((0..SIDE * SIDE).map(fence).collect(), 0, 20).unwrap();
+    assert_eq!(fences.list().len(), shardmap::fence::limits::FENCES_MAX);
+    assert_eq!(shardmap::check::fences(&fences).problems, []);
+    let mut random = Random(5);
+    for _ in 0..1_000_000 {
+        let at = Point { lng_e7: random.between(0, SIDE * cell - 1), lat_e7: random.between(0, SIDE * cell - 1) };
+        let (found, how) = fences.locate(at).unwrap();
+        let expected = at.lat_e7 / cell * SIDE + at.lng_e7 / cell;
+        assert!(how == How::Inside && found.shard.0 == (expected % 1024) as u16, "at {at}: {}", found.name);
+    }
+    let shops = (0..1_000_000).map(|n| (n * 3, Shard((n % 1024) as u16))).collect();
+    let histories = (0..1024).map(|s| (Shard(s), History::new(Zone(0), MapEpoch(1)))).collect();
+    let parts = Parts {
+        epoch: MapEpoch(1),
+        previous: [0; 32],
+        default: None,
+        zones: vec![ZoneInfo { id: Zone(0), name: "bj".into() }],
+        histories,
+        exceptions: Exceptions { orders: vec![], shops },
+        fences: Arc::new(fences),
+    };
+    let map = Map::from_parts(parts).unwrap();
+    let route =
+        |shop: u64| map.route(&Tag { shop: Some(shop), ..Tag::default() }, false, 0).map(|r| u64::from(r.shard.0));
+    for _ in 0..100_000 {
+        let n = random.below(1_000_000);
+        assert_eq!((route(n * 3), route(n * 3 + 1)), (Some(n % 1024), None));
+    }
 }

@@ -450,7 +450,7 @@ fn trailers_are_dropped_both_ways_so_none_names_a_protected_field() {
     let up = w.last_connect();
     let sent = w.took(up);
     assert!(sent.ends_with("\r\n\r\n2\r\nhi\r\n0\r\n\r\n"), "{sent}");
-    assert!(!sent.contains("hop") && !sent.contains("shardid"), "{sent}");
+    assert!(!sent.contains("x-ezone-hop") && !sent.contains("shardid"), "{sent}");
     w.give(
         up,
         "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nho\r\n0\r\nx-ezone: sh\r\nSet-Cookie: a\r\n\r\n",

@@ -200,7 +200,11 @@ fn command(
     let (text, command) = match name {
         "nginx" => (proxies::nginx_conf(dir, listen, backend), format!("/usr/sbin/nginx -c {shown}")),
         "haproxy" => (proxies::haproxy_conf(listen, backend), format!("/usr/sbin/haproxy -db -f {shown}")),
-        _ => (proxies::ours_conf(&args.map, args.proxy_core, listen, backend), args.ours.replace("{config}", &shown)),
+        _ => {
+            let map = fs::canonicalize(&args.map).map_err(|e| format!("{}: {e}", args.map))?;
+            let text = proxies::ours_conf(dir, &map, args.proxy_core, listen, backend);
+            (text, args.ours.replace("{config}", &shown))
+        }
     };
     fs::write(&config, text).map_err(|e| format!("{shown}: {e}"))?;
     let command = command.replace("{listen}", &listen.to_string()).replace("{upstream}", &backend.to_string());

@@ -14,13 +14,13 @@ const CONNECTIONS_MAX: usize = 10_000;
 const SECONDS_MAX: f64 = 3600.0;
 const TIMEOUT_MS_MAX: u64 = 600_000;
 
-/// Sends requests at a fixed rate and tells latencies from the time each was due, so that a stalled server shows.
-///
-/// Exit code 1 when an error of any kind or a status of 400 or above was seen.
-///
-/// Example: ezbench http http://127.0.0.1:8080/ --rate 1000 --duration 10 --header 'x-shard: loc=116.40,39.90'
+/// How requests are sent, and how many.
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Sends requests at a fixed rate and tells latencies from the time each was due, so that a stalled server shows.
+Exit code 1: an error of any kind, a status of 400 or above, or a signal that cut the run short.
+
+Example: ezbench http http://127.0.0.1:8080/ --rate 1000 --duration 10 --header 'x-shard: loc=116.40,39.90'")]
 pub struct Args {
     /// http://host:port/path
     url: String,

@@ -101,7 +101,7 @@ impl Driver<'_> {
             }
             self.poller.wait(&mut ready, Some(Duration::from_nanos(wake.saturating_sub(self.now()))))?;
             if ready.contains(&STOP) {
-                self.outcome.interrupted = true;
+                self.outcome.cut_short(self.start.elapsed().saturating_sub(self.plan.warmup));
                 break;
             }
             for &token in &ready {

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 ///
 /// Exit code 0: fine. 1: the answer is "no" (errors were seen). 2: wrong usage or input.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_help = "Example: ezbench locate")]
 struct Args {
     #[command(subcommand)]
     command: Command,

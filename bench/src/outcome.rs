@@ -82,6 +82,12 @@ impl Outcome {
         }
     }
 
+    /// The run ends here, `counted` after its warm-up: the rates are of that time.
+    pub fn cut_short(&mut self, counted: Duration) {
+        self.interrupted = true;
+        self.duration = self.duration.min(counted).max(Duration::from_millis(1));
+    }
+
     pub fn sent(&mut self, due_ns: u64, sent_ns: u64, free_ns: u64) {
         self.requests += 1;
         self.queued += u64::from(free_ns > due_ns);

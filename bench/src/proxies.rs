@@ -89,10 +89,10 @@ pub fn haproxy_conf(listen: SocketAddr, upstream: SocketAddr) -> String {
     )
 }
 
-pub fn ours_conf(dir: &Path, map: &str, core: usize, listen: SocketAddr, upstream: SocketAddr) -> String {
-    let dir = dir.display();
+pub fn ours_conf(dir: &Path, map: &Path, core: usize, listen: SocketAddr, upstream: SocketAddr) -> String {
+    let dir = dir.join("ours");
     format!(
-        "[node]\nzone = \"bj\"\ndata_dir = \"{dir}/ezone\"\n\n[map]\nfile = {map:?}\n\n\
+        "[node]\nzone = \"bj\"\ndata_dir = {dir:?}\n\n[map]\nfile = {map:?}\n\n\
          [router]\nlisten = [\"{listen}\"]\ncores = [{core}]\n\n\
          [[service]]\nprefix = \"/\"\nendpoints = [\"{upstream}\"]\n"
     )
@@ -107,5 +107,13 @@ mod tests {
         let stat = "7 (a ) b) S 1 2 3 4 5 6 7 8 9 10 31 11 0 0 20 0";
         assert_eq!(stat_ticks(stat), Some(42));
         assert_eq!(stat_ticks("7 (x"), None);
+    }
+
+    #[test]
+    fn our_configuration_is_one_that_the_router_takes() {
+        let at = SocketAddr::from(([127, 0, 0, 1], 1));
+        let text = ours_conf(Path::new("/tmp/a \"b\""), Path::new("/m/china.toml"), 0, at, at);
+        let config = dataplane::config::Config::parse("ours.conf", &text);
+        assert!(config.is_ok(), "{}", config.err().map(|e| e.to_string()).unwrap_or_default());
     }
 }

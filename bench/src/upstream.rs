@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 const THREADS_MAX: usize = 64;
 const BODY_BYTES_MAX: usize = 16 << 20;
 
-/// Answers 200 with a body of the given size to every request, until SIGTERM, SIGINT or --seconds.
-///
-/// Prints `listening on ADDR` as its first line. Keep-alive, pipelining, Content-Length and chunked request bodies.
-///
-/// Example: ezbench upstream --listen 127.0.0.1:8080 --cores 1 --body 128
+/// How the backend answers, and where.
 #[derive(clap::Args)]
-#[command(verbatim_doc_comment)]
+#[command(after_help = "\
+Answers 200 with a body of the given size to every request, until SIGTERM, SIGINT or --seconds; its first line is
+`listening on ADDR`. Keep-alive, pipelining, Content-Length and chunked request bodies.
+
+Example: ezbench upstream --listen 127.0.0.1:8080 --cores 1 --body 128")]
 pub struct Args {
     /// Address to listen on; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:0")]

@@ -197,3 +197,21 @@ fn answers_after_the_schedule_do_not_raise_the_achieved_rate() {
 fn count(seen: &Value, kind: &str) -> u64 {
     seen["errors"][kind].as_u64().unwrap()
 }
+
+#[test]
+fn a_signal_ends_a_run_and_its_rate_is_of_the_time_that_it_ran() {
+    let backend = Backend::start(&[]);
+    let run = Command::new(env!("CARGO_BIN_EXE_ezbench"))
+        .args(["http", &format!("http://{}/", backend.address), "--rate", "100", "--duration", "60", "--json"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_millis(1500));
+    Command::new("kill").args(["-INT", &run.id().to_string()]).status().unwrap();
+    let output = run.wait_with_output().unwrap();
+    let seen: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &seen["interrupted"]), (Some(1), &true.into()), "{seen}");
+    let (answers, seconds) = (seen["answers"].as_f64().unwrap(), seen["seconds"].as_f64().unwrap());
+    assert!(seconds < 59.0, "{seen}");
+    assert!((seen["achieved_per_s"].as_f64().unwrap() - answers / seconds).abs() < 1.0, "{seen}");
+}

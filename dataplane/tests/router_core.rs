@@ -394,6 +394,74 @@ fn a_pooled_connection_that_was_closed_is_replaced_once_and_only_where_nothing_i
     }
 }
 
+/// PITFALLS: a kept-alive connection that the other side closed shows as an end of file, as a reset, or as a failed write.
+#[test]
+fn a_pooled_connection_that_was_closed_gives_no_502_however_it_shows() {
+    let ok = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+    for shows in ["end of file", "reset", "failed write", "end while idle", "reset while idle"] {
+        let mut w = World::new();
+        let c = w.client();
+        w.give(c, GET);
+        let up = w.last_connect();
+        w.give(up, ok);
+        w.took(c);
+        if shows.ends_with("idle") {
+            w.end(up, shows.starts_with("reset"));
+            w.give(c, GET);
+        } else {
+            w.stuck.push(up);
+            w.give(c, GET);
+            assert_eq!(w.connects.len(), 1, "the pooled connection was taken");
+            w.core.on_sent(up, vec![], shows != "failed write", w.now);
+            w.end(up, shows != "end of file");
+        }
+        assert_eq!((w.connects.len(), w.took(c).as_str()), (2, ""), "{shows}");
+        let fresh = w.last_connect();
+        w.give(fresh, ok);
+        assert_eq!(status_of(&w.took(c)), 200, "{shows}");
+        assert_eq!(w.counts().in_flight, 0, "{shows}");
+    }
+}
+
+/// PITFALLS: idle limits below the upstream's.
+#[test]
+fn a_pooled_connection_is_closed_at_our_idle_limit_and_not_used_after_it() {
+    let mut w = World::with(Limits { upstream_idle_ms: 1000, ..Limits::default() });
+    let c = w.client();
+    w.give(c, GET);
+    let up = w.last_connect();
+    w.give(up, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    w.pass(600);
+    assert!(!w.closed.contains(&up));
+    w.pass(600);
+    assert!(w.closed.contains(&up));
+    w.give(c, GET);
+    assert_eq!(w.connects.len(), 2);
+}
+
+/// PITFALLS: trailers that name protected fields.
+#[test]
+fn trailers_are_dropped_both_ways_so_none_names_a_protected_field() {
+    let mut w = World::new();
+    let c = w.client();
+    let chunked = "Host: h\r\nTransfer-Encoding: chunked\r\nTrailer: x-ezone-hop";
+    let body = "2\r\nhi\r\n0\r\nx-ezone-hop: 1\r\nx-shard: shardid=9\r\nContent-Length: 5\r\n\r\n";
+    w.give(c, GET.replace("GET", "POST").replace("Host: h", chunked) + body);
+    let up = w.last_connect();
+    let sent = w.took(up);
+    assert!(sent.ends_with("\r\n\r\n2\r\nhi\r\n0\r\n\r\n"), "{sent}");
+    assert!(!sent.contains("x-ezone-hop") && !sent.contains("shardid"), "{sent}");
+    w.give(
+        up,
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nho\r\n0\r\nx-ezone: sh\r\nSet-Cookie: a\r\n\r\n",
+    );
+    let got = w.took(c);
+    assert!(got.ends_with("\r\n\r\n2\r\nho\r\n0\r\n\r\n"), "{got}");
+    assert_eq!((got.matches("x-ezone: ").count(), got.contains("x-ezone: bj")), (1, true), "{got}");
+    w.give(c, GET);
+    assert_eq!(w.connects.len(), 1, "both connections are still in step");
+}
+
 #[test]
 fn a_request_that_was_not_sent_is_tried_once_more_whatever_its_method() {
     let mut w = World::new();

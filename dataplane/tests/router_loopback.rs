@@ -310,3 +310,22 @@ fn many_connections_come_and_go_and_none_is_left() {
     bj.stop();
     sh.stop();
 }
+
+/// PITFALLS: provided buffers that run out; multishot requests that end quietly. Eighty senders at once hold more than
+/// the ring's 4 MiB of buffers, and every receive that ended for want of one must be armed again.
+#[test]
+fn more_senders_than_provided_buffers_are_all_served_whole() {
+    let (bj, sh) = zones("buffers");
+    let at = bj.client;
+    let body: Arc<Vec<u8>> = Arc::new((0..400_000u32).map(|i| (i % 249) as u8).collect());
+    let clients: Vec<_> = (0..80)
+        .map(|n| {
+            let body = body.clone();
+            spawn(move || ask(&mut connect(at), "POST /length", 1 + n % 2, &body).1 == *body)
+        })
+        .collect();
+    assert!(clients.into_iter().all(|c| c.join().unwrap()));
+    wait_for("nothing in flight", || bj.control.shared().total().in_flight == 0);
+    bj.stop();
+    sh.stop();
+}

@@ -10,7 +10,7 @@ use replog::uring::stream::{Error, Kind, Options, StreamLog};
 use replog::{Hlc, Op, Record};
 use shardmap::{OwnerEpoch, Shard, Zone};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -102,6 +102,40 @@ fn what_was_acknowledged_is_read_back_across_segments_and_opens() {
             .filter(|f| f.as_ref().unwrap().file_name().to_string_lossy().ends_with(".rlog"));
         assert!(segments.count() > 9, "it has rolled");
     });
+}
+
+/// PITFALLS: page-cache write-back of a neighbour raised fdatasync from 1 to 20 ms. Where the file system has no O_DIRECT
+/// (tmpfs) there is nothing to write back, and nothing to see here.
+#[test]
+fn segments_are_written_past_the_page_cache() {
+    let temp = Temp::new("direct");
+    let dir = temp.0.clone();
+    run(move || async move {
+        let (log, _, _) = StreamLog::open(&dir, OPTIONS).await.unwrap();
+        log.append(vec![put(1, 8)]).await.unwrap();
+        let probe = dir.join("probe");
+        let direct =
+            std::fs::OpenOptions::new().write(true).create(true).truncate(true).custom_flags(O_DIRECT).open(probe);
+        if direct.is_ok() {
+            let flags = open_segments(&dir);
+            assert!(!flags.is_empty() && flags.iter().any(|f| f & O_DIRECT != 0), "{flags:?}");
+        }
+        log.close().await.unwrap();
+    });
+}
+
+const O_DIRECT: i32 = libc::O_DIRECT;
+
+/// The flags of this process's descriptors of segments in `dir` (proc(5)).
+fn open_segments(dir: &Path) -> Vec<i32> {
+    let is_segment = |path: &Path| path.starts_with(dir) && path.extension().is_some_and(|e| e == "rlog");
+    let fds = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+    let ours = fds.filter(|fd| std::fs::read_link(fd.path()).is_ok_and(|path| is_segment(&path)));
+    ours.filter_map(|fd| {
+        let info = std::fs::read_to_string(Path::new("/proc/self/fdinfo").join(fd.file_name())).ok()?;
+        i32::from_str_radix(info.lines().find_map(|l| l.strip_prefix("flags:"))?.trim(), 8).ok()
+    })
+    .collect()
 }
 
 #[test]

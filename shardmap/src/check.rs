@@ -5,7 +5,8 @@
 //! border is halved until its ends prove that nothing between them is deeper than the map's `sliver_m`, or it is half
 //! a metre long. Overlaps whose outlines coincide have no such stretch, so one point in the middle of each ring is
 //! asked as well. Widths up to `sliver_m` are settled by the order of the fences and noted; so are gaps up to that
-//! width, measured from the corners of the fences (wider ones may well be meant); their points go to the nearest fence.
+//! width, measured from the corners of the fences (wider ones may well be meant); their points go to the nearest fence,
+//! those in the exact middle to the first in order.
 
 use crate::fence::{Edge, Fence, Fences, How, ring_sides};
 use crate::grid::Bounds;

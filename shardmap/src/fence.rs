@@ -120,6 +120,15 @@ pub struct Fences {
     grid: Grid,
     near_m: u32,
     sliver_m: u32,
+    /// How far from a fence a point may be to go to it, in units.
+    reach: u64,
+}
+
+/// At least half a sliver, so that every point of a gap that is no wider than a sliver goes to one of its fences. One unit
+/// more for what whole-number distances round away; nothing if neither is wanted.
+fn reach(near_m: u32, sliver_m: u32) -> u64 {
+    let half_sliver = if sliver_m == 0 { 0 } else { metric::units(sliver_m).div_ceil(2) + 1 };
+    metric::units(near_m).max(half_sliver)
 }
 
 impl Fences {
@@ -136,8 +145,9 @@ impl Fences {
         if let Some(fence) = list.iter().find(|f| f.name.len() > limits::NAME_BYTES_MAX) {
             bound("bytes of a fence's name", fence.name.len(), limits::NAME_BYTES_MAX)?;
         }
-        let grid = Grid::new(&list, metric::units(near_m))?;
-        Ok(Fences { list, grid, near_m, sliver_m })
+        let reach = reach(near_m, sliver_m);
+        let grid = Grid::new(&list, reach)?;
+        Ok(Fences { list, grid, near_m, sliver_m, reach })
     }
 
     /// In the order that settles overlaps.
@@ -145,7 +155,7 @@ impl Fences {
         &self.list
     }
 
-    /// How far from a fence a point in no fence may be to count as near it; 0: no such points.
+    /// How far from a fence a point in no fence may be to count as near it. Never less than half of `sliver_m` in effect.
     pub fn near_m(&self) -> u32 {
         self.near_m
     }
@@ -155,7 +165,8 @@ impl Fences {
         self.sliver_m
     }
 
-    /// The fence of a point: the one it is in, or the nearest.
+    /// The fence of a point: the one it is in (of several the first in order), or the nearest (of several equally near
+    /// the first in order).
     pub fn locate(&self, p: Point) -> Option<(&Fence, How)> {
         self.grid.locate(p).map(|(fence, how)| (&self.list[fence], how))
     }
@@ -165,7 +176,7 @@ impl Fences {
         if let Some(fence) = self.list.iter().find(|f| f.contains(p)) {
             return Some((fence, How::Inside));
         }
-        let (cos, limit) = (metric::cos_q30(p.lat_e7), metric::units(self.near_m));
+        let (cos, limit) = (metric::cos_q30(p.lat_e7), self.reach);
         let nearest = self.list.iter().flat_map(|f| f.edges().map(move |e| (metric::distance2(p, &e, cos), f)));
         let (d2, fence) = nearest.min_by_key(|(d2, _)| *d2)?;
         (limit > 0 && d2 <= limit * limit).then_some((fence, How::Near))

@@ -2,6 +2,7 @@
 
 use crate::fence::limits;
 use crate::gcj02;
+use crate::nest;
 use crate::point::Point;
 use crate::problem::Problem;
 use serde_json::Value;
@@ -102,17 +103,22 @@ impl Reader {
                 return Vec::new();
             }
         };
-        let mut rings = Vec::new();
+        let before = self.problems.len();
+        let mut kept: Vec<Vec<Vec<Point>>> = Vec::new();
         for polygon in polygons {
             match polygon.as_array() {
-                Some(list) if !list.is_empty() => rings.extend(list.iter().filter_map(|ring| self.ring(ring))),
+                Some(list) if !list.is_empty() => kept.push(list.iter().filter_map(|ring| self.ring(ring)).collect()),
                 _ => self.wrong(None, "a polygon without rings".into()),
             }
         }
-        if rings.is_empty() {
+        if kept.iter().all(Vec::is_empty) {
             self.wrong(None, "it has no ring that can be used".into());
         }
-        rings
+        // Which ring is the outer one is known only if none was left out.
+        if self.problems.len() == before {
+            nest::misplaced(&kept).into_iter().for_each(|p| self.wrong(p.place, p.what));
+        }
+        kept.concat()
     }
 
     fn ring(&mut self, ring: &Value) -> Option<Vec<Point>> {

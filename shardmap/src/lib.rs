@@ -12,6 +12,8 @@ pub mod id;
 pub mod map;
 pub mod metric;
 mod near;
+#[cfg(feature = "text")]
+mod nest;
 pub mod ownership;
 pub mod point;
 pub mod problem;

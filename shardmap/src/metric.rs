@@ -54,7 +54,8 @@ pub fn metres(units: u64) -> f64 {
 /// The square of the distance in units from a point to an edge; `cos_q30` shrinks longitudes.
 #[inline]
 pub fn distance2(p: Point, edge: &Edge, cos_q30: i64) -> u64 {
-    let x = |q: Point| ((i64::from(q.lng_e7) - i64::from(p.lng_e7)) * cos_q30) >> Q;
+    // Divided, not shifted: a shift rounds to the west, and what is as near to the east would look nearer.
+    let x = |q: Point| (i64::from(q.lng_e7) - i64::from(p.lng_e7)) * cos_q30 / (1 << Q);
     let y = |q: Point| i64::from(q.lat_e7) - i64::from(p.lat_e7);
     let (ax, ay) = (x(edge.lo), y(edge.lo));
     let (dx, dy) = (x(edge.hi) - ax, y(edge.hi) - ay);
@@ -67,7 +68,7 @@ pub fn distance2(p: Point, edge: &Edge, cos_q30: i64) -> u64 {
     } else {
         let shift = 33u32.saturating_sub(len2.leading_zeros());
         let t = ((dot >> shift) as i64 * (1 << Q)) / (len2 >> shift).max(1) as i64;
-        (ax + ((dx * t) >> Q), ay + ((dy * t) >> Q))
+        (ax + dx * t / (1 << Q), ay + dy * t / (1 << Q))
     };
     fx.unsigned_abs().pow(2) + fy.unsigned_abs().pow(2)
 }

@@ -91,10 +91,67 @@ fn a_sliver_of_overlap_is_settled_by_order_and_noted() {
     assert_eq!(map.locate(Point::parse("1.00005,0.5").unwrap()).fence.unwrap().name, "A");
 }
 
+/// `near_m` is 0 in this map: a gap no wider than a sliver leaves no point without a fence all the same.
 #[test]
-fn a_thin_gap_is_noted() {
-    let (_, notes) = read(MAP, &two(&boxed(0.0, 0.0, 0.9999, 1.0), &boxed(1.0, 0.0, 2.0, 1.0))).unwrap();
+fn a_thin_gap_is_noted_and_its_points_go_to_the_nearest_fence_in_the_middle_to_the_first() {
+    let (map, notes) = read(MAP, &two(&boxed(0.0, 0.0, 0.9999, 1.0), &boxed(1.0, 0.0, 2.0, 1.0))).unwrap();
     assert!(notes[0].to_string().contains("a gap to \"B\" of up to 11.1 m"), "{notes:?}");
+    located(&map, "0.99992,0.5", ("A", How::Near));
+    located(&map, "0.99995,0.5", ("A", How::Near));
+    located(&map, "0.9999501,0.5", ("B", How::Near));
+    located(&map, "0.99998,0.5", ("B", How::Near));
+    located(&map, "3,0.5", ("-", How::None));
+    let (map, _) = read(MAP, &two(&boxed(1.0, 0.0, 2.0, 1.0), &boxed(0.0, 0.0, 0.9999, 1.0))).unwrap();
+    located(&map, "0.99995,0.5", ("A", How::Near));
+}
+
+/// By the index, and by walking every edge.
+fn located(map: &Map, place: &str, expected: (&str, How)) {
+    let p = Point::parse(place).unwrap();
+    let name = |found: Option<(&shardmap::fence::Fence, How)>| {
+        found.map_or(("-".to_owned(), How::None), |(fence, how)| (fence.name.clone(), how))
+    };
+    let expected = (expected.0.to_owned(), expected.1);
+    assert_eq!(name(map.fences().locate(p)), expected, "at {place}");
+    assert_eq!(name(map.fences().locate_by_walking(p)), expected, "at {place} by walking");
+}
+
+fn multi(name: &str, polygons: &str) -> String {
+    feature(name, polygons).replace("\"Polygon\"", "\"MultiPolygon\"")
+}
+
+/// A box of whole degrees as a ring.
+fn ring(w: i32, s: i32, e: i32, n: i32) -> String {
+    format!("[[{w},{s}],[{e},{s}],[{e},{n}],[{w},{n}],[{w},{s}]]")
+}
+
+#[test]
+fn a_fence_is_the_union_of_its_polygons_each_without_its_holes() {
+    let (land, lake, island) = (ring(0, 0, 9, 9), ring(1, 1, 8, 8), ring(3, 3, 6, 6));
+    let pond = ring(4, 4, 5, 5);
+    let a = multi("A", &format!("[[{land},{lake}],[{island},{pond}],[{}]]", ring(9, 9, 11, 11)));
+    let (map, notes) = read(MAP, &collection(&[a, feature("B", &boxed(30.0, 0.0, 31.0, 1.0))])).unwrap();
+    assert_eq!(notes, []);
+    for (place, how) in [
+        ("0.5,0.5", How::Inside),
+        ("2,2", How::None),
+        ("3.5,3.5", How::Inside),
+        ("4.5,4.5", How::None),
+        ("10,10", How::Inside),
+        ("20,20", How::None),
+    ] {
+        located(&map, place, (if how == How::Inside { "A" } else { "-" }, how));
+    }
+}
+
+#[test]
+fn a_polygon_inside_another_of_its_fence_and_a_stray_hole_are_refused() {
+    let (outer, inner, within) = (ring(0, 0, 9, 9), ring(1, 1, 8, 8), ring(3, 3, 6, 6));
+    let b = feature("B", &boxed(30.0, 0.0, 31.0, 1.0));
+    let refused = |polygons: String, what| check(MAP, &collection(&[multi("A", &polygons), b.clone()]), &[what]);
+    refused(format!("[[{outer}],[{inner}]]"), "fence \"A\" at 1,1: polygon #2 lies inside polygon #1");
+    refused(format!("[[{inner},{outer}]]"), "a hole of polygon #1 lies outside");
+    refused(format!("[[{outer},{inner},{within}]]"), "fence \"A\" at 3,3: a hole of polygon #1 lies inside another");
 }
 
 #[test]

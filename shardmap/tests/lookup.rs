@@ -2,12 +2,15 @@
 #![cfg(feature = "text")]
 
 use geo::{Contains, Coord, LineString, MultiPolygon, Polygon};
-use shardmap::fence::{Fence, Fences, How};
-use shardmap::map::Map;
+use shardmap::fence::{Edge, Fence, Fences, How};
+use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
 use shardmap::metric;
-
+use shardmap::ownership::History;
 use shardmap::point::Point;
-use std::sync::LazyLock;
+use shardmap::tag::Tag;
+use shardmap::{MapEpoch, Shard, Zone};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
 
 #[path = "../src/random.rs"]
 mod random;
@@ -67,38 +70,49 @@ fn points_on_edges_and_beside_them_are_where_walking_finds_them() {
     }
 }
 
-/// Walking all edges a million times takes minutes: each fence is asked only from within the box around it, and how near
-/// the nearest is only for one point in 16.
+/// Walking all edges a million times takes minutes: of each fence only the edges are asked that pass through the point's
+/// band of latitude (no other can be crossed), and how near the nearest is only for one point in 64.
 #[test]
 fn a_million_random_points_are_where_walking_finds_them() {
-    let boxes: Vec<[i32; 4]> = MAP.fences().list().iter().map(bounds).collect();
-    let fence_of = |p: Point| {
-        let boxed = |b: &[i32; 4]| (b[0]..=b[1]).contains(&p.lng_e7) && (b[2]..=b[3]).contains(&p.lat_e7);
-        let mut list = MAP.fences().list().iter().zip(&boxes);
-        list.find(|(fence, b)| boxed(b) && fence.contains(p)).map(|(fence, _)| fence.name.as_str())
-    };
+    let bands: Vec<Bands> = MAP.fences().list().iter().map(Bands::new).collect();
+    let (mut inside, mut near) = (0, 0);
     for seed in 0..1_000_000 {
-        let mut random = Random(seed);
-        let p =
-            Point::new(random.between(730_000_000, 1_355_000_000), random.between(175_000_000, 540_000_000)).unwrap();
-        let found = MAP.fences().locate(p);
-        let inside = found.filter(|(_, how)| *how == How::Inside).map(|(fence, _)| fence.name.as_str());
-        assert_eq!(inside, fence_of(p), "SEED={seed} at {p}");
-        if inside.is_none() && seed % 16 == 0 {
+        let p = some_point(&mut Random(seed));
+        let found = MAP.fences().locate(p).filter(|(_, how)| *how == How::Inside);
+        let walked = bands.iter().find(|b| b.contains(p)).map(|b| b.name);
+        assert_eq!(found.map(|(fence, _)| fence.name.as_str()), walked, "SEED={seed} at {p}");
+        inside += u32::from(walked.is_some());
+        if walked.is_none() && seed % 64 == 0 {
+            near += 1;
             check(MAP.fences(), p);
         }
     }
+    assert!(inside > 300_000 && near > 3_000, "{inside} inside, {near} asked for the nearest");
 }
 
-fn bounds(fence: &Fence) -> [i32; 4] {
-    let points = || fence.rings.iter().flatten();
-    let (lng, lat) = (|p: &Point| p.lng_e7, |p: &Point| p.lat_e7);
-    [
-        points().map(lng).min().unwrap(),
-        points().map(lng).max().unwrap(),
-        points().map(lat).min().unwrap(),
-        points().map(lat).max().unwrap(),
-    ]
+fn some_point(random: &mut Random) -> Point {
+    Point::new(random.between(730_000_000, 1_355_000_000), random.between(175_000_000, 540_000_000)).unwrap()
+}
+
+/// The edges of a fence by bands of 2^18 units (2.9 km) of latitude, each in every band that it touches.
+struct Bands<'a> {
+    name: &'a str,
+    edges: HashMap<i32, Vec<Edge>>,
+}
+
+impl<'a> Bands<'a> {
+    fn new(fence: &'a Fence) -> Bands<'a> {
+        let mut edges: HashMap<i32, Vec<Edge>> = HashMap::new();
+        for e in fence.edges() {
+            (e.lo.lat_e7 >> 18..=e.hi.lat_e7 >> 18).for_each(|band| edges.entry(band).or_default().push(e));
+        }
+        Bands { name: &fence.name, edges }
+    }
+
+    fn contains(&self, p: Point) -> bool {
+        let here = self.edges.get(&(p.lat_e7 >> 18)).into_iter().flatten();
+        here.filter(|e| e.is_east_of(p)).count() % 2 == 1
+    }
 }
 
 /// `geo` computes in floats and calls no border point inside, so points within 5 cm of a border are left out.
@@ -106,9 +120,7 @@ fn bounds(fence: &Fence) -> [i32; 4] {
 fn off_the_borders_the_geo_crate_agrees() {
     let shapes: Vec<MultiPolygon> = MAP.fences().list().iter().map(shape).collect();
     let mut random = Random(3);
-    let some = (0..5_000).map(|_| {
-        Point::new(random.between(730_000_000, 1_355_000_000), random.between(175_000_000, 540_000_000)).unwrap()
-    });
+    let some = (0..5_000).map(|_| some_point(&mut random));
     let mut asked = 0;
     for p in places().into_iter().chain(some) {
         let cos = metric::cos_q30(p.lat_e7);
@@ -136,4 +148,46 @@ fn shape(fence: &Fence) -> MultiPolygon {
     let holes = |of: usize| (0..lines.len()).filter(|n| is_hole(*n, of)).map(|n| lines[n].clone()).collect();
     let outer = (0..lines.len()).filter(|n| around[*n].len().is_multiple_of(2));
     outer.map(|n| Polygon::new(lines[n].clone(), holes(n))).collect()
+}
+
+/// PITFALLS: large route tables; linear route scans. As many fences and a million placed ids: a lookup that scanned them
+/// would make this test 10^10 steps long.
+#[test]
+fn a_map_of_as_many_fences_as_are_allowed_answers_without_scanning_them() {
+    const SIDE: i32 = 128;
+    let cell = 100_000;
+    let p = |x: i32, y: i32| Point { lng_e7: x * cell, lat_e7: y * cell };
+    let fence = |n: i32| {
+        let (x, y) = (n % SIDE, n / SIDE);
+        let rings = vec![vec![p(x, y), p(x + 1, y), p(x + 1, y + 1), p(x, y + 1)]];
+        Fence { name: n.to_string(), shard: Shard((n % 1024) as u16), rings }
+    };
+    let fences = Fences::new((0..SIDE * SIDE).map(fence).collect(), 0, 20).unwrap();
+    assert_eq!(fences.list().len(), shardmap::fence::limits::FENCES_MAX);
+    assert_eq!(shardmap::check::fences(&fences).problems, []);
+    let mut random = Random(5);
+    for _ in 0..1_000_000 {
+        let at = Point { lng_e7: random.between(0, SIDE * cell - 1), lat_e7: random.between(0, SIDE * cell - 1) };
+        let (found, how) = fences.locate(at).unwrap();
+        let expected = at.lat_e7 / cell * SIDE + at.lng_e7 / cell;
+        assert!(how == How::Inside && found.shard.0 == (expected % 1024) as u16, "at {at}: {}", found.name);
+    }
+    let shops = (0..1_000_000).map(|n| (n * 3, Shard((n % 1024) as u16))).collect();
+    let histories = (0..1024).map(|s| (Shard(s), History::new(Zone(0), MapEpoch(1)))).collect();
+    let parts = Parts {
+        epoch: MapEpoch(1),
+        previous: [0; 32],
+        default: None,
+        zones: vec![ZoneInfo { id: Zone(0), name: "bj".into() }],
+        histories,
+        exceptions: Exceptions { orders: vec![], shops },
+        fences: Arc::new(fences),
+    };
+    let map = Map::from_parts(parts).unwrap();
+    let route =
+        |shop: u64| map.route(&Tag { shop: Some(shop), ..Tag::default() }, false, 0).map(|r| u64::from(r.shard.0));
+    for _ in 0..100_000 {
+        let n = random.below(1_000_000);
+        assert_eq!((route(n * 3), route(n * 3 + 1)), (Some(n % 1024), None));
+    }
 }

@@ -227,12 +227,32 @@ fn verify(out: &mut impl Write, places: &[Place], as_json: bool) -> io::Result<u
 fn dump(out: &mut impl Write, places: &[Place], which: &Which, as_json: bool) -> io::Result<u8> {
     let mut left = which.limit;
     for place in places {
-        if !as_json && places.len() > 1 {
-            writeln!(out, "# {}", place.dir.display())?;
+        if left == 0 {
+            break;
         }
-        dump_log(out, place, which, as_json, &mut left)?;
+        let heading = (!as_json && places.len() > 1).then(|| format!("# {}\n", place.dir.display()));
+        dump_log(&mut Headed { out, heading }, place, which, as_json, &mut left)?;
     }
     Ok(0)
+}
+
+/// Writes its heading before anything else, and not at all if nothing follows.
+struct Headed<'a, W> {
+    out: &'a mut W,
+    heading: Option<String>,
+}
+
+impl<W: Write> Write for Headed<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(heading) = self.heading.take() {
+            self.out.write_all(heading.as_bytes())?;
+        }
+        self.out.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Walks each segment by itself, so that damage in one place hides nothing in another.

@@ -10,7 +10,7 @@ use std::process::ExitCode;
 ///
 /// Exit code 0: fine. 1: the answer is "no" (a check failed). 2: wrong usage or input.
 #[derive(Parser)]
-#[command(version, propagate_version = true)]
+#[command(version, propagate_version = true, after_help = "Example: ezctl map check --map shardmap/data/china.toml")]
 struct Args {
     #[command(subcommand)]
     command: Command,
@@ -19,10 +19,10 @@ struct Args {
 #[derive(Subcommand)]
 enum Command {
     /// Check, compare and ask a map
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: ezctl map locate --map shardmap/data/china.toml 121.52669 31.2302")]
     Map(map::Command),
     /// Look into a log
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
 }
 

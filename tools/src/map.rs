@@ -6,12 +6,13 @@ use shardmap::codec::MAGIC;
 use shardmap::map::{Located, Map};
 use shardmap::point::Point;
 use shardmap::problem::{Note, Problem};
-use std::io::{self, BufRead, BufWriter, ErrorKind, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const MAP_BYTES_MAX: u64 = 256 << 20;
 const LINE_BYTES_MAX: u64 = 4096;
+const INPUT_BYTES: usize = 64 << 10;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -28,15 +29,20 @@ pub enum Command {
     /// Say which fence, shard and zone a place belongs to, and how that was found
     #[command(
         allow_negative_numbers = true,
-        after_help = "Examples: ezctl map locate --map shardmap/data/china.toml 121.52669 31.2302\n          \
-                      echo 121.52669,31.2302 | ezctl map locate --map shardmap/data/china.toml -"
+        after_help = "\
+Prints a line `fence shard zone how` for each place; `-` stands for no fence, no shard or no owner; how is inside, near,
+default or none. A fence's name may hold blanks, the other three fields never do: split from the right, or use --json.
+Exit code 2: a line was no place; it is named on standard error and has no answer.
+
+Examples: ezctl map locate --map shardmap/data/china.toml 121.52669 31.2302
+          echo 121.52669,31.2302 | ezctl map locate --map shardmap/data/china.toml -"
     )]
     Locate {
         /// A map file (TOML) or a binary map
         #[arg(long)]
         map: PathBuf,
         /// Longitude and latitude in degrees, or `-`: lines of `lng,lat` from standard input
-        #[arg(num_args = 1..=2, required = true, value_names = ["LNG", "LAT"])]
+        #[arg(num_args = 1..=2, default_value = "-", value_names = ["LNG", "LAT"])]
         place: Vec<String>,
         /// A JSON object for each place
         #[arg(long)]
@@ -199,10 +205,13 @@ fn locate(path: &Path, place: &[String], json: bool) -> Result<ExitCode, Fault> 
 
 /// A line that cannot be read is named on standard error, and the rest goes on.
 fn locate_lines(out: &mut impl Write, map: &Map, json: bool) -> Result<ExitCode, Fault> {
-    let mut input = io::stdin().lock();
+    let mut input = BufReader::with_capacity(INPUT_BYTES, io::stdin().lock());
     let (mut line, mut bad) = (Vec::new(), false);
     for number in 1u64.. {
         line.clear();
+        if input.buffer().is_empty() {
+            out.flush()?; // who asks line by line waits for this answer
+        }
         let read = io::Read::take(&mut input, LINE_BYTES_MAX).read_until(b'\n', &mut line)?;
         if read == 0 {
             break;

@@ -1,6 +1,6 @@
 //! `ezctl map` as a person or a script meets it.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
 
 const MAP: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shardmap/data/china.toml");
@@ -57,4 +57,32 @@ fn wrong_input_is_exit_2_and_a_faulty_map_is_exit_1_of_check() {
 fn a_map_beside_itself_shows_no_change() {
     let (code, out, _) = ezctl(&["map", "diff", MAP, MAP], "");
     assert_eq!((code, out.as_str()), (0, "the same map\n"));
+}
+
+#[test]
+fn who_asks_line_by_line_is_answered_line_by_line_and_json_names_each_field() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ezctl"))
+        .args(["map", "locate", "--map", MAP, "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (mut input, mut output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+    for (place, fence) in [("111.67,40.82", "Inner Mongolia"), ("121.5,31.2", "Shanghai")] {
+        writeln!(input, "{place}").unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert!(line.contains(&format!("\"fence\":\"{fence}\"")) && line.contains("\"how\":\"inside\""), "{line}");
+    }
+    drop(input);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn every_command_has_help_with_an_example() {
+    for command in ["", "map", "map check", "map locate", "map diff", "log", "log ls", "log dump", "log verify"] {
+        let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
+        let (code, out, _) = ezctl(&args, "");
+        assert!(code == 0 && out.contains("Example") && out.contains("ezctl "), "{command}: {out}");
+    }
 }

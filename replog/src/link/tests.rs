@@ -264,6 +264,20 @@ fn a_link_that_loses_delays_and_cuts_delivers_every_batch_once_and_in_order() {
     }
 }
 
+/// PITFALLS: pull, one batch per round trip.
+#[test]
+fn the_origin_pushes_all_that_the_credit_allows_without_waiting_for_an_acknowledgement() {
+    let mut p = Pair::new(some_log(30, 9), vec![]);
+    p.connect();
+    for _ in 0..5 {
+        p.now += ACK_AFTER_US;
+        p.orders();
+        p.deliver(|n| n);
+    }
+    // Nothing was flushed over there, so nothing was acknowledged.
+    assert_eq!((p.written.len(), p.s.acked()), (30, 0));
+}
+
 #[test]
 fn resuming_after_a_long_cut_sends_only_what_is_missing() {
     let log = some_log(30, 9);

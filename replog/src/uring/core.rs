@@ -261,7 +261,10 @@ impl Core {
                 None => {
                     let applied = stream.applied.borrow().get(zone).unwrap_or(0);
                     let scans = || stream.scans.borrow().contains_key(&zone).then_some(());
-                    let scan = async { Ok(stream.scans_changed.wait(scans).await) };
+                    let scan = async {
+                        stream.scans_changed.wait(scans).await;
+                        Ok(())
+                    };
                     let more = async { log.wait_durable(applied + 1).await.map(drop) };
                     futures_lite::future::or(more, scan).await.map_err(broken)?;
                     if scans().is_some() {

@@ -349,6 +349,10 @@ impl StreamLog {
             Some(_) => Waiting::Yes,
         };
         let waiter = Rc::new(Waiter { seq, appended, state: Cell::new(now), waker: RefCell::new(None) });
+        if state.waiters.len() == state.waiters.capacity() {
+            // Those that were given up go before the list grows: an idle log wakes nobody, and links look at it for ever.
+            state.waiters.retain(|w| Rc::strong_count(w) > 1);
+        }
         state.waiters.push(waiter.clone());
         Durable { shared: self.shared.clone(), waiter }
     }

@@ -246,10 +246,12 @@ async fn stop(core: &Core) {
     core.stopping.set(true);
     core.map_changed.notify();
     for stream in &core.streams {
-        for log in [stream.log.clone()].into_iter().chain(stream.mirrors.values().filter_map(Mirror::log)) {
-            if let Err(e) = log.close().await {
-                tracing::warn!("stream {}: {e}", stream.number);
-            }
+        let mut closed = vec![stream.log.close().await];
+        for mirror in stream.mirrors.values() {
+            closed.push(mirror.close().await);
+        }
+        for why in closed.into_iter().filter_map(Result::err) {
+            tracing::warn!("stream {}: {why}", stream.number);
         }
     }
     core.ask(|done| Job::Close { done }).await;

@@ -28,6 +28,8 @@ pub(super) struct Mirror {
     options: stream::Options,
     log: RefCell<Option<StreamLog>>,
     created: Signal,
+    opening: Cell<bool>,
+    closed: Cell<bool>,
     /// Batches that wait to be written; bounded by the receiver's credit.
     queue: RefCell<VecDeque<(u128, Batch)>>,
     queued: Signal,
@@ -51,6 +53,8 @@ impl Mirror {
             options,
             log: RefCell::new(log),
             created: Signal::default(),
+            opening: Cell::new(false),
+            closed: Cell::new(false),
             queue: RefCell::default(),
             queued: Signal::default(),
             breaks: Cell::new(0),
@@ -168,6 +172,16 @@ impl Mirror {
         }
     }
 
+    /// Closes it, if it is there; one that is being made is closed when it is.
+    pub async fn close(&self) -> Result<(), stream::Error> {
+        self.closed.set(true);
+        self.created.wait(|| (!self.opening.get()).then_some(())).await;
+        match self.log() {
+            Some(log) => log.close().await,
+            None => Ok(()),
+        }
+    }
+
     /// Ends when it breaks off again.
     pub async fn breaks_beyond(&self, breaks: u64) {
         self.queued.wait(|| (self.breaks.get() > breaks).then_some(())).await;
@@ -196,11 +210,16 @@ impl Mirror {
         if let Some(log) = self.log() {
             return Ok(log);
         }
+        if self.closed.get() {
+            return Err(log::Refused::Closed.into());
+        }
         let options = stream::Options { kind: Kind::Mirror(Some(log_uuid)), ..self.options };
-        let (log, ..) = StreamLog::open(&self.dir, options).await?;
-        *self.log.borrow_mut() = Some(log.clone());
+        self.opening.set(true);
+        let opened = StreamLog::open(&self.dir, options).await;
+        self.opening.set(false);
+        let opened = opened.map(|(log, ..)| *self.log.borrow_mut() = Some(log));
         self.created.notify();
-        Ok(log)
+        opened.map(|()| self.log().expect("it was just opened"))
     }
 
     /// What a receiver starts from.

@@ -6,7 +6,6 @@
 
 use super::core::Core;
 use super::keeper::{Job, Keeper, Kept};
-use super::mirror::Mirror;
 use super::node::{Command, CoreFigures, Options, StreamFigures, Told};
 use super::open::{Begin, open_stream};
 use super::signal::Signal;

@@ -285,3 +285,7 @@ fn records(batch: &Batch) -> Result<Vec<(u64, Record)>, String> {
     let all: Result<_, _> = batch.iter().collect();
     all.map_err(|e| format!("a batch that was verified before cannot be read: {e}"))
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

@@ -12,7 +12,7 @@ use shardmap::ownership::{Entry, History, Illegal};
 use shardmap::point::Point;
 use shardmap::{MapEpoch, Shard, Zone};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
@@ -139,7 +139,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        self.sites().iter().for_each(|s| s.stop());
+        for site in self.sites() {
+            site.stop();
+            (0..site.cores.len()).for_each(|i| drop(std::fs::remove_file(site.port(i))));
+        }
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
@@ -297,9 +300,4 @@ fn adopt(node: &Node, mut socket: TcpStream) {
             return node.adopt(Adopted { stream: h.stream, origin: h.origin, socket, read: read.to_vec() });
         }
     }
-}
-
-#[allow(dead_code)]
-pub fn address(site: &Site) -> SocketAddr {
-    site.peer.link
 }

@@ -234,3 +234,51 @@ impl Mirror {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::Origin;
+    use crate::open::Floor;
+    use crate::{Hlc, Record};
+    use glommio::{LocalExecutorBuilder, Placement};
+    use shardmap::Zone;
+
+    #[test]
+    fn a_backlog_of_small_batches_waits_for_the_disk_and_is_not_refused() {
+        let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let dir = dir.join(format!("../target/mirror-{}/0", std::process::id()));
+        let above = dir.parent().unwrap().to_owned();
+        let work = move || async move {
+            let (zone, floor) = (Zone(1), Floor { applied: 0, peers: 0 });
+            let kind = Kind::Mirror(None);
+            let options = stream::Options { zone, stream: 0, kind, segment_bytes: 16 << 20, floor };
+            let mirror = Rc::new(Mirror::open(dir, options).await.unwrap());
+            let origin = Origin { stream: 0, zone, term: 1, log_uuid_lo: 7 };
+            // A block each: more than may wait for the disk, though all of it is far less than a link's credit.
+            let (count, mut chain) = (crate::limits::PENDING_BYTES_MAX as u64 / 4096 + 1000, 0);
+            for seq in 1..=count {
+                let batch = Batch::build(&origin, seq, chain, 0, &[Record::marker(Hlc(seq))]);
+                chain = batch.chain;
+                mirror.take(7, batch);
+            }
+            assert_eq!((mirror.taken_seq(), mirror.durable_seq()), (count, 0));
+            let writer = mirror.clone();
+            glommio::spawn_local(async move { writer.write().await }).detach();
+            let mut durable = 0;
+            while durable < count && mirror.breaks() == 0 {
+                or(mirror.durable_beyond(durable), mirror.breaks_beyond(0)).await;
+                durable = mirror.durable_seq();
+            }
+            assert_eq!((mirror.taken_seq(), durable, mirror.breaks()), (count, count, 0));
+            // A batch that does not follow breaks it off; what is durable stays.
+            mirror.take(7, Batch::build(&origin, count + 5, chain, 0, &[Record::marker(Hlc(count + 5))]));
+            mirror.breaks_beyond(0).await;
+            assert_eq!((mirror.taken_seq(), mirror.durable_seq()), (count, count));
+            mirror.close().await.unwrap();
+        };
+        let executor = LocalExecutorBuilder::new(Placement::Unbound).io_memory(1 << 20).spawn(work).unwrap();
+        executor.join().unwrap();
+        std::fs::remove_dir_all(above).unwrap();
+    }
+}

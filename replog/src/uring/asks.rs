@@ -23,6 +23,7 @@ const MAP_WAIT: Duration = Duration::from_secs(2);
 impl Core {
     /// Answers one ask; it ends when there is an answer. A row that was read holds its share of `rows`.
     pub async fn answer(&self, ask: Ask, rows: &Rc<Budget>) -> (Answer, Option<Share>) {
+        self.asked.set(self.asked.get() + 1);
         match ask {
             Ask::Write { shard, map_epoch, table, key, value } => {
                 (self.write(Write { shard, map_epoch, table, key, value }).await, None)

@@ -42,6 +42,8 @@ pub(super) struct Core {
     /// The newest map that the GZS has named since this start.
     pub gzs: Cell<Option<MapEpoch>>,
     pub stopping: Cell<bool>,
+    /// How many asks have come.
+    pub asked: Cell<u64>,
     pub jobs: Sender<Job>,
     /// Why the log can no longer keep its promises; the first one ends the core.
     pub faults: UnboundedSender<String>,
@@ -86,6 +88,16 @@ impl Core {
     pub fn stream_of(&self, shard: Shard) -> Option<&Rc<Stream>> {
         let number = stream_of(shard, self.options.streams);
         self.streams.iter().find(|s| s.number == number)
+    }
+
+    /// A number that changes while there is something to do.
+    pub fn activity(&self) -> u64 {
+        let of = |s: &Rc<Stream>| {
+            let fed: u64 = s.fed.borrow().iter().map(|(_, seq)| seq).sum();
+            let taken: u64 = s.mirrors.values().map(Mirror::taken_seq).sum();
+            fed + taken + s.log.with(|l| l.next_seq())
+        };
+        self.asked.get() + self.streams.iter().map(of).sum::<u64>()
     }
 
     /// Sends the keeper a job; `None`: it is gone, which ends the process.

@@ -88,7 +88,10 @@ impl Feed {
     /// Ends when there may be something to do: more than `durable`, a scan, or the end of `pause`.
     async fn idle(&self, durable: u64, pause: Option<Pause>) -> Result<(), String> {
         let more = async { self.log.wait_durable(durable + 1).await.map(drop).map_err(|e| self.broken(&e)) };
-        let scan = async { Ok(self.stream.scans_changed.wait(|| self.scan().map(drop)).await) };
+        let scan = async {
+            self.stream.scans_changed.wait(|| self.scan()).await;
+            Ok(())
+        };
         let over = async {
             match pause {
                 Some(Pause::Map(epoch)) => self.core.map_beyond(epoch).await,

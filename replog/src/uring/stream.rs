@@ -29,9 +29,9 @@ const RESERVE: &str = "reserve.tmp";
 const MAKING: &str = "making.tmp";
 /// How much is zeroed, or read back, at a time.
 const CHUNK: usize = 512 * 1024;
-/// The machine is looked at no less often; its next deadline may have moved closer meanwhile. Whoever runs an executor ends
-/// the sleeps that glommio should not have begun.
-const TICK: Duration = Duration::from_millis(20);
+/// The machine is looked at no less often, so that no deadline is missed that an append has set meanwhile: the idle marker
+/// follows after as long at least. Whoever runs an executor ends the sleeps that glommio should not have begun.
+const TICK: Duration = Duration::from_nanos(crate::limits::MARKER_AFTER_NS);
 
 /// Which log to open, and how.
 #[derive(Clone, Copy, Debug)]

@@ -185,6 +185,11 @@ impl Applier {
         self.state.applied.get(zone).unwrap_or(0)
     }
 
+    /// The map that it goes by.
+    pub fn map_epoch(&self) -> MapEpoch {
+        self.map.epoch()
+    }
+
     /// How many records are parked.
     pub fn parked(&self) -> usize {
         self.state.parked.len()

@@ -9,10 +9,11 @@ use crate::batch::Batch;
 use crate::record::Record;
 use crate::store::{Change, Changes, Digests, Row, Scan, Store};
 use bytes::Bytes;
+use futures_channel::mpsc::UnboundedSender;
 use futures_channel::oneshot::Sender;
 use hdrhistogram::Histogram;
 use shardmap::map::Map;
-use shardmap::{OwnerEpoch, Positions, Shard, Zone};
+use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -36,6 +37,14 @@ pub(super) enum Job {
     Figures { done: Sender<Figures> },
     /// Digests of all streams, in their order.
     Digests { done: Sender<Vec<Digests>> },
+    /// Close the stores; the last job.
+    Close { done: Sender<()> },
+}
+
+/// The FENCEs of a stream that count as applied. All of this news takes one way, so that it arrives in order.
+pub(super) struct Fences {
+    pub stream: u32,
+    pub all: Vec<(Zone, Shard, OwnerEpoch)>,
 }
 
 /// What an apply or a scan led to.
@@ -47,8 +56,8 @@ pub(super) struct Applied {
     pub wait: Option<Wait>,
     /// What is left to look through of that log.
     pub scan: Option<Scan>,
-    /// The FENCEs that count as applied, if that may have changed.
-    pub fences: Option<Vec<(Zone, Shard, OwnerEpoch)>>,
+    /// The map that the applier went by.
+    pub map_epoch: MapEpoch,
 }
 
 /// What this zone has of one shard.
@@ -80,37 +89,56 @@ pub(super) struct Kept {
     pub stream: u32,
     pub applier: Applier,
     pub store: Sqlite,
+    /// Entries of the ledger, once counted.
+    pub ledger: Option<u64>,
 }
 
 pub(super) struct Keeper {
     zone: Zone,
     kept: Vec<Kept>,
+    fences: UnboundedSender<Fences>,
     lag_us: Histogram<u64>,
     retry_at: Instant,
 }
 
 impl Keeper {
-    pub fn new(zone: Zone, kept: Vec<Kept>) -> Keeper {
+    pub fn new(zone: Zone, kept: Vec<Kept>, fences: UnboundedSender<Fences>) -> Keeper {
         let lag_us = Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("these bounds are legal");
-        Keeper { zone, kept, lag_us, retry_at: Instant::now() + RETRY_EVERY }
+        Keeper { zone, kept, fences, lag_us, retry_at: Instant::now() + RETRY_EVERY }
     }
 
-    /// Does jobs until the core is gone; an error means that memory and disk may differ: the process has to stop.
+    /// Does jobs until the last one, or until the core is gone; an error means that memory and disk may differ: the process has to
+    /// stop.
     pub fn run(mut self, jobs: &Receiver<Job>) -> Result<(), String> {
         loop {
             let wait = self.retry_at.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                self.retry()?;
+            }
             match jobs.recv_timeout(wait) {
-                Ok(job) => self.job(job)?,
-                Err(RecvTimeoutError::Timeout) => {
-                    self.retry_at = Instant::now() + RETRY_EVERY;
-                    for k in self.kept.iter_mut().filter(|k| k.applier.parked() > 0) {
-                        let changes = k.applier.retry(now_ns() / 1_000_000);
-                        k.commit(&changes)?;
-                    }
+                Ok(Job::Close { done }) => {
+                    drop(self);
+                    let _ = done.send(()); // whoever stops the node may have given up
+                    return Ok(());
                 }
+                Ok(job) => self.job(job)?,
+                Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
         }
+    }
+
+    /// Tries parked records again. What they held back may count now: locks open without another record.
+    fn retry(&mut self) -> Result<(), String> {
+        self.retry_at = Instant::now() + RETRY_EVERY;
+        for k in self.kept.iter_mut().filter(|k| k.applier.parked() > 0) {
+            let changes = k.applier.retry(now_ns() / 1_000_000);
+            if !changes.is_empty() {
+                k.commit(&changes)?;
+                k.tell_fences(&self.fences);
+            }
+        }
+        Ok(())
     }
 
     /// Whoever asked may be gone: that an answer finds nobody is no fault.
@@ -122,11 +150,12 @@ impl Keeper {
             }
             Job::Scan { stream, zone, batches, done } => {
                 let k = self.of(stream)?;
+                let mut all = Changes::default();
                 for batch in &batches {
-                    let changes = k.applier.scan(zone, &records(batch)?);
-                    k.commit(&changes)?;
+                    all.list.extend(k.applier.scan(zone, &records(batch)?).list);
                 }
-                let _ = done.send(k.applied(zone, None, false));
+                k.commit(&all)?;
+                let _ = done.send(k.applied(zone, None));
             }
             Job::Read { stream, table, key, done } => {
                 let row = self.of(stream)?.store.row(&table, &key).map_err(|e| e.to_string())?;
@@ -153,6 +182,7 @@ impl Keeper {
                     self.kept.iter().map(|k| k.store.digests().map_err(|e| e.to_string())).collect();
                 let _ = done.send(all?);
             }
+            Job::Close { .. } => unreachable!("`run` takes it"),
         }
         Ok(())
     }
@@ -173,7 +203,11 @@ impl Keeper {
         }
         let fences = all.list.iter().any(|c| matches!(c, Change::Fence(..) | Change::Park(_)));
         k.commit(&all)?;
-        let applied = k.applied(zone, wait, fences);
+        let applied = k.applied(zone, wait);
+        if fences {
+            let at = self.kept.iter().find(|k| k.stream == stream);
+            at.into_iter().for_each(|k| k.tell_fences(&self.fences));
+        }
         if !own {
             let now = now_ns();
             let new = batches.iter().filter(|b| b.last_seq() > before && b.last_seq() <= applied.seq);
@@ -184,10 +218,10 @@ impl Keeper {
         Ok(applied)
     }
 
-    fn figures(&self) -> Result<Figures, String> {
+    fn figures(&mut self) -> Result<Figures, String> {
         let mut ledger = 0;
-        for k in &self.kept {
-            k.store.ledger(&mut |_| ledger += 1).map_err(|e| e.to_string())?;
+        for k in &mut self.kept {
+            ledger += k.listed()?;
         }
         Ok(Figures {
             applied: self.kept.iter().map(|k| (k.stream, k.applier.positions().clone())).collect(),
@@ -204,16 +238,29 @@ impl Keeper {
 
 impl Kept {
     fn commit(&mut self, changes: &Changes) -> Result<(), String> {
+        if changes.list.iter().any(|c| matches!(c, Change::List(_))) {
+            self.ledger = None;
+        }
         if changes.is_empty() { Ok(()) } else { self.store.commit(changes).map_err(|e| e.to_string()) }
     }
 
-    fn applied(&self, zone: Zone, wait: Option<Wait>, fences: bool) -> Applied {
-        Applied {
-            seq: self.applier.applied(zone),
-            wait,
-            scan: self.applier.scans().find(|(z, _)| *z == zone).map(|(_, scan)| scan),
-            fences: fences.then(|| self.applier.fences().collect()),
+    fn applied(&self, zone: Zone, wait: Option<Wait>) -> Applied {
+        let scan = self.applier.scans().find(|(z, _)| *z == zone).map(|(_, scan)| scan);
+        Applied { seq: self.applier.applied(zone), wait, scan, map_epoch: self.applier.map_epoch() }
+    }
+
+    fn tell_fences(&self, to: &UnboundedSender<Fences>) {
+        let _ = to.unbounded_send(Fences { stream: self.stream, all: self.applier.fences().collect() }); // the core may be gone
+    }
+
+    /// How many entries the ledger has; counted again only when some were listed.
+    fn listed(&mut self) -> Result<u64, String> {
+        if self.ledger.is_none() {
+            let mut count = 0;
+            self.store.ledger(&mut |_| count += 1).map_err(|e| e.to_string())?;
+            self.ledger = Some(count);
         }
+        Ok(self.ledger.unwrap_or(0))
     }
 
     fn report(&mut self, shards: &[Shard], take_over: bool) -> Result<Vec<Reported>, String> {
@@ -238,3 +285,7 @@ fn records(batch: &Batch) -> Result<Vec<(u64, Record)>, String> {
     let all: Result<_, _> = batch.iter().collect();
     all.map_err(|e| format!("a batch that was verified before cannot be read: {e}"))
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;

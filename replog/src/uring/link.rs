@@ -1,112 +1,33 @@
 //! Drives links: a sender for each stream and peer zone, which connects, and a receiver for each connection that came in.
 
-use super::core::{Core, Link, Mirror, Stream, shipped};
+use super::connection::Connection;
+use super::core::{Core, Link, Stream, shipped};
+use super::mirror::Mirror;
 use super::node::{Adopted, Peer, Told};
 use super::now_us;
-use super::signal::Signal;
 use super::stream::{self, StreamLog};
 use crate::Batch;
 use crate::link::{Order, Place, Receiver, Sender};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::or;
-use futures_lite::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use glommio::net::TcpStream;
 use glommio::timer::sleep;
 use shardmap::{MapEpoch, Zone};
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
-/// How much is read from a connection at a time.
-const READ_BYTES: usize = 256 << 10;
-/// Received bytes that may wait for the machine; the connection is not read from while there are more.
-const INBOX_BYTES_MAX: usize = 8 << 20;
 /// Pause before the first new attempt to connect, doubled after each that failed.
 const RECONNECT: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
-/// How much of the log is read for one DATA.
+/// A peer that does not answer is asked again after this long; the system's own patience is minutes.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// How much of the log is read at a time.
 const SHIP_BYTES: usize = 1 << 20;
-
-/// A connection whose bytes a task of its own reads.
-struct Connection {
-    inbox: RefCell<VecDeque<Bytes>>,
-    inbox_bytes: Cell<usize>,
-    changed: Signal,
-    ended: Cell<bool>,
-    write: RefCell<Option<WriteHalf<TcpStream>>>,
-}
-
-impl Connection {
-    fn new(socket: TcpStream) -> Rc<Connection> {
-        let _ = socket.set_nodelay(true); // slower without, not wrong
-        let (read, write) = split(socket);
-        let connection = Rc::new(Connection {
-            inbox: RefCell::default(),
-            inbox_bytes: Cell::new(0),
-            changed: Signal::default(),
-            ended: Cell::new(false),
-            write: RefCell::new(Some(write)),
-        });
-        glommio::spawn_local(reader(connection.clone(), read)).detach();
-        connection
-    }
-
-    fn put(&self, bytes: Bytes) {
-        self.inbox_bytes.set(self.inbox_bytes.get() + bytes.len());
-        self.inbox.borrow_mut().push_back(bytes);
-        self.changed.notify();
-    }
-
-    fn take(&self) -> Option<Bytes> {
-        let bytes = self.inbox.borrow_mut().pop_front()?;
-        self.inbox_bytes.set(self.inbox_bytes.get() - bytes.len());
-        self.changed.notify();
-        Some(bytes)
-    }
-
-    async fn send(&self, bytes: &[u8]) {
-        // Taken out for the time of the write: no borrow lives over an await.
-        let Some(mut write) = self.write.take() else { return };
-        if write.write_all(bytes).await.is_err() {
-            self.end();
-        }
-        self.write.replace(Some(write));
-    }
-
-    fn end(&self) {
-        self.ended.set(true);
-        self.changed.notify();
-    }
-
-    /// Closes the socket, which also ends the reader.
-    async fn close(&self) {
-        self.end();
-        let write = self.write.take();
-        if let Some(mut write) = write {
-            let _ = write.close().await; // the peer may have closed it first
-        }
-    }
-
-    /// Ends when there are bytes, or when the connection ended.
-    async fn something(&self) {
-        self.changed.wait(|| (self.ended.get() || !self.inbox.borrow().is_empty()).then_some(())).await;
-    }
-}
-
-async fn reader(connection: Rc<Connection>, mut read: ReadHalf<TcpStream>) {
-    let mut part = vec![0; READ_BYTES];
-    while !connection.ended.get() {
-        let room = || (connection.ended.get() || connection.inbox_bytes.get() < INBOX_BYTES_MAX).then_some(());
-        connection.changed.wait(room).await;
-        match read.read(&mut part).await {
-            Ok(0) | Err(_) => break,
-            Ok(n) => connection.put(Bytes::copy_from_slice(&part[..n])),
-        }
-    }
-    connection.end();
-}
+/// How much is given to the socket at a time.
+const SEND_BYTES: usize = 256 << 10;
 
 /// Ships `stream` to `peer` for ever, or until the link stops for an operator.
 pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
@@ -114,15 +35,20 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     let (epoch, map) = core.map_bytes();
     let mut sender = Sender::new(place(&core, &stream, core.options.zone, peer.zone), log, epoch, map);
     let mut pause = RECONNECT;
-    loop {
+    while !core.stopping.get() {
         note(&stream, peer.zone, &sender, "connecting");
-        if let Ok(socket) = TcpStream::connect(peer.link).await {
-            let connection = Connection::new(socket);
-            ship(&core, &stream, &peer, &mut sender, &connection).await;
-            connection.close().await;
-            if sender.acked() > 0 {
-                pause = RECONNECT;
-            }
+        if let Ok(socket) = TcpStream::connect_timeout(peer.link, CONNECT_MAX).await {
+            let mut link = Outgoing {
+                core: &core,
+                stream: &stream,
+                peer: &peer,
+                sender: &mut sender,
+                connection: Connection::new(socket),
+                ahead: VecDeque::new(),
+            };
+            let was_live = link.run().await;
+            link.connection.close().await;
+            pause = if was_live { RECONNECT } else { pause };
             sender.on_disconnect();
         }
         if let Some(stop) = sender.stopped() {
@@ -134,52 +60,107 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     }
 }
 
-/// One connection of a sender, from HELLO to its end.
-async fn ship(core: &Rc<Core>, stream: &Rc<Stream>, peer: &Peer, sender: &mut Sender, connection: &Rc<Connection>) {
-    sender.on_connect(now_us());
-    let mut sent_map = core.map.borrow().epoch();
-    loop {
-        while let Some(bytes) = connection.take() {
-            sender.on_bytes(&bytes, now_us());
+/// One connection of a sender.
+struct Outgoing<'a> {
+    core: &'a Rc<Core>,
+    stream: &'a Rc<Stream>,
+    peer: &'a Peer,
+    sender: &'a mut Sender,
+    connection: Rc<Connection>,
+    /// Batches that were read with the one asked for: the next ones.
+    ahead: VecDeque<Batch>,
+}
+
+impl Outgoing<'_> {
+    /// From HELLO to the end; did the peer answer?
+    async fn run(&mut self) -> bool {
+        self.sender.on_connect(now_us());
+        let (mut sent_map, mut was_live) = (self.core.epoch(), false);
+        while !self.core.stopping.get() {
+            sent_map = self.take_in(sent_map);
+            let durable = self.stream.log.durable_seq();
+            let out = match self.carry_out().await {
+                Ok(out) => out,
+                Err(why) => {
+                    self.core.watch(Err(format!("stream {}: {why}", self.stream.number)));
+                    break;
+                }
+            };
+            let whole = out.len() < SEND_BYTES;
+            if !out.is_empty() {
+                self.connection.send(&out).await;
+            }
+            let live = self.sender.live().is_some();
+            was_live |= live;
+            note(self.stream, self.peer.zone, self.sender, if live { "live" } else { "connecting" });
+            if self.connection.has_ended() {
+                break;
+            }
+            if whole {
+                self.wait(durable, sent_map).await;
+            }
         }
-        if core.map.borrow().epoch() > sent_map {
-            let (epoch, map) = core.map_bytes();
-            sent_map = epoch;
-            sender.on_map(epoch, map, now_us());
+        was_live
+    }
+
+    /// Everything that happened since the last time.
+    fn take_in(&mut self, sent_map: MapEpoch) -> MapEpoch {
+        while let Some(bytes) = self.connection.take() {
+            self.sender.on_bytes(&bytes, now_us());
         }
-        let log = shipped(&stream.log);
-        sender.on_durable(log.durable, log.chain, log.hlc);
-        sender.on_kept(log.first_kept);
+        let (epoch, log) = (self.core.epoch(), shipped(&self.stream.log));
+        if epoch > sent_map {
+            let (epoch, map) = self.core.map_bytes();
+            self.sender.on_map(epoch, map, now_us());
+        }
+        self.sender.on_durable(log.durable, log.chain, log.hlc);
+        self.sender.on_kept(log.first_kept);
+        epoch
+    }
+
+    /// What the machine orders, up to a send's worth; returns what is to be sent.
+    async fn carry_out(&mut self) -> Result<BytesMut, stream::Error> {
         let mut out = BytesMut::new();
-        while let Some(order) = sender.next_order(now_us()) {
+        while out.len() < SEND_BYTES
+            && let Some(order) = self.sender.next_order(now_us())
+        {
             match order {
                 Order::Send(bytes) => out.extend_from_slice(&bytes),
-                Order::Read(seq) => match stream.log.read_from(seq, SHIP_BYTES).await {
-                    Ok(batches) => batches.into_iter().for_each(|b| sender.on_batch(b, now_us())),
-                    Err(why) => return core.tell(Told::Fault(format!("stream {}: {why}", stream.number))),
-                },
-                Order::TakeMap(_, map) => core.tell(Told::Map(map)),
-                Order::Close => connection.end(),
+                Order::Read(seq) => {
+                    if let Some(batch) = self.batch_at(seq).await? {
+                        self.sender.on_batch(batch, now_us());
+                    }
+                }
+                Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
+                Order::Close => self.connection.end(),
                 Order::Append(_) => unreachable!("a sender has no mirror"),
             }
         }
-        if !out.is_empty() {
-            connection.send(&out).await;
+        Ok(out)
+    }
+
+    /// The batch that holds `seq`: one read brings many, and each is sent in its turn.
+    async fn batch_at(&mut self, seq: u64) -> Result<Option<Batch>, stream::Error> {
+        if self.ahead.front().is_none_or(|b| b.first_seq > seq || b.last_seq() < seq) {
+            self.ahead = self.stream.log.read_from(seq, SHIP_BYTES).await?.into();
         }
-        note(stream, peer.zone, sender, if sender.live().is_some() { "live" } else { "connecting" });
-        if connection.ended.get() {
-            return;
-        }
-        let map = core.map_changed.wait(|| (core.map.borrow().epoch() > sent_map).then_some(()));
-        let events = or(or(connection.something(), beyond(&stream.log, log.durable)), map);
-        or(events, until(sender.deadline())).await;
+        Ok(self.ahead.pop_front())
+    }
+
+    async fn wait(&self, durable: u64, sent_map: MapEpoch) {
+        let events = or(self.connection.something(), beyond(&self.stream.log, durable));
+        let news = or(self.core.map_beyond(sent_map), until(self.sender.deadline()));
+        or(events, news).await;
     }
 }
 
 /// Receives what a connection brings into the mirror of its origin.
 pub(super) async fn receive(core: Rc<Core>, adopted: Adopted) {
-    let Some(stream) = core.streams.iter().find(|s| s.number == adopted.stream).cloned() else { return };
-    let origin = adopted.origin;
+    let (origin, number) = (adopted.origin, adopted.stream);
+    let Some(stream) = core.streams.iter().find(|s| s.number == number).cloned() else {
+        let streams = core.options.streams;
+        return tracing::warn!("a link for stream {number} of zone {origin}, streams here: {streams}; closed");
+    };
     let Some(mirror) = stream.mirrors.get(&origin) else {
         return tracing::warn!("a link from zone {origin}, which is not among this node's [zones]; closed");
     };
@@ -187,28 +168,19 @@ pub(super) async fn receive(core: Rc<Core>, adopted: Adopted) {
     let socket = unsafe { TcpStream::from_raw_fd(adopted.socket.into_raw_fd()) };
     let connection = Connection::new(socket);
     connection.put(adopted.read.into());
-    let generation = stream.next_generation(origin);
-    let receiver = stream.receiver(origin, || {
+    let number = mirror.connect();
+    let breaks = mirror.breaks();
+    let new = |held| {
         let (epoch, map) = core.map_bytes();
-        let applied = stream.applied.borrow().get(origin).unwrap_or(0);
-        let held = mirror.mirrored();
-        Receiver::new(place(&core, &stream, origin, core.options.zone), held, applied, epoch, map)
-    });
-    receiver.borrow_mut().on_connect(now_us());
-    let link = Incoming {
-        core: &core,
-        stream: &stream,
-        origin,
-        mirror,
-        generation,
-        receiver: &receiver,
-        connection: &connection,
+        let applied = stream.applied_seq(origin);
+        let mut receiver = Receiver::new(place(&core, &stream, origin, core.options.zone), held, applied, epoch, map);
+        receiver.on_frozen(core.is_lost(stream.number, origin));
+        receiver
     };
+    let receiver = mirror.receiver(new).await;
+    let link = Incoming { core: &core, stream: &stream, origin, mirror, number, breaks, receiver, connection };
     link.run().await;
-    connection.close().await;
-    if let Some(stop) = receiver.borrow().stopped() {
-        tracing::error!("stream {}: the link from zone {origin} stops: {stop}", stream.number);
-    }
+    link.connection.close().await;
 }
 
 /// One connection of a receiver.
@@ -218,78 +190,91 @@ struct Incoming<'a> {
     origin: Zone,
     mirror: &'a Mirror,
     /// A newer connection for the same log ends this one.
-    generation: u64,
-    receiver: &'a Rc<RefCell<Receiver>>,
-    connection: &'a Rc<Connection>,
+    number: u64,
+    /// So does a break of the mirror.
+    breaks: u64,
+    receiver: Rc<RefCell<Receiver>>,
+    connection: Rc<Connection>,
 }
 
 impl Incoming<'_> {
     async fn run(&self) {
+        if self.is_over() {
+            return;
+        }
+        self.receiver.borrow_mut().on_connect(now_us());
         let mut map_epoch = MapEpoch(0);
-        loop {
-            if self.stream.generation(self.origin) != self.generation {
-                return;
-            }
+        while !self.is_over() {
+            // Nothing is awaited until every order is carried out: what was accepted is in the mirror's queue then.
             map_epoch = self.take_in(map_epoch);
-            let mut out = BytesMut::new();
-            loop {
-                let order = self.receiver.borrow_mut().next_order(now_us());
-                let Some(order) = order else { break };
-                match order {
-                    Order::Send(bytes) => out.extend_from_slice(&bytes),
-                    Order::Append(batch) => {
-                        if let Err(why) = self.append(batch).await {
-                            tracing::error!("mirror of zone {}: {why}; closing the link", self.origin);
-                            self.stream.forget_receiver(self.origin);
-                            return;
-                        }
-                    }
-                    Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
-                    Order::Close => self.connection.end(),
-                    Order::Read(_) => unreachable!("a receiver has no log to read"),
-                }
-            }
+            let out = self.carry_out();
             if !out.is_empty() {
                 self.connection.send(&out).await;
             }
-            if self.connection.ended.get() {
-                return;
+            if self.connection.has_ended() {
+                return self.say_why();
             }
             self.wait(map_epoch).await;
         }
     }
 
+    /// Must this connection leave the receiver alone?
+    fn is_over(&self) -> bool {
+        let newest = self.mirror.connection() == self.number && self.mirror.breaks() == self.breaks;
+        !newest || self.core.stopping.get()
+    }
+
     /// Everything that happened since the last time.
     fn take_in(&self, known: MapEpoch) -> MapEpoch {
         let mut receiver = self.receiver.borrow_mut();
+        let epoch = self.core.epoch();
+        if epoch > known {
+            let (epoch, map) = self.core.map_bytes();
+            receiver.on_map(epoch, map, now_us());
+        }
         while let Some(bytes) = self.connection.take() {
             receiver.on_bytes(&bytes, now_us());
         }
         receiver.on_durable(self.mirror.durable_seq());
-        receiver.on_applied(self.stream.applied.borrow().get(self.origin).unwrap_or(0));
-        let epoch = self.core.map.borrow().epoch();
-        if epoch > known {
-            let (epoch, map) = self.core.map_bytes();
-            receiver.on_map(epoch, map, now_us());
-            receiver.on_frozen(self.core.is_lost(self.stream.number, self.origin));
-        }
+        receiver.on_applied(self.stream.applied_seq(self.origin));
         epoch
     }
 
-    /// Hands the batch to the mirror; that it is durable shows in the mirror's position.
-    async fn append(&self, batch: Batch) -> Result<(), stream::Error> {
-        let log_uuid = self.receiver.borrow().mirror().log_uuid.expect("an Append follows a HELLO, which names it");
-        self.mirror.of(log_uuid).await?.begin_append_batch(batch).map(drop)
+    /// What the machine orders; returns what is to be sent.
+    fn carry_out(&self) -> BytesMut {
+        let (mut out, mut receiver) = (BytesMut::new(), self.receiver.borrow_mut());
+        while let Some(order) = receiver.next_order(now_us()) {
+            match order {
+                Order::Send(bytes) => out.extend_from_slice(&bytes),
+                Order::Append(batch) => {
+                    let log_uuid = receiver.mirror().log_uuid.expect("an Append follows a HELLO, which names it");
+                    self.mirror.take(log_uuid, batch);
+                }
+                Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
+                Order::Close => self.connection.end(),
+                Order::Read(_) => unreachable!("a receiver has no log to read"),
+            }
+        }
+        out
     }
 
     async fn wait(&self, map_epoch: MapEpoch) {
-        let mirror = self.mirror;
-        let (durable, applied) = (mirror.durable_seq(), self.stream.applied.borrow().get(self.origin));
+        let (durable, applied) = (self.mirror.durable_seq(), self.stream.applied_seq(self.origin));
         let deadline = self.receiver.borrow().deadline();
-        let map = self.core.map_changed.wait(|| (self.core.map.borrow().epoch() > map_epoch).then_some(()));
-        let more = || (self.stream.applied.borrow().get(self.origin) > applied).then_some(());
-        let store = or(mirror.durable_beyond(durable), self.stream.applied_changed.wait(more));
-        or(or(self.connection.something(), store), or(map, until(deadline))).await;
+        let more = || (self.stream.applied_seq(self.origin) > applied).then_some(());
+        let store = or(self.mirror.durable_beyond(durable), self.stream.applied_changed.wait(more));
+        let mirror = or(store, self.mirror.breaks_beyond(self.breaks));
+        let news = or(self.core.map_beyond(map_epoch), until(deadline));
+        or(or(self.connection.something(), mirror), news).await;
+    }
+
+    /// The link may not go on: the other side was told. The next connection is judged anew: that skips nothing.
+    fn say_why(&self) {
+        let receiver = self.receiver.borrow();
+        if let Some(stop) = receiver.stopped().or(receiver.refused()) {
+            tracing::error!("stream {}: the link from zone {} stops: {stop}", self.stream.number, self.origin);
+            self.mirror.forget_receiver();
+        }
     }
 }
 

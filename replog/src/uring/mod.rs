@@ -2,11 +2,17 @@
 //!
 //! `stream` is a log on disk, `sqlite` a store; `node` puts both together with cores, keepers, the port and links.
 
+mod asks;
+mod boot;
+mod connection;
 mod core;
 pub mod dir;
+mod feed;
 mod keeper;
 mod link;
+mod mirror;
 pub mod node;
+mod open;
 mod port;
 mod signal;
 pub mod sqlite;

@@ -1,17 +1,20 @@
 //! Serves the port: router cores connect to a log core's Unix socket and ask.
 
 use super::core::Core;
-use super::signal::Signal;
-use crate::port::{Answer, Refused, put_answer, take_ask};
-use bytes::BytesMut;
+use super::signal::{Budget, Signal};
+use crate::port::{Answer, Ask, Refused, put_answer, take_ask};
+use bytes::{Bytes, BytesMut};
 use futures_lite::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
 use glommio::net::{UnixListener, UnixStream};
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;
 
-/// Asks of one router core that may be under way; more are refused as busy.
-const UNDER_WAY_MAX: usize = 8192;
+/// Asks of one router core that may be under way, and their bytes; more are refused as busy.
+const ASKS_MAX: usize = 8192;
+const ASK_BYTES_MAX: usize = 32 << 20;
+/// Rows that may be on their way from the store to one router core; more reads wait. A row has a mebibyte at most.
+const ROWS_MAX: usize = 64;
 /// Bytes of answers that may wait for one router core; it is not read from while there are more.
 const WAITING_BYTES_MAX: usize = 16 << 20;
 const READ_BYTES: usize = 64 << 10;
@@ -47,7 +50,6 @@ pub(super) fn serve(core: Rc<Core>, listener: UnixListener) {
 struct Waiting {
     bytes: RefCell<BytesMut>,
     changed: Signal,
-    under_way: Cell<usize>,
     closed: Cell<bool>,
 }
 
@@ -65,24 +67,27 @@ async fn connection(core: Rc<Core>, router: UnixStream) {
 
 async fn asks(core: &Rc<Core>, waiting: &Rc<Waiting>, mut read: ReadHalf<UnixStream>) -> Result<(), String> {
     let (mut buffer, mut part) = (BytesMut::new(), vec![0; READ_BYTES]);
+    let (count, bytes, rows) = (Budget::of(ASKS_MAX), Budget::of(ASK_BYTES_MAX), Budget::of(ROWS_MAX));
     loop {
-        let room = || (waiting.closed.get() || waiting.bytes.borrow().len() < WAITING_BYTES_MAX).then_some(());
-        waiting.changed.wait(room).await;
+        waiting.room().await;
         let n = read.read(&mut part).await.map_err(|e| e.to_string())?;
         if n == 0 {
             return Ok(());
         }
         buffer.extend_from_slice(&part[..n]);
         while let Some((corr, ask)) = take_ask(&mut buffer).map_err(|e| e.to_string())? {
-            if waiting.under_way.get() >= UNDER_WAY_MAX {
+            let shares = (count.try_take(1), bytes.try_take(weight(&ask)));
+            let (Some(_), Some(_)) = &shares else {
                 waiting.put(corr, &Answer::Refused(Refused::Busy));
                 continue;
-            }
-            waiting.under_way.set(waiting.under_way.get() + 1);
-            let (core, waiting) = (core.clone(), waiting.clone());
+            };
+            let (core, waiting, rows) = (core.clone(), waiting.clone(), rows.clone());
             glommio::spawn_local(async move {
-                let answer = core.answer(ask).await;
-                waiting.under_way.set(waiting.under_way.get() - 1);
+                let (answer, row) = core.answer(ask, &rows).await;
+                drop(shares);
+                if row.is_some() {
+                    waiting.room().await;
+                }
                 waiting.put(corr, &answer);
             })
             .detach();
@@ -90,8 +95,26 @@ async fn asks(core: &Rc<Core>, waiting: &Rc<Waiting>, mut read: ReadHalf<UnixStr
     }
 }
 
+/// What an ask holds in memory while it is under way.
+fn weight(ask: &Ask) -> usize {
+    let optional = |b: &Option<Bytes>| b.as_ref().map_or(0, Bytes::len);
+    match ask {
+        Ask::Write { table, key, value, .. } => table.len() + optional(key) + optional(value),
+        Ask::Read { table, key, .. } => table.len() + key.len(),
+    }
+}
+
 impl Waiting {
+    /// Ends when another answer may wait, or when nobody will hear it.
+    async fn room(&self) {
+        let room = || (self.closed.get() || self.bytes.borrow().len() < WAITING_BYTES_MAX).then_some(());
+        self.changed.wait(room).await;
+    }
+
     fn put(&self, corr: u64, answer: &Answer) {
+        if self.closed.get() {
+            return;
+        }
         put_answer(&mut self.bytes.borrow_mut(), corr, answer);
         self.changed.notify();
     }

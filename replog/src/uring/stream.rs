@@ -29,8 +29,9 @@ const RESERVE: &str = "reserve.tmp";
 const MAKING: &str = "making.tmp";
 /// How much is zeroed, or read back, at a time.
 const CHUNK: usize = 512 * 1024;
-/// The machine is looked at no less often; this also ends a sleep that glommio began with work left to run.
-const TICK: Duration = Duration::from_millis(5);
+/// The machine is looked at no less often, so that no deadline is missed that an append has set meanwhile: the idle marker
+/// follows after as long at least. Whoever runs an executor ends the sleeps that glommio should not have begun.
+const TICK: Duration = Duration::from_nanos(crate::limits::MARKER_AFTER_NS);
 
 /// Which log to open, and how.
 #[derive(Clone, Copy, Debug)]
@@ -349,6 +350,10 @@ impl StreamLog {
             Some(_) => Waiting::Yes,
         };
         let waiter = Rc::new(Waiter { seq, appended, state: Cell::new(now), waker: RefCell::new(None) });
+        if state.waiters.len() == state.waiters.capacity() {
+            // Those that were given up go before the list grows: an idle log wakes nobody, and links look at it for ever.
+            state.waiters.retain(|w| Rc::strong_count(w) > 1);
+        }
         state.waiters.push(waiter.clone());
         Durable { shared: self.shared.clone(), waiter }
     }

@@ -1,0 +1,148 @@
+//! Answers what routers ask: judges by the gate, appends or reads, and says nothing at all where it cannot know.
+
+use super::core::{Core, Stream};
+use super::keeper::Job;
+use super::now_ms;
+use super::signal::{Budget, Share};
+use super::stream;
+use crate::gate::{Decision, Row, Write};
+use crate::log;
+use crate::port::{Answer, Ask, Refused};
+use crate::record::Record;
+use crate::{Version, store};
+use bytes::Bytes;
+use futures_lite::future::or;
+use glommio::timer::sleep;
+use shardmap::{MapEpoch, OwnerEpoch, Shard};
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// How long a write or a read may wait for the map that its router knows.
+const MAP_WAIT: Duration = Duration::from_secs(2);
+
+impl Core {
+    /// Answers one ask; it ends when there is an answer. A row that was read holds its share of `rows`.
+    pub async fn answer(&self, ask: Ask, rows: &Rc<Budget>) -> (Answer, Option<Share>) {
+        self.asked.set(self.asked.get() + 1);
+        match ask {
+            Ask::Write { shard, map_epoch, table, key, value } => {
+                (self.write(Write { shard, map_epoch, table, key, value }).await, None)
+            }
+            Ask::Read { shard, map_epoch, table, key, local } => {
+                let stream = match self.readable(shard, map_epoch, local).await {
+                    Ok(stream) => stream,
+                    Err(answer) => return (answer, None),
+                };
+                let share = rows.take().await;
+                let answer = match self.row(stream, table, key).await {
+                    Some(Some(row)) if !row.deleted => Answer::Row { version: row.version, value: row.value },
+                    Some(_) => Answer::Absent,
+                    None => failed("the store does not answer"),
+                };
+                (answer, Some(share))
+            }
+        }
+    }
+
+    async fn write(&self, write: Write) -> Answer {
+        let Some(stream) = self.stream_of(write.shard) else { return elsewhere(write.shard) };
+        let (mut row, deadline) = (Row::Unknown, Instant::now() + MAP_WAIT);
+        loop {
+            let decision = stream.gate.borrow_mut().write(&write, row, now_ms());
+            match decision {
+                Decision::Append(record) => return stream.append(record).await,
+                Decision::NeedRow => {
+                    // What becomes of the row until the gate is asked again comes after this write: the gate judges by the row that
+                    // was there, under the map that is there then.
+                    let key = write.key.clone().unwrap_or_default();
+                    row = match self.row(stream, write.table.clone(), key).await {
+                        Some(found) => found.map_or(Row::Absent, |r| Row::At(r.version.owner_epoch)),
+                        None => return failed("the store does not answer"),
+                    }
+                }
+                Decision::WaitMap if self.is_late(deadline) => return self.behind(),
+                Decision::WaitMap => self.next_map(deadline).await,
+                Decision::Refused(why) => return Answer::Refused(why),
+            }
+        }
+    }
+
+    /// The stream to read from, if this zone may answer.
+    async fn readable(&self, shard: Shard, map_epoch: MapEpoch, local: bool) -> Result<&Rc<Stream>, Answer> {
+        let Some(stream) = self.stream_of(shard) else { return Err(elsewhere(shard)) };
+        let deadline = Instant::now() + MAP_WAIT;
+        loop {
+            let decision = stream.gate.borrow().read(shard, map_epoch, local);
+            match decision {
+                None => return Ok(stream),
+                Some(Decision::WaitMap) if self.is_late(deadline) => return Err(self.behind()),
+                Some(Decision::WaitMap) => self.next_map(deadline).await,
+                Some(Decision::Refused(why)) => return Err(Answer::Refused(why)),
+                Some(Decision::Append(_) | Decision::NeedRow) => return Err(failed("a read was judged as a write")),
+            }
+        }
+    }
+
+    /// The row as of every write that was acknowledged before this call.
+    async fn row(&self, stream: &Stream, table: Bytes, key: Bytes) -> Option<Option<store::Row>> {
+        let target = stream.log.durable_seq();
+        let own = self.options.zone;
+        // The keeper does jobs in order: what was handed over before the question is in its answer.
+        stream.applied_changed.wait(|| (stream.fed_seq(own) >= target).then_some(())).await;
+        self.ask(|done| Job::Read { stream: stream.number, table, key, done }).await
+    }
+
+    /// Ends when there is another map, or at the deadline.
+    async fn next_map(&self, deadline: Instant) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        or(self.map_beyond(self.epoch()), async { sleep(left).await }).await;
+    }
+
+    fn is_late(&self, deadline: Instant) -> bool {
+        self.stopping.get() || Instant::now() >= deadline
+    }
+
+    fn behind(&self) -> Answer {
+        Answer::Refused(Refused::Behind { map_epoch: self.epoch() })
+    }
+}
+
+impl Stream {
+    /// Appends one record; ends when it is durable.
+    async fn append(&self, record: Record) -> Answer {
+        let Record { owner_epoch, hlc, .. } = record;
+        let (key, version) = (record.key.clone(), self.version(owner_epoch, hlc));
+        let durable = match self.log.begin_append(vec![record]) {
+            Ok((_, durable)) => durable,
+            Err(why) => return Answer::Refused(refused(&why)),
+        };
+        match durable.await {
+            Ok(seq) => Answer::Written { key, version, seq },
+            Err(why @ stream::Error::Refused(log::Refused::Full)) => Answer::Refused(refused(&why)),
+            // It may be in the log or not, and a refusal would say that it is not. The process ends; the router sees that.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    fn version(&self, owner_epoch: OwnerEpoch, hlc: crate::Hlc) -> Version {
+        Version { owner_epoch, hlc, zone: self.zone, stream: self.number }
+    }
+}
+
+/// Why nothing was appended.
+fn refused(why: &stream::Error) -> Refused {
+    match why {
+        stream::Error::Refused(log::Refused::Full) | stream::Error::NoRoom { .. } => Refused::Full,
+        // A log that closes takes no more; the client may try again in a moment, as when it is busy.
+        stream::Error::Refused(log::Refused::Busy | log::Refused::Closed) => Refused::Busy,
+        other => Refused::Failed(Bytes::from(other.to_string())),
+    }
+}
+
+fn elsewhere(shard: Shard) -> Answer {
+    failed(&format!("shard {shard} lives on another log core: router and log disagree about their number"))
+}
+
+fn failed(why: &str) -> Answer {
+    Answer::Refused(Refused::Failed(Bytes::copy_from_slice(why.as_bytes())))
+}

@@ -1,0 +1,335 @@
+//! Starts log cores, each with its keeper and one thread that sees them end; carries out what control commands.
+//!
+//! ```text
+//! core-N (glommio, pinned)   keeper-N (appliers, SQLite)        watch-N: joins both; a panic of either is a fault, never a hang
+//! ```
+
+use super::core::Core;
+use super::keeper::{Job, Keeper, Kept};
+use super::node::{Command, CoreFigures, Options, StreamFigures, Told};
+use super::open::{Begin, open_stream};
+use super::signal::Signal;
+use super::{link, now_ms, port};
+use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
+use futures_channel::oneshot;
+use futures_lite::StreamExt;
+use futures_lite::future::or;
+use glommio::{LocalExecutorBuilder, Placement};
+use shardmap::map::Map;
+use std::cell::{Cell, RefCell};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
+
+/// glommio may sleep with work left to run: this ends such a sleep.
+const TICK: Duration = Duration::from_millis(5);
+/// The same while nothing happens: each time that an executor wakes costs some 80 us.
+const IDLE_TICK: Duration = Duration::from_millis(20);
+
+/// A log core that was started.
+pub(super) struct Running {
+    commands: UnboundedSender<Command>,
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
+}
+
+impl Running {
+    /// A core that is gone has reported its fault.
+    pub fn send(&self, command: Command) {
+        let _ = self.commands.unbounded_send(command);
+    }
+
+    /// Ends when the core's threads have ended.
+    pub async fn ended(&self) {
+        let ended = self.ended.lock().expect("no one panics while holding it").take();
+        if let Some(ended) = ended {
+            let _ = ended.await; // gone without a word: a fault was told
+        }
+    }
+}
+
+/// What tells how the opening went.
+type Started = Receiver<Result<(), String>>;
+
+/// Starts the threads of core `index`.
+pub(super) fn start_core(
+    index: usize,
+    options: &Arc<Options>,
+    map: &Arc<Map>,
+    kept: Vec<Kept>,
+    tell: impl Fn(Told) + Clone + Send + 'static,
+) -> Result<(Running, Started), String> {
+    let ((commands, inbox), (jobs, todo), (started, wait)) = (unbounded(), channel(), channel());
+    let (settled, fences) = unbounded();
+    let begins = kept.iter().map(Begin::of).collect();
+    let (keeper, keeper_tell) = (Keeper::new(options.zone, kept, settled), tell.clone());
+    let keeper = thread::Builder::new()
+        .name(format!("keeper-{index}"))
+        .spawn(move || {
+            let done = catch_unwind(AssertUnwindSafe(|| keeper.run(&todo)));
+            let fault = done.unwrap_or_else(|_| Err("a keeper panicked; its message is above".into()));
+            fault.err().into_iter().for_each(|why| keeper_tell(Told::Fault(why)));
+        })
+        .map_err(|e| format!("its keeper cannot be started: {e}"))?;
+    let (core_options, map, core_tell) = (options.clone(), map.clone(), tell.clone());
+    let boot = move || Boot { index, options: core_options, map, jobs, inbox, begins, fences, started }.run(core_tell);
+    let ended = start_watched(index, options.cores[index], boot, keeper, tell)?;
+    Ok((Running { commands, ended: Mutex::new(Some(ended)) }, wait))
+}
+
+/// Runs `boot` on an executor pinned to `cpu`; a thread of its own sees that and `keeper` end, however they do.
+fn start_watched<F: Future<Output = Result<(), String>> + 'static>(
+    index: usize,
+    cpu: usize,
+    boot: impl FnOnce() -> F + Send + 'static,
+    keeper: thread::JoinHandle<()>,
+    tell: impl Fn(Told) + Send + 'static,
+) -> Result<oneshot::Receiver<()>, String> {
+    // At the lowest latency glommio's queues lose wake-ups when the executor goes idle, so the default one is used.
+    let executor = LocalExecutorBuilder::new(Placement::Fixed(cpu))
+        .name(&format!("log-{index}"))
+        .preempt_timer(Duration::from_millis(10))
+        .io_memory(4 << 20)
+        .spawn(move || async move { boot().await })
+        .map_err(|e| format!("its executor cannot be started: {e}"))?;
+    let (all, ended) = oneshot::channel();
+    let watch = move || {
+        match executor.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => return tell(Told::Fault(why)),
+            Err(_) => return tell(Told::Fault(format!("log core {index} panicked; its message is above"))),
+        }
+        if keeper.join().is_ok() {
+            let _ = all.send(()); // nobody need wait
+        }
+    };
+    let watch = thread::Builder::new().name(format!("watch-{index}")).spawn(watch);
+    watch.map(|_| ended).map_err(|e| format!("its watch cannot be started: {e}"))
+}
+
+/// Everything that a core's executor starts with.
+struct Boot {
+    index: usize,
+    options: Arc<Options>,
+    map: Arc<Map>,
+    jobs: Sender<Job>,
+    inbox: UnboundedReceiver<Command>,
+    begins: Vec<Begin>,
+    fences: UnboundedReceiver<super::keeper::Fences>,
+    started: Sender<Result<(), String>>,
+}
+
+impl Boot {
+    /// Opens the core's streams, says so, and serves until it is told to stop.
+    async fn run(self, tell: impl Fn(Told) + 'static) -> Result<(), String> {
+        let Boot { index, options, map, jobs, inbox, begins, fences, started } = self;
+        let mut streams = vec![];
+        for begin in begins {
+            match open_stream(&options, &map, begin).await {
+                Ok(stream) => streams.push(Rc::new(stream)),
+                Err(why) => {
+                    let _ = started.send(Err(why)); // the caller reports it
+                    return Ok(());
+                }
+            }
+        }
+        let (faults, fault) = unbounded();
+        let core = Rc::new(Core {
+            options,
+            streams,
+            map: RefCell::new(map),
+            map_changed: Signal::default(),
+            gzs: Cell::new(None),
+            asked: Cell::new(0),
+            stopping: Cell::new(false),
+            jobs,
+            faults,
+            tell: Box::new(tell),
+        });
+        for stream in &core.streams {
+            let due = stream.gate.borrow_mut().fences_due(&stream.fed.borrow().clone(), now_ms());
+            if !due.is_empty() {
+                let begun = stream.log.begin_append(due.clone());
+                stream.fenced(due, begun).await?;
+            }
+        }
+        match port::bind(&core.options.ports[index]) {
+            Ok(server) => port::serve(core.clone(), server),
+            Err(why) => {
+                let _ = started.send(Err(why));
+                return Ok(());
+            }
+        }
+        spawn_tasks(&core, fences);
+        let _ = started.send(Ok(())); // nobody waits any more: then nobody will command either
+        serve(core, inbox, fault).await
+    }
+}
+
+fn spawn_tasks(core: &Rc<Core>, fences: UnboundedReceiver<super::keeper::Fences>) {
+    let spawn = |task| glommio::spawn_local(task).detach();
+    for stream in &core.streams {
+        for zone in stream.mirrors.keys().copied().chain([core.options.zone]) {
+            let (core, stream) = (core.clone(), stream.clone());
+            spawn(Box::pin(async move { core.watch(core.clone().feed(stream, zone).await) }) as Task);
+        }
+        for zone in stream.mirrors.keys() {
+            let (core, stream, zone) = (core.clone(), stream.clone(), *zone);
+            spawn(Box::pin(async move {
+                let why = stream.mirrors[&zone].write().await;
+                core.watch(Err(format!("the mirror of zone {zone}: {why}")));
+            }));
+        }
+        let (own, log) = (core.clone(), stream.log.clone());
+        spawn(Box::pin(async move { own.watch_log(log, "the own log").await }));
+        for peer in &core.options.peers {
+            spawn(Box::pin(link::send(core.clone(), stream.clone(), peer.clone())));
+        }
+    }
+    spawn(Box::pin(hear_fences(core.clone(), fences)));
+    let core = core.clone();
+    spawn(Box::pin(async move {
+        let mut before = core.activity();
+        while !core.stopping.get() {
+            let now = core.activity();
+            glommio::timer::sleep(if now == before { IDLE_TICK } else { TICK }).await;
+            before = now;
+        }
+    }));
+}
+
+type Task = std::pin::Pin<Box<dyn Future<Output = ()>>>;
+
+/// Tells the gates which FENCEs count as applied, in the order in which the keeper says so.
+async fn hear_fences(core: Rc<Core>, mut fences: UnboundedReceiver<super::keeper::Fences>) {
+    while let Some(news) = fences.next().await {
+        for stream in core.streams.iter().filter(|s| s.number == news.stream) {
+            let mut gate = stream.gate.borrow_mut();
+            news.all.iter().for_each(|(zone, shard, epoch)| gate.on_fence_applied(*zone, *shard, *epoch));
+        }
+    }
+}
+
+/// Carries out commands until the one to stop, a fault, or the end of the node.
+async fn serve(
+    core: Rc<Core>,
+    mut inbox: UnboundedReceiver<Command>,
+    mut fault: UnboundedReceiver<String>,
+) -> Result<(), String> {
+    // Maps are taken in order, one at a time, by a task of its own: storing one waits for the keeper.
+    let (maps, mut inorder) = unbounded::<Arc<Map>>();
+    let taker = core.clone();
+    glommio::spawn_local(async move {
+        while let Some(map) = inorder.next().await {
+            taker.watch(taker.on_map(map).await);
+        }
+    })
+    .detach();
+    loop {
+        match or(async { Err(fault.next().await) }, async { Ok(inbox.next().await) }).await {
+            Err(why) => return Err(why.unwrap_or_else(|| "the core's tasks are gone".into())),
+            Ok(Some(Command::Map(map))) => drop(maps.unbounded_send(map)), // its taker lives as long as this
+            Ok(Some(Command::Stop(done))) => {
+                stop(&core).await;
+                let _ = done.send(());
+                return Ok(());
+            }
+            Ok(Some(other)) => drop(glommio::spawn_local(carry_out(core.clone(), other)).detach()),
+            Ok(None) => {
+                core.stopping.set(true);
+                core.ask(|done| Job::Close { done }).await;
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Takes no more, ends the links, then closes own logs, mirrors and, last, the stores.
+async fn stop(core: &Core) {
+    core.stopping.set(true);
+    core.map_changed.notify();
+    for stream in &core.streams {
+        let mut closed = vec![stream.log.close().await];
+        for mirror in stream.mirrors.values() {
+            closed.push(mirror.close().await);
+        }
+        for why in closed.into_iter().filter_map(Result::err) {
+            tracing::warn!("stream {}: {why}", stream.number);
+        }
+    }
+    core.ask(|done| Job::Close { done }).await;
+}
+
+/// What may take a while; answers go to whoever asked, who may be gone.
+async fn carry_out(core: Rc<Core>, command: Command) {
+    match command {
+        Command::Gzs(epoch) => core.on_gzs(epoch),
+        Command::Adopt(adopted) => link::receive(core, adopted).await,
+        Command::Report { shards, take_over, done } => {
+            let _ = done.send(core.report(&shards, take_over).await);
+        }
+        Command::Figures(done) => {
+            if let Some(figures) = figures(&core).await {
+                let _ = done.send(figures);
+            }
+        }
+        Command::Digests(done) => {
+            if let Some(digests) = core.ask(|done| Job::Digests { done }).await {
+                let _ = done.send(digests);
+            }
+        }
+        Command::Map(_) | Command::Stop(_) => {} // taken by `serve`, which keeps their order
+    }
+}
+
+async fn figures(core: &Core) -> Option<CoreFigures> {
+    let kept = core.ask(|done| Job::Figures { done }).await?;
+    let streams = core.streams.iter().map(|s| StreamFigures {
+        stream: s.number,
+        term: s.term,
+        durable_seq: s.log.durable_seq(),
+        applied: s.applied.borrow().clone(),
+        mirrored: s.mirrors.iter().map(|(zone, mirror)| (*zone, mirror.durable_seq())).collect(),
+        links: s.links.borrow().clone(),
+    });
+    Some(CoreFigures {
+        map_epoch: core.epoch(),
+        read_only: core.streams.iter().any(|s| s.gate.borrow().is_read_only()),
+        streams: streams.collect(),
+        kept,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault_of<F: Future<Output = Result<(), String>> + 'static>(body: impl FnOnce() -> F + Send + 'static) -> String {
+        let (telling, told) = channel();
+        let keeper = thread::spawn(|| {});
+        let ended = start_watched(0, 0, body, keeper, move |what| drop(telling.send(what))).unwrap();
+        match told.recv_timeout(Duration::from_secs(10)).expect("a fault within 10 s") {
+            Told::Fault(why) => {
+                assert!(futures_lite::future::block_on(ended).is_err(), "it did not end well");
+                why
+            }
+            Told::Map(_) => panic!("no map was sent"),
+        }
+    }
+
+    #[test]
+    fn a_panic_in_a_task_of_a_core_is_told_and_never_hangs() {
+        let why = fault_of(|| async {
+            glommio::spawn_local(async { panic!("a task panics on purpose") }).detach();
+            std::future::pending().await
+        });
+        assert!(why.contains("log core 0 panicked"), "{why}");
+    }
+
+    #[test]
+    fn a_fault_of_a_core_is_told() {
+        assert_eq!(fault_of(|| async { Err("no more".to_owned()) }), "no more");
+    }
+}

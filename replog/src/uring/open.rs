@@ -1,0 +1,136 @@
+//! Opens what a node has on disk: the number of its streams, their stores, logs and mirrors.
+
+use super::core::Stream;
+use super::dir::sync_dir;
+use super::keeper::Kept;
+use super::mirror::Mirror;
+use super::node::{Error, Options};
+use super::signal::Signal;
+use super::sqlite::Sqlite;
+use super::stream::{self, Kind, StreamLog};
+use crate::apply::Applier;
+use crate::gate::{Gate, Start};
+use crate::open::Floor;
+use crate::store::Store;
+use bytes::Bytes;
+use shardmap::map::Map;
+use shardmap::{Positions, Shard, Zone};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
+
+/// What a stream's gate and feeders start from: taken out of the applier before the keeper gets it.
+pub(super) struct Begin {
+    stream: u32,
+    applied: Positions,
+    own_fences: Vec<(Shard, shardmap::OwnerEpoch)>,
+    fences_applied: Vec<(Zone, Shard, shardmap::OwnerEpoch)>,
+    scans: BTreeMap<Zone, crate::store::Scan>,
+}
+
+impl Begin {
+    pub fn of(kept: &Kept) -> Begin {
+        Begin {
+            stream: kept.stream,
+            applied: kept.applier.positions().clone(),
+            own_fences: kept.applier.own_fences().collect(),
+            fences_applied: kept.applier.fences().collect(),
+            scans: kept.applier.scans().collect(),
+        }
+    }
+}
+
+/// One stream's store and applier, brought to `map` if it has an older one.
+pub(super) fn open_store(options: &Options, stream: u32, map: &Arc<Map>) -> Result<Kept, Error> {
+    let path = options.data_dir.join("store").join(format!("{stream}.db"));
+    let why = |e: String| Error::Store { path: path.clone(), why: e };
+    std::fs::create_dir_all(options.data_dir.join("store")).map_err(|e| why(e.to_string()))?;
+    let mut store = Sqlite::open(&path).map_err(|e| why(e.to_string()))?;
+    let state = store.state().map_err(|e| why(e.to_string()))?;
+    // The applier compares cuts with those of the map that it had: it has to begin with that one.
+    let had = match &state.map {
+        Some((_, bytes)) => Arc::new(Map::decode(bytes).map_err(|e| why(format!("its map: {e}")))?),
+        None => map.clone(),
+    };
+    let unfit = |why| Err(Error::Map { path: path.clone(), stored: had.epoch(), given: map.epoch(), why });
+    if had.epoch() > map.epoch() {
+        return unfit("nobody goes back an epoch; give the newer one");
+    }
+    if had.epoch() == map.epoch() && had.digest() != map.digest() {
+        return unfit("but they differ: two GZS are at work, or one was restored");
+    }
+    let mut applier = Applier::new(options.zone, stream, had, state);
+    let changes = applier.on_map(map.clone(), Bytes::from(map.encode()));
+    store.commit(&changes).map_err(|e| why(e.to_string()))?;
+    Ok(Kept { stream, applier, store, ledger: None })
+}
+
+pub(super) async fn open_stream(options: &Options, map: &Arc<Map>, begin: Begin) -> Result<Stream, String> {
+    let number = begin.stream;
+    let log_options = |zone: Zone| stream::Options {
+        zone,
+        stream: number,
+        kind: Kind::Origin,
+        segment_bytes: options.segment_bytes,
+        floor: Floor { applied: begin.applied.get(zone).unwrap_or(0), peers: 0 },
+    };
+    let dir = options.data_dir.join("log").join(number.to_string());
+    let (log, opened, _) = StreamLog::open(&dir, log_options(options.zone)).await.map_err(|e| e.to_string())?;
+    let mut mirrors = BTreeMap::new();
+    for peer in &options.peers {
+        let dir = options.data_dir.join("mirror").join(format!("{}-{number}", peer.name));
+        let mirror = Mirror::open(dir, log_options(peer.zone)).await.map_err(|e| e.to_string())?;
+        mirrors.insert(peer.zone, mirror);
+    }
+    let mut gate = Gate::new(Start {
+        zone: options.zone,
+        stream: number,
+        streams: options.streams,
+        map: map.clone(),
+        fences: begin.own_fences.into_iter().chain(opened.fences).collect(),
+        fences_applied: begin.fences_applied,
+        newest: opened.last_hlc,
+    });
+    if options.start_alone {
+        tracing::warn!("stream {number}: taking writes alone, by an operator's word");
+        gate.start_alone();
+    }
+    Ok(Stream {
+        zone: options.zone,
+        number,
+        term: opened.term,
+        log,
+        gate: RefCell::new(gate),
+        mirrors,
+        fed: RefCell::new(begin.applied.clone()),
+        applied: RefCell::new(begin.applied),
+        applied_changed: Signal::default(),
+        links: RefCell::default(),
+        scans: RefCell::new(begin.scans),
+        scans_changed: Signal::default(),
+    })
+}
+
+/// The number of streams is written down, durably, when the directory is created, and must be the same ever after.
+pub(super) fn check_streams(options: &Options) -> Result<(), Error> {
+    let path = options.data_dir.join("STREAMS");
+    let why = |e: std::io::Error| Error::Store { path: path.clone(), why: e.to_string() };
+    std::fs::create_dir_all(&options.data_dir).map_err(why)?;
+    match std::fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(has) if has == options.streams => Ok(()),
+            Ok(has) => Err(Error::Streams { has, asked: options.streams }),
+            Err(_) => {
+                Err(Error::Store { path: path.clone(), why: format!("\"{}\" is no number of streams", text.trim()) })
+            }
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let new = path.with_extension("new");
+            let mut file = std::fs::File::create(&new).map_err(why)?;
+            file.write_all(format!("{}\n", options.streams).as_bytes()).and_then(|()| file.sync_all()).map_err(why)?;
+            std::fs::rename(&new, &path).and_then(|()| sync_dir(&options.data_dir)).map_err(why)
+        }
+        Err(e) => Err(why(e)),
+    }
+}

@@ -10,7 +10,7 @@ use super::keeper::{Figures, Job, Keeper, Kept, Reported};
 use super::signal::Signal;
 use super::sqlite::Sqlite;
 use super::stream::{self, Kind, StreamLog};
-use super::{link, now_ms, port};
+use super::{dir, link, now_ms, port};
 use crate::apply::Applier;
 use crate::gate::{Gate, Start};
 use crate::open::Floor;
@@ -24,8 +24,9 @@ use shardmap::map::Map;
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::io;
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -541,8 +542,30 @@ fn check_streams(options: &Options) -> Result<(), Error> {
             }
         },
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            std::fs::write(&path, format!("{}\n", options.streams)).map_err(why)
+            // Without its file, a directory that has streams still says how many: another number would look for rows elsewhere.
+            match streams_in(&options.data_dir.join("log")).map_err(why)? {
+                has if has != 0 && has != options.streams => Err(Error::Streams { has, asked: options.streams }),
+                _ => write_streams(options, &path).map_err(why),
+            }
         }
         Err(e) => Err(why(e)),
     }
+}
+
+/// How many streams the directory at `log` holds; 0: none, or no such directory.
+fn streams_in(log: &Path) -> io::Result<u32> {
+    match std::fs::read_dir(log) {
+        Ok(all) => all.map(|entry| entry.map(|_| 1)).sum(),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whole or not at all: a volume that is full now must not keep the log from starting later.
+fn write_streams(options: &Options, path: &Path) -> io::Result<()> {
+    let beside = path.with_extension("tmp");
+    std::fs::write(&beside, format!("{}\n", options.streams))?;
+    std::fs::File::open(&beside)?.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    dir::sync_dir(&options.data_dir)
 }

@@ -10,6 +10,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
 
+/// Bytes of a cluster's name: it travels in every HELLO.
+const CLUSTER_BYTES_MAX: usize = 255;
+/// What the kernel takes for a Unix socket's path is 107 bytes; `/port-1023.sock` is the longest name in the directory.
+const DATA_DIR_BYTES_MAX: usize = 107 - "/port-1023.sock".len();
+
 /// A node's configuration, checked.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -168,8 +173,8 @@ struct Raw {
     zones: BTreeMap<String, Spanned<RawPeer>>,
     #[serde(default)]
     service: Vec<Spanned<RawService>>,
-    #[serde(default)]
-    limits: Limits,
+    #[serde(default = "default_limits")]
+    limits: Spanned<Limits>,
 }
 
 #[derive(Deserialize)]
@@ -177,8 +182,8 @@ struct Raw {
 struct RawNode {
     zone: Spanned<String>,
     #[serde(default = "default_cluster")]
-    cluster: String,
-    data_dir: PathBuf,
+    cluster: Spanned<String>,
+    data_dir: Spanned<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -230,8 +235,11 @@ struct RawService {
     endpoints: Spanned<Vec<String>>,
 }
 
-fn default_cluster() -> String {
-    "ezone".into()
+fn default_cluster() -> Spanned<String> {
+    Spanned::new(0..0, "ezone".into())
+}
+fn default_limits() -> Spanned<Limits> {
+    Spanned::new(0..0, Limits::default())
 }
 fn default_streams() -> Spanned<u32> {
     Spanned::new(0..0, 4)
@@ -256,7 +264,7 @@ impl Config {
             let line = e.span().map_or(0, |s| line_of(text, s.start));
             Problems { file: file.into(), found: vec![(line, e.message().to_string())] }
         })?;
-        let mut check = Check { text, found: vec![] };
+        let mut check = Check { text, found: vec![], own: vec![] };
         let config = check.config(raw);
         check.found.sort();
         match (config, check.found.is_empty()) {
@@ -288,14 +296,19 @@ impl Config {
 struct Check<'a> {
     text: &'a str,
     found: Vec<(usize, String)>,
+    /// Line and address of each listener of this node.
+    own: Vec<(usize, SocketAddr)>,
 }
 
 impl Check<'_> {
     fn config(&mut self, raw: Raw) -> Option<Config> {
         let edge = raw.node.zone.get_ref() == "none";
         let map = self.map(&raw.map);
+        self.node(&raw.node);
+        self.limits(&raw.limits);
         let router = raw.router.map(|r| self.router(r));
         let log = raw.log.map(|l| self.log(l));
+        self.told_apart();
         if edge && log.is_some() {
             self.say(&raw.node.zone, "an edge (zone = \"none\") stores nothing: remove [log], or name the zone");
         }
@@ -306,8 +319,8 @@ impl Check<'_> {
         let services = raw.service.into_iter().map(|s| self.service(s)).collect();
         let node = Node {
             zone: (!edge).then(|| raw.node.zone.into_inner()),
-            cluster: raw.node.cluster,
-            data_dir: raw.node.data_dir,
+            cluster: raw.node.cluster.into_inner(),
+            data_dir: raw.node.data_dir.into_inner(),
         };
         Some(Config {
             node,
@@ -316,24 +329,77 @@ impl Check<'_> {
             log: log.flatten(),
             zones,
             services,
-            limits: raw.limits,
+            limits: raw.limits.into_inner(),
         })
     }
 
     fn map(&mut self, raw: &Spanned<RawMap>) -> Option<MapSource> {
         match (&raw.get_ref().file, &raw.get_ref().gzs) {
             (Some(file), None) => Some(MapSource::File(file.clone())),
-            (None, Some(url)) if url.starts_with("http://") => Some(MapSource::Gzs(url.trim_end_matches('/').into())),
-            (None, Some(url)) => self.none(raw, format!("gzs = \"{url}\": expected a URL that begins with http://")),
+            (None, Some(url)) if has_host(url) => Some(MapSource::Gzs(url.trim_end_matches('/').into())),
+            (None, Some(url)) => {
+                self.none(raw, format!("gzs = \"{url}\": expected http:// and a host, such as http://127.0.0.1:7300"))
+            }
             (Some(_), Some(_)) => self.none(raw, "both file and gzs: a map has one source"),
             (None, None) => self.none(raw, "expected file = \"..\" (a map that never changes) or gzs = \"http://..\""),
         }
     }
 
+    fn node(&mut self, raw: &RawNode) {
+        let (cluster, dir) = (raw.cluster.get_ref(), raw.data_dir.get_ref());
+        if !(1..=CLUSTER_BYTES_MAX).contains(&cluster.len()) {
+            let seen = cluster.len();
+            self.say(&raw.cluster, format!("a cluster's name of {seen} bytes: expected 1 to {CLUSTER_BYTES_MAX}"));
+        }
+        // The router reaches the log by a Unix socket in this directory; absolute, so that both mean the same one.
+        let path = std::path::absolute(dir).unwrap_or_default();
+        let bytes = path.as_os_str().len();
+        if bytes == 0 {
+            self.say(&raw.data_dir, "data_dir is empty: expected a directory");
+        } else if bytes > DATA_DIR_BYTES_MAX {
+            self.say(
+                &raw.data_dir,
+                format!("data_dir is a path of {bytes} bytes, at most {DATA_DIR_BYTES_MAX}: a Unix socket lies in it"),
+            );
+        }
+    }
+
+    fn limits(&mut self, raw: &Spanned<Limits>) {
+        let l = raw.get_ref();
+        let counts = [
+            ("head_bytes_max", l.head_bytes_max as u64, 256, 1 << 20),
+            ("record_bytes_max", l.record_bytes_max as u64, 1, replog::limits::VALUE_MAX as u64),
+            ("connections_max", l.connections_max as u64, 1, 1 << 20),
+            ("hold_ms_max", l.hold_ms_max, 0, 60_000),
+            ("hold_count_max", l.hold_count_max as u64, 0, 1 << 20),
+            ("connect_ms_max", l.connect_ms_max, 1, 60_000),
+            ("answer_ms_max", l.answer_ms_max, 1, 3_600_000),
+            ("idle_ms_max", l.idle_ms_max, 1, 3_600_000),
+        ];
+        for (key, seen, least, most) in counts {
+            if !(least..=most).contains(&seen) {
+                self.say(raw, format!("[limits] {key} = {seen}: expected {least} to {most}"));
+            }
+        }
+    }
+
+    /// No two listeners share an address: the second would find it taken, or worse, share it.
+    fn told_apart(&mut self) {
+        let own = std::mem::take(&mut self.own);
+        for (i, (line, at)) in own.iter().enumerate() {
+            if let Some((before, _)) = own[..i].iter().find(|(_, other)| other == at) {
+                self.found.push((*line, format!("{at} is listened at already by line {before}")));
+            }
+        }
+    }
+
     fn router(&mut self, raw: RawRouter) -> Option<Router> {
-        let listen = self.addresses(&raw.listen)?;
+        let listen = self.own_addresses(&raw.listen)?;
+        if listen.is_empty() {
+            self.say(&raw.listen, "listen is empty: expected at least one address");
+        }
         let peer_listen = match &raw.peer_listen {
-            Some(list) => self.addresses(list)?,
+            Some(list) => self.own_addresses(list)?,
             None => vec![],
         };
         if let (Some(list), false) = (&raw.peer_listen, raw.allow_plain_peers) {
@@ -342,7 +408,7 @@ impl Check<'_> {
             }
         }
         let admin = match &raw.admin {
-            Some(a) => Some(self.address(a)?),
+            Some(a) => Some(self.own_address(a)?),
             None => None,
         };
         let cores = self.cores(raw.cores.as_ref());
@@ -350,7 +416,7 @@ impl Check<'_> {
     }
 
     fn log(&mut self, raw: RawLog) -> Option<Log> {
-        let (listen, admin) = (self.address(&raw.listen)?, self.address(&raw.admin)?);
+        let (listen, admin) = (self.own_address(&raw.listen)?, self.own_address(&raw.admin)?);
         if !listen.ip().is_loopback() && !raw.allow_plain_links {
             self.say(&raw.listen, format!("{listen} is not on loopback and links have no TLS yet. Put it on a private network and say allow_plain_links = true"));
         }
@@ -394,6 +460,9 @@ impl Check<'_> {
         if raw.get_ref().is_empty() {
             self.say(raw, "cores is empty: expected at least one");
         }
+        if let Some((_, core)) = raw.get_ref().iter().enumerate().find(|(i, c)| raw.get_ref()[..*i].contains(c)) {
+            self.say(raw, format!("core {core} is named twice: one thread is pinned to each"));
+        }
         raw.get_ref().clone()
     }
 
@@ -402,6 +471,29 @@ impl Check<'_> {
         let parsed: Vec<_> = raw.get_ref().iter().map(|a| parse_address(a)).collect();
         self.found.extend(parsed.iter().filter_map(|p| p.as_ref().err().map(|e| (line, e.clone()))));
         parsed.into_iter().collect::<Result<_, _>>().ok()
+    }
+
+    /// Addresses that this node listens at.
+    fn own_addresses(&mut self, raw: &Spanned<Vec<String>>) -> Option<Vec<SocketAddr>> {
+        let all = self.addresses(raw)?;
+        all.iter().for_each(|at| self.listens(raw.span().start, *at));
+        Some(all)
+    }
+
+    fn own_address(&mut self, raw: &Spanned<String>) -> Option<SocketAddr> {
+        let at = self.address(raw)?;
+        self.listens(raw.span().start, at);
+        Some(at)
+    }
+
+    fn listens(&mut self, at: usize, address: SocketAddr) {
+        let line = self.line(at);
+        match address.port() {
+            0 => {
+                self.found.push((line, format!("{address}: nobody could find a port that the kernel chose; name one")))
+            }
+            _ => self.own.push((line, address)),
+        }
     }
 
     fn address(&mut self, raw: &Spanned<String>) -> Option<SocketAddr> {
@@ -427,6 +519,11 @@ impl Router {
     fn none() -> Router {
         Router { listen: vec![], peer_listen: vec![], admin: None, cores: vec![] }
     }
+}
+
+/// Does `url` begin with `http://` and a host?
+fn has_host(url: &str) -> bool {
+    url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', ':', '?', '#']))
 }
 
 fn parse_address(text: &str) -> Result<SocketAddr, String> {
@@ -475,6 +572,30 @@ mod tests {
         let text = GOOD.to_string() + "peer_listen = [\"10.0.0.1:1\"]\n";
         assert!(problems(&text).contains("allow_plain_peers"));
         assert!(Config::parse("f", &(text + "allow_plain_peers = true\n")).is_ok());
+    }
+
+    #[test]
+    fn listeners_are_told_apart_and_their_ports_are_named() {
+        let text = GOOD.to_string() + "admin = \"127.0.0.1:8080\"\n";
+        assert_eq!(problems(&text), "f.toml:8: 127.0.0.1:8080 is listened at already by line 7");
+        assert!(problems(&GOOD.replace("8080", "0")).starts_with("f.toml:7: 127.0.0.1:0: nobody could find"));
+        assert!(problems(&GOOD.replace("[\"127.0.0.1:8080\"]", "[]")).contains("f.toml:7: listen is empty"));
+    }
+
+    #[test]
+    fn values_that_no_node_could_run_with_are_refused_with_what_is_expected() {
+        for (from, to, said) in [
+            ("http://127.0.0.1:1", "http://", "f.toml:4: gzs = \"http://\": expected http:// and a host"),
+            ("\"d\"", "\"\"", "f.toml:3: data_dir is empty"),
+            ("\"d\"", &format!("\"/{}\"", "d".repeat(92)), "f.toml:3: data_dir is a path of 93 bytes, at most 92"),
+            ("data_dir", "cluster = \"\"\ndata_dir", "f.toml:3: a cluster's name of 0 bytes: expected 1 to 255"),
+            ("[router]", "[limits]\nhead_bytes_max = 0\n[router]", "[limits] head_bytes_max = 0: expected 256 to"),
+            ("[router]", "[limits]\nrecord_bytes_max = 1048577\n[router]", "expected 1 to 1048576"),
+            ("[router]", "[router]\ncores = [0, 0]", "f.toml:7: core 0 is named twice"),
+        ] {
+            let text = GOOD.replace(from, to);
+            assert!(problems(&text).contains(said), "{said:?} not in:\n{}", problems(&text));
+        }
     }
 
     #[test]

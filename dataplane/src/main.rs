@@ -72,15 +72,15 @@ fn main() -> ExitCode {
     let done = match cli.program {
         Program::Demo(options) => return demo::run(options),
         Program::Check(file) => load(&file).map(|_| println!("{}: fine", file.config.display())),
-        Program::Run(file) => load(&file).and_then(|c| control::run::run(&file.config, &c).map_err(fault)),
+        Program::Run(file) => load(&file).and_then(|c| control::run::run(&file.config, &c).map_err(failed)),
         Program::Router(part) => {
-            load(&part.file).and_then(|c| control::router::run(&c, part.stop_with_stdin).map_err(fault))
+            load(&part.file).and_then(|c| control::router::run(&c, part.stop_with_stdin).map_err(failed))
         }
         Program::Log(args) => load(&args.part.file).and_then(|mut c| {
             if let Some(log) = &mut c.log {
                 log.start_alone |= args.start_alone;
             }
-            control::log::run(&c, args.part.stop_with_stdin).map_err(fault)
+            control::log::run(&c, args.part.stop_with_stdin).map_err(failed)
         }),
     };
     match done {
@@ -96,6 +96,9 @@ fn load(file: &File) -> Result<Config, (u8, String)> {
     Config::load(&file.config).map_err(|e| (2, e.to_string()))
 }
 
-fn fault(why: String) -> (u8, String) {
-    (1, format!("ezone: {why}"))
+fn failed(why: control::Failed) -> (u8, String) {
+    match why {
+        control::Failed::Input(why) => (2, format!("ezone: {why}")),
+        control::Failed::Fault(why) => (1, format!("ezone: {why}")),
+    }
 }

@@ -3,7 +3,7 @@
 use super::maps::{self, Follower, Kept, News};
 use super::metrics::Page;
 use super::report::{Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
-use super::{asked_to_stop, machine, runtime};
+use super::{Failed, asked_to_stop, data_dir, machine, runtime};
 use crate::config::{Config, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
@@ -15,26 +15,28 @@ use axum::{Json, Router};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use replog::link::{self, Frame};
-use replog::uring::node::{Adopted, CoreFigures, Node, Options, Peer, Told};
+use replog::uring::node::{self, Adopted, CoreFigures, Node, Options, Peer, Told};
 use shardmap::map::Map;
 use shardmap::{Shard, Zone};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 /// How long another zone's log may take to say which stream it is for.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
+/// How many connections may be about to say it: who only connects must not use up this process's descriptors.
+const HELLOS_MAX: usize = 256;
 /// A HELLO is a cluster's name and some numbers.
 const HELLO_BYTES_MAX: usize = 4096;
 
 /// Runs the log until it is asked to stop or can no longer keep its promises.
-pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), String> {
-    let Some(log) = &config.log else { return Err("this configuration has no [log]".into()) };
+pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
+    let Some(log) = &config.log else { return Err(Failed::Input("this configuration has no [log]".into())) };
     uring::check().map_err(|e| e.to_string())?;
     machine::locked_memory(log.cores.len())?;
-    std::fs::create_dir_all(&config.node.data_dir).map_err(|e| format!("{}: {e}", config.node.data_dir.display()))?;
+    data_dir(&config.node.data_dir)?;
     runtime()?.block_on(serve(config, log, stop_with_stdin))
 }
 
@@ -46,18 +48,28 @@ struct Shown {
     zone: Zone,
 }
 
-async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), String> {
+async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), Failed> {
     let admin = TcpListener::bind(log.admin).await.map_err(|e| taken("admin", log.admin, &e))?;
     let links = TcpListener::bind(log.listen).await.map_err(|e| taken("listen", log.listen, &e))?;
     let kept = Kept::open(config.node.data_dir.join("log.map"))?;
     let (news, mut newer) = mpsc::unbounded_channel();
-    let first = first_map(config, &kept, news, &mut newer).await?;
-    let zone = config.zone_in(&first)?.ok_or("an edge (zone = \"none\") has no log")?;
+    // From here on: without a map this waits for ever, and must hear all the same that it is to end.
+    let stop = asked_to_stop(stop_with_stdin);
+    tokio::pin!(stop);
+    let first = tokio::select! {
+        first = first_map(config, &kept, news, &mut newer) => first?,
+        stopped = &mut stop => return Ok(stopped?),
+    };
+    let zone = config.zone_in(&first).map_err(Failed::Input)?;
+    let zone = zone.ok_or_else(|| Failed::Input("an edge (zone = \"none\") has no log".into()))?;
     let (telling, mut told) = mpsc::unbounded_channel();
     let tell = move |what| drop(telling.send(what));
-    let options = options(config, log, zone, &first)?;
+    let options = options(config, log, zone, &first).map_err(Failed::Input)?;
     let started = Node::start(options, first.clone(), tell);
-    let node = Arc::new(started.map_err(|e| e.to_string())?);
+    let node = Arc::new(started.map_err(|e| match e {
+        node::Error::Streams { .. } => Failed::Input(e.to_string()),
+        node::Error::Core { .. } | node::Error::Store { .. } | node::Error::Map { .. } => Failed::Fault(e.to_string()),
+    })?);
     if matches!(config.map, MapSource::File(_)) {
         node.on_gzs(first.epoch()); // the map never changes: nobody else can own what it gives to this zone
     }
@@ -66,8 +78,6 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     tokio::spawn(accept_links(links, node.clone()));
     let pages = pages(shown.clone());
     tokio::spawn(async move { axum::serve(admin, pages).await });
-    let stop = asked_to_stop(stop_with_stdin);
-    tokio::pin!(stop);
     loop {
         tokio::select! {
             stopped = &mut stop => {
@@ -76,7 +86,7 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
                 return Ok(());
             }
             Some(what) = told.recv() => match what {
-                Told::Fault(why) => return Err(why),
+                Told::Fault(why) => return Err(Failed::Fault(why)),
                 Told::Map(bytes) => shown.take_from_peer(&bytes, &kept),
             },
             Some(news) = newer.recv() => shown.take(news),
@@ -114,12 +124,12 @@ async fn first_map(
     kept: &Kept,
     news: mpsc::UnboundedSender<News>,
     newer: &mut mpsc::UnboundedReceiver<News>,
-) -> Result<Arc<Map>, String> {
+) -> Result<Arc<Map>, Failed> {
     let url = match &config.map {
-        MapSource::File(path) => return maps::from_file(path),
+        MapSource::File(path) => return maps::from_file(path).map_err(Failed::Input),
         MapSource::Gzs(url) => url,
     };
-    maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await
+    Ok(maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await?)
 }
 
 fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options, String> {
@@ -144,11 +154,15 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options,
 
 /// Reads of each connection which stream it is for, and hands it to that stream's core.
 async fn accept_links(links: TcpListener, node: Arc<Node>) {
+    let waiting = Arc::new(Semaphore::new(HELLOS_MAX));
     loop {
+        // The oldest connection gives way within `HELLO_WAIT`; until then the kernel keeps the next ones.
+        let turn = waiting.clone().acquire_owned().await.expect("this semaphore is never closed");
         match links.accept().await {
             Ok((socket, from)) => {
                 let node = node.clone();
                 tokio::spawn(async move {
+                    let _turn = turn;
                     match tokio::time::timeout(HELLO_WAIT, hello(socket)).await {
                         Ok(Ok(adopted)) => node.adopt(adopted),
                         Ok(Err(why)) => tracing::warn!("link from {from}: {why}; closed"),

@@ -110,7 +110,9 @@ impl Follower {
                 }
                 Err(why) => {
                     if !failing {
-                        tracing::warn!("the GZS at {} cannot be used: {why}; going on with the map on disk", self.url);
+                        let on =
+                            if self.kept.newest().is_some() { "going on with the map on disk" } else { "trying again" };
+                        tracing::warn!("the GZS at {} cannot be used: {why}; {on}", self.url);
                     }
                     failing = true;
                     tokio::time::sleep(RETRY).await;
@@ -122,14 +124,14 @@ impl Follower {
     async fn poll(&self, wait: Duration) -> Result<Option<Arc<Map>>, String> {
         let (after, wait) = (self.kept.epoch().0, wait.as_millis());
         let ask = self.http.get(format!("{}/v1/map?after={after}&wait_ms={wait}", self.url)).send();
-        let mut answer = ask.await.map_err(|e| e.without_url().to_string())?;
+        let mut answer = ask.await.map_err(|e| root_cause(&e))?;
         match answer.status().as_u16() {
             200 => {}
             204 => return Ok(None),
             other => return Err(format!("it answered {other}, expected 200 or 204")),
         }
         let mut bytes = vec![];
-        while let Some(part) = answer.chunk().await.map_err(|e| e.without_url().to_string())? {
+        while let Some(part) = answer.chunk().await.map_err(|e| root_cause(&e))? {
             bytes.extend_from_slice(&part);
             if bytes.len() > MAP_BYTES_MAX {
                 return Err(format!("its map has more than {MAP_BYTES_MAX} bytes"));
@@ -137,6 +139,15 @@ impl Follower {
         }
         self.kept.take(&bytes)
     }
+}
+
+/// "error sending request" helps nobody: what lies below it does.
+fn root_cause(e: &dyn std::error::Error) -> String {
+    let mut cause = e;
+    while let Some(below) = cause.source() {
+        cause = below;
+    }
+    cause.to_string()
 }
 
 /// The map in the file at `path`, which an operator wrote; what it says of itself goes to the log.

@@ -10,8 +10,33 @@ pub mod router;
 pub mod run;
 
 use rustix::process::{Pid, Signal, kill_process};
+use std::path::Path;
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Why a program ended without being asked to.
+#[derive(Debug)]
+pub enum Failed {
+    /// By what it was given: started again, it would end again.
+    Input(String),
+    /// By this machine, or by a fault of its own.
+    Fault(String),
+}
+
+impl From<String> for Failed {
+    fn from(why: String) -> Failed {
+        Failed::Fault(why)
+    }
+}
+
+/// Makes the data directory, with its parents, if it is not there.
+pub fn data_dir(path: &Path) -> Result<(), Failed> {
+    if path.exists() && !path.is_dir() {
+        return Err(Failed::Input(format!("data_dir {}: expected a directory, there is a file", path.display())));
+    }
+    std::fs::create_dir_all(path)
+        .map_err(|e| Failed::Fault(format!("data_dir {} cannot be created: {e}", path.display())))
+}
 
 /// The one thread of control.
 pub fn runtime() -> Result<tokio::runtime::Runtime, String> {

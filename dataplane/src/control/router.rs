@@ -3,7 +3,7 @@
 use super::maps::{self, Follower, Kept, News};
 use super::metrics::Page;
 use super::report::RouterStatus;
-use super::{asked_to_stop, runtime};
+use super::{Failed, asked_to_stop, data_dir, runtime};
 use crate::config::{self, Config, MapSource};
 use crate::router::{Counts, Limits, Routes, Service, Settings, Shared, Side};
 use crate::uring::{self, Control, Listener, Waker};
@@ -22,10 +22,10 @@ use tokio::sync::mpsc;
 const DRAIN_MAX: Duration = Duration::from_secs(10);
 
 /// Runs the router until it is asked to stop or a core fails.
-pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), String> {
-    let Some(router) = &config.router else { return Err("this configuration has no [router]".into()) };
+pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
+    let Some(router) = &config.router else { return Err(Failed::Input("this configuration has no [router]".into())) };
     uring::check().map_err(|e| e.to_string())?;
-    std::fs::create_dir_all(&config.node.data_dir).map_err(|e| format!("{}: {e}", config.node.data_dir.display()))?;
+    data_dir(&config.node.data_dir)?;
     runtime()?.block_on(serve(config, router, stop_with_stdin))
 }
 
@@ -35,7 +35,7 @@ struct Shown {
     shared: Arc<Shared>,
 }
 
-async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) -> Result<(), String> {
+async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) -> Result<(), Failed> {
     let admin = match router.admin {
         Some(at) => Some(TcpListener::bind(at).await.map_err(|e| taken("admin", at, &e))?),
         None => None,
@@ -43,8 +43,14 @@ async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) 
     let listeners = listeners(router)?;
     let kept = Kept::open(config.node.data_dir.join("router.map"))?;
     let (news, mut newer) = mpsc::unbounded_channel();
-    let first = first_map(config, &kept, news, &mut newer).await?;
-    let settings = Arc::new(settings(config, router, &first)?);
+    // From here on: without a map this waits for ever, and must hear all the same that it is to end.
+    let stop = asked_to_stop(stop_with_stdin);
+    tokio::pin!(stop);
+    let first = tokio::select! {
+        first = first_map(config, &kept, news, &mut newer) => first?,
+        stopped = &mut stop => return Ok(stopped?),
+    };
+    let settings = Arc::new(settings(config, router, &first).map_err(Failed::Input)?);
     let shared = Arc::new(Shared::new(router.cores.len()));
     let (control, wakers) = uring::control(shared.clone()).map_err(|e| format!("waking the cores: {e}"))?;
     hand(&control, &first);
@@ -55,16 +61,14 @@ async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) 
     if let Some(admin) = admin {
         tokio::spawn(async move { axum::serve(admin, pages(shown)).await });
     }
-    let stop = asked_to_stop(stop_with_stdin);
-    tokio::pin!(stop);
     loop {
         tokio::select! {
             stopped = &mut stop => {
                 stopped?;
                 control.stop();
-                return drained(cores).await;
+                return Ok(drained(cores).await?);
             }
-            Some(why) = end.recv() => return Err(why),
+            Some(why) = end.recv() => return Err(Failed::Fault(why)),
             Some(news) = newer.recv() => match news {
                 News::Map(map) => hand(&control, &map),
                 News::Reached(_) => {}
@@ -137,12 +141,12 @@ async fn first_map(
     kept: &Kept,
     news: mpsc::UnboundedSender<News>,
     newer: &mut mpsc::UnboundedReceiver<News>,
-) -> Result<Arc<Map>, String> {
+) -> Result<Arc<Map>, Failed> {
     let url = match &config.map {
-        MapSource::File(path) => return maps::from_file(path),
+        MapSource::File(path) => return maps::from_file(path).map_err(Failed::Input),
         MapSource::Gzs(url) => url,
     };
-    maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await
+    Ok(maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await?)
 }
 
 fn settings(config: &Config, router: &config::Router, map: &Map) -> Result<Settings, String> {

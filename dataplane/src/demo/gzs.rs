@@ -228,7 +228,9 @@ impl Gzs {
                 Ok(answer) => answer.bytes().await.ok().and_then(|b| serde_json::from_slice(&b).ok()),
                 Err(_) => None,
             };
-            if let Some(r) = report.filter(|r| r.map_epoch >= epoch.0 && r.shards.iter().all(|s| s.ready)) {
+            // A log leaves out what it cannot speak for yet: each shard that was asked about has to be there.
+            let ready = |r: &Report, s: &Shard| r.shards.iter().any(|told| told.shard == s.0 && told.ready);
+            if let Some(r) = report.filter(|r| r.map_epoch >= epoch.0 && shards.iter().all(|s| ready(r, s))) {
                 return Some(r.shards);
             }
             pause(deadline).await?;

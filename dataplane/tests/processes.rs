@@ -1,0 +1,316 @@
+//! The programs as an operator meets them: real processes, wrong input, taken ports, kills.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A directory of one test, gone at its end.
+struct Dir(PathBuf);
+
+impl Dir {
+    fn new(name: &str) -> Dir {
+        let dir = std::env::temp_dir().join(format!("ezone-processes-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        Dir(dir)
+    }
+}
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A node of zone bj with a map that never changes.
+struct Node {
+    dir: Dir,
+    ports: Vec<SocketAddr>,
+    config: PathBuf,
+}
+
+impl Node {
+    fn new(name: &str) -> Node {
+        let dir = Dir::new(name);
+        let held: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let ports: Vec<_> = held.iter().map(|l| l.local_addr().unwrap()).collect();
+        let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+        let text = format!(
+            "[node]\nzone = \"bj\"\ndata_dir = \"{}\"\n[map]\nfile = \"{}\"\n\
+             [router]\nlisten = [\"{}\"]\npeer_listen = [\"{}\"]\nadmin = \"{}\"\ncores = [0]\n\
+             [log]\nlisten = \"{}\"\nadmin = \"{}\"\ncores = [0]\nstreams = 2\nsegment_mib = 1\n",
+            dir.0.join("data").display(),
+            map.display(),
+            ports[0],
+            ports[1],
+            ports[2],
+            ports[3],
+            ports[4]
+        );
+        let config = dir.0.join("node.toml");
+        fs::write(&config, text).unwrap();
+        Node { dir, ports, config }
+    }
+
+    fn edit(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(&self.config).unwrap();
+        assert!(text.contains(from));
+        fs::write(&self.config, text.replace(from, to)).unwrap();
+    }
+
+    fn start(&self, program: &str) -> Running {
+        let out = fs::File::options().create(true).append(true).open(self.dir.0.join("said")).unwrap();
+        let mut command = ezone(program, &self.config);
+        let child = command.stdin(Stdio::piped()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
+        Running(child)
+    }
+
+    /// Runs a program that is expected to end by itself.
+    fn refused(&self, program: &str) -> (i32, String) {
+        let mut child = ezone(program, &self.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        within("the program ends", || child.try_wait().unwrap());
+        let Output { status, stderr, stdout } = child.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&stderr).into_owned() + &String::from_utf8_lossy(&stdout);
+        (status.code().unwrap_or(-1), said)
+    }
+
+    /// Waits until the router answers for the log.
+    fn ready(&self) {
+        within("the node takes writes", || self.post("{}").ok().filter(|(status, _)| *status == 201));
+    }
+
+    fn post(&self, body: &str) -> std::io::Result<(u16, String)> {
+        let head = format!("x-shard: loc=116.40,39.90\r\ncontent-length: {}\r\n", body.len());
+        http(
+            self.ports[0],
+            &format!("POST /records/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{head}\r\n{body}"),
+        )
+    }
+
+    fn get(&self, id: &str) -> std::io::Result<(u16, String)> {
+        http(self.ports[0], &format!("GET /records/orders/{id} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(self.dir.0.join("said")).unwrap_or_default()
+    }
+}
+
+struct Running(Child);
+
+impl Running {
+    fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+    fn term(&mut self) -> i32 {
+        let pid = rustix::process::Pid::from_raw(self.0.id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        within("the program ends", || self.0.try_wait().unwrap()).code().unwrap_or(-1)
+    }
+}
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn ezone(program: &str, config: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ezone"));
+    command.arg(program);
+    if program != "run" && program != "check" {
+        command.arg("--stop-with-stdin");
+    }
+    command.arg("--config").arg(config);
+    command
+}
+
+fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn http(at: SocketAddr, request: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(at)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned());
+    status.zip(body).ok_or_else(|| std::io::Error::other(format!("no HTTP: {answer:?}")))
+}
+
+fn id_of(answer: &str) -> String {
+    let json: serde_json::Value = serde_json::from_str(answer).unwrap();
+    json["id"].as_str().expect("ids are strings in JSON").to_owned()
+}
+
+#[test]
+fn wrong_input_ends_with_2_and_says_where() {
+    let node = Node::new("wrong");
+    node.edit("streams = 2", "steams = 2");
+    let (code, said) = node.refused("check");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("node.toml:") && said.contains("steams"), "{said}");
+    node.edit("steams = 2", "streams = 2");
+    node.edit("zone = \"bj\"", "zone = \"gz\"");
+    let (code, said) = node.refused("log");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("\"gz\"") && said.contains("bj"), "the zones that there are: {said}");
+}
+
+#[test]
+fn a_port_that_is_taken_is_named() {
+    let node = Node::new("taken");
+    for (port, program, key) in [
+        (0, "router", "listen"),
+        (1, "router", "peer_listen"),
+        (2, "router", "admin"),
+        (3, "log", "listen"),
+        (4, "log", "admin"),
+    ] {
+        let _holder = TcpListener::bind(node.ports[port]).unwrap();
+        let (code, said) = node.refused(program);
+        assert_eq!(code, 1, "{said}");
+        assert!(said.contains(&format!("{key} = {}", node.ports[port])) && said.contains("another process"), "{said}");
+    }
+}
+
+#[test]
+fn a_data_directory_in_use_is_refused_and_so_is_another_number_of_streams() {
+    let node = Node::new("in-use");
+    let (mut log, _router) = (node.start("log"), node.start("router"));
+    node.ready();
+    let other = Node::new("in-use-too");
+    other.edit(&other.dir.0.join("data").display().to_string(), &node.dir.0.join("data").display().to_string());
+    let (code, said) = other.refused("log");
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("in use by another process"), "{said}");
+    assert_eq!(log.term(), 0);
+    other.edit("streams = 2", "streams = 3");
+    let (code, said) = other.refused("log");
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("has 2 streams") && said.contains("says 3"), "{said}");
+}
+
+#[test]
+fn damage_in_the_middle_of_a_log_keeps_it_closed_and_is_named() {
+    let node = Node::new("corrupt");
+    {
+        let (mut log, _router) = (node.start("log"), node.start("router"));
+        node.ready();
+        for i in 0..20 {
+            assert_eq!(node.post(&format!("{{\"i\":{i}}}")).unwrap().0, 201);
+        }
+        assert_eq!(log.term(), 0);
+    }
+    let mut flipped = 0;
+    for stream in ["0", "1"] {
+        for file in fs::read_dir(node.dir.0.join("data/log").join(stream)).unwrap() {
+            let path = file.unwrap().path();
+            let mut bytes = fs::read(&path).unwrap();
+            // The body of the second batch: the first block is the segment's header.
+            if path.extension().is_some_and(|e| e == "rlog") && bytes.len() > 8400 && bytes[8192..8196] == *b"RLB1" {
+                bytes[8192 + 140] ^= 0x10;
+                fs::write(&path, bytes).unwrap();
+                flipped += 1;
+            }
+        }
+    }
+    assert!(flipped > 0);
+    let (code, said) = node.refused("log");
+    assert_eq!(code, 1, "{said}");
+    assert!(said.contains("corrupt") && said.contains(".rlog") && said.contains("checksum"), "{said}");
+}
+
+#[test]
+fn what_was_acknowledged_survives_kills_of_the_log_and_is_there_once() {
+    let node = Node::new("killed");
+    let _router = node.start("router");
+    let mut acknowledged = vec![];
+    for round in 0..8 {
+        let mut log = node.start("log");
+        node.ready();
+        let until = Instant::now() + Duration::from_millis(100 + 37 * round);
+        while Instant::now() < until {
+            let token = format!("{{\"token\":{}}}", acknowledged.len());
+            if let Ok((201, answer)) = node.post(&token) {
+                acknowledged.push((id_of(&answer), token));
+            }
+        }
+        log.kill();
+    }
+    let _log = node.start("log");
+    node.ready();
+    assert!(acknowledged.len() > 50, "{} writes are too few to tell", acknowledged.len());
+    for (id, token) in &acknowledged {
+        assert_eq!(node.get(id).unwrap(), (200, token.clone()), "{id}");
+    }
+    let mut ids: Vec<_> = acknowledged.iter().map(|a| &a.0).collect();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), acknowledged.len(), "no id is given twice, over all restarts");
+}
+
+#[test]
+fn a_node_starts_again_what_is_killed_and_ends_in_order() {
+    let node = Node::new("run");
+    let mut run = node.start("run");
+    node.ready();
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.0.id())).unwrap();
+    let pids: Vec<i32> = children.split_whitespace().map(|p| p.parse().unwrap()).collect();
+    assert_eq!(pids.len(), 2, "{children}");
+    for pid in pids {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    }
+    within("both were started again", || (node.said().matches("starting it again").count() >= 2).then_some(()));
+    node.ready();
+    assert_eq!(run.term(), 0, "{}", node.said());
+    assert!(TcpStream::connect(node.ports[0]).is_err() && TcpStream::connect(node.ports[4]).is_err());
+}
+
+#[test]
+fn garbage_on_any_port_harms_nobody() {
+    let node = Node::new("garbage");
+    let (_log, _router) = (node.start("log"), node.start("router"));
+    node.ready();
+    let mut seed = 7u64;
+    for at in &node.ports {
+        for _ in 0..20 {
+            let mut bytes = vec![0u8; 3000];
+            for b in &mut bytes {
+                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                *b = (seed >> 33) as u8;
+            }
+            let mut stream = TcpStream::connect(at).unwrap();
+            let _ = stream.write_all(&bytes); // it may have been refused already
+        }
+    }
+    let mut port = std::os::unix::net::UnixStream::connect(node.dir.0.join("data/port-0.sock")).unwrap();
+    port.write_all(&[0xff; 64]).unwrap();
+    let mut end = vec![];
+    assert_eq!(port.read_to_end(&mut end).unwrap(), 0, "closed without a word");
+    node.ready();
+    let (status, body) = http(node.ports[0], "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n").unwrap();
+    assert_eq!(status, 400, "{body}");
+    let (status, body) = http(node.ports[0], "GET /nothing HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+    assert!((400..500).contains(&status) && body.contains("error"), "{status} {body}");
+}

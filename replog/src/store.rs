@@ -146,10 +146,16 @@ pub struct Digests {
     pub ledger: [u8; 32],
 }
 
-/// A store that failed: the process stops with this message, since memory and disk no longer agree.
+/// A store that failed.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("the record store: {0}")]
-pub struct Failed(pub String);
+pub enum Failed {
+    /// Nothing was stored for want of room: the same changes may be tried again when there is some.
+    #[error("the record store has no room: {0}")]
+    Full(String),
+    /// The process stops with this message, since memory and disk no longer agree.
+    #[error("the record store: {0}")]
+    Broken(String),
+}
 
 /// Called with table, key and row.
 pub type VisitRow<'a> = &'a mut dyn FnMut(&[u8], &[u8], &Row);

@@ -13,6 +13,9 @@ use tokio::process::{Child, Command};
 /// The names of the zones, in the order of their numbers in the map.
 pub const NAMES: [&str; 2] = ["bj", "sh"];
 
+/// Room for the segments that are made ahead, and for the stores.
+const ROOM_MIN_BYTES: u64 = 48 << 20;
+
 /// Where one zone listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports {
@@ -78,6 +81,20 @@ impl Cluster {
     /// The first process that has ended although nobody killed it, with the last lines it said.
     pub fn fallen(&mut self) -> Option<String> {
         self.zones.iter_mut().find_map(ZoneProcesses::fallen)
+    }
+
+    /// Says so when the disk of the data directory is about to be full: each zone would refuse orders soon.
+    pub fn no_room(&self) -> Option<String> {
+        let data = self.zones.first()?.data.parent()?;
+        let disk = rustix::fs::statvfs(data).ok()?;
+        let free = disk.f_bavail * disk.f_frsize;
+        (free < ROOM_MIN_BYTES).then(|| {
+            let (free, need) = (free >> 20, ROOM_MIN_BYTES >> 20);
+            format!(
+                "disk full: {free} MiB are left at {}, the demo wants {need}; free some or name another --data-dir",
+                data.display()
+            )
+        })
     }
 
     /// Stops every process: routers first, then logs.

@@ -60,9 +60,9 @@ pub fn run(options: Options) -> ExitCode {
     let shown = checked.and_then(|()| control::runtime()).and_then(|rt| rt.block_on(show::run(&options, &root.path)));
     match shown {
         Ok(summary) => {
-            print!("{}", summary.text(std::io::stdout().is_terminal()));
+            show::say(&summary.text(std::io::stdout().is_terminal()));
             if options.json {
-                println!("{}", summary.json());
+                show::say(&format!("{}\n", summary.json()));
             }
             ExitCode::from(u8::from(!summary.proved()))
         }

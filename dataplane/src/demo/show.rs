@@ -76,7 +76,11 @@ impl Stage<'_> {
             options.orders_per_s,
             places().len()
         ));
-        let cluster = Cluster::start(root, at, one_way).map_err(|e| format!("starting the zones: {e}"))?;
+        let mut cluster = Cluster::start(root, at, one_way).map_err(|e| format!("starting the zones: {e}"))?;
+        if let Some(why) = cluster.no_room() {
+            cluster.stop().await;
+            return Err(why);
+        }
         let admins = cluster.zones.iter().enumerate().map(|(i, z)| ZoneAdmin {
             zone: Zone(i as u8),
             router: z.ports.router_admin,
@@ -281,7 +285,7 @@ impl Stage<'_> {
         while Instant::now() < end {
             let next = Duration::from_millis(1000 - (self.begun.elapsed().as_millis() % 1000) as u64);
             tokio::time::sleep(next.min(end.saturating_duration_since(Instant::now()))).await;
-            if let Some(why) = self.cluster.fallen() {
+            if let Some(why) = self.cluster.fallen().or_else(|| self.cluster.no_room()) {
                 return Err(why);
             }
             if self.begun.elapsed().subsec_millis() < 500 {
@@ -397,7 +401,7 @@ fn ms(d: Duration) -> f64 {
 }
 
 /// A closed pipe is no reason to stop in the middle of a proof.
-fn say(text: &str) {
+pub(super) fn say(text: &str) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());

@@ -28,6 +28,8 @@ use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
+/// How long a keeper that ended has to say why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How soon room for a FENCE is looked for again.
 const FENCE_RETRY: Duration = Duration::from_millis(100);
 
@@ -103,8 +105,14 @@ impl Core {
     /// Sends the keeper a job; `None`: it is gone, which ends the process.
     pub async fn ask<T>(&self, job: impl FnOnce(oneshot::Sender<T>) -> Job) -> Option<T> {
         let (done, answer) = oneshot::channel();
-        self.jobs.send(job(done)).ok()?;
-        answer.await.ok()
+        let answered = match self.jobs.send(job(done)) {
+            Ok(()) => answer.await.ok(),
+            Err(_) => None,
+        };
+        if answered.is_none() {
+            sleep(LAST_WORDS).await; // the keeper says why it ended; whoever asked here knows less
+        }
+        answered
     }
 
     /// A newer map: stored, then acted on. The FENCEs that it asks for are appended before anything else is.

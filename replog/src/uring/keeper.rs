@@ -7,7 +7,7 @@ use super::sqlite::Sqlite;
 use crate::apply::{Applier, Wait};
 use crate::batch::Batch;
 use crate::record::Record;
-use crate::store::{Change, Changes, Digests, Row, Scan, Store};
+use crate::store::{Change, Changes, Digests, Failed, Row, Scan, Store};
 use bytes::Bytes;
 use futures_channel::mpsc::UnboundedSender;
 use futures_channel::oneshot::Sender;
@@ -18,6 +18,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
+/// How often a full disk is looked at again.
+const ROOM_LOOK: Duration = Duration::from_millis(500);
 /// How often parked records are tried again.
 const RETRY_EVERY: Duration = Duration::from_millis(100);
 
@@ -241,7 +243,30 @@ impl Kept {
         if changes.list.iter().any(|c| matches!(c, Change::List(_))) {
             self.ledger = None;
         }
-        if changes.is_empty() { Ok(()) } else { self.store.commit(changes).map_err(|e| e.to_string()) }
+        if changes.is_empty() { Ok(()) } else { self.commit_when_there_is_room(changes) }
+    }
+
+    /// A full disk holds up applying, and reading, on this core; the log goes on as long as it has segments. Nothing is skipped.
+    fn commit_when_there_is_room(&mut self, changes: &Changes) -> Result<(), String> {
+        let mut waiting = false;
+        loop {
+            match self.store.commit(changes) {
+                Err(Failed::Full(why)) => {
+                    if !waiting {
+                        tracing::error!("stream {}: {why}; applying waits until there is room", self.stream);
+                    }
+                    waiting = true;
+                    std::thread::sleep(ROOM_LOOK);
+                }
+                Err(Failed::Broken(why)) => return Err(why),
+                Ok(()) => {
+                    if waiting {
+                        tracing::info!("stream {}: there is room again", self.stream);
+                    }
+                    return Ok(());
+                }
+            }
+        }
     }
 
     fn applied(&self, zone: Zone, wait: Option<Wait>) -> Applied {

@@ -8,7 +8,7 @@ use crate::owners::{get_positions, put_positions};
 use crate::store::{Change, Changes, Entry, Failed, Fence, Parked, Report, Row, Scan, State, Store, VisitRow};
 use crate::{Hlc, Op, Record, Version};
 use bytes::Bytes;
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
 use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
 use std::path::Path;
 
@@ -49,7 +49,7 @@ pub struct Sqlite {
 impl Sqlite {
     /// Opens the database file, or creates it. A database of another program or schema is refused, not touched.
     pub fn open(path: &Path) -> Result<Sqlite, Failed> {
-        let said = |e: rusqlite::Error| Failed(format!("{}: {e}", path.display()));
+        let said = |e: rusqlite::Error| Failed::Broken(format!("{}: {e}", path.display()));
         let mut db = Connection::open(path).map_err(said)?;
         let seen: (i64, i64, i64) =
             (|| Ok((pragma(&db, "application_id")?, pragma(&db, "user_version")?, pragma(&db, "schema_version")?)))()
@@ -59,9 +59,9 @@ impl Sqlite {
             (0, 0, 0) => create(&mut db).map_err(said)?,
             (APPLICATION, other, _) => {
                 let text = format!("{}: schema {other}, this program knows schema {SCHEMA}", path.display());
-                return Err(Failed(text));
+                return Err(Failed::Broken(text));
             }
-            _ => return Err(Failed(format!("{}: not a database of ezone; move it away", path.display()))),
+            _ => return Err(Failed::Broken(format!("{}: not a database of ezone; move it away", path.display()))),
         }
         db.pragma_update(None, "journal_mode", "wal").map_err(said)?;
         db.pragma_update(None, "synchronous", "normal").map_err(said)?;
@@ -278,7 +278,10 @@ fn unsigned(n: i64) -> u64 {
 }
 
 fn failed(e: rusqlite::Error) -> Failed {
-    Failed(e.to_string())
+    match e.sqlite_error_code() {
+        Some(ErrorCode::DiskFull) => Failed::Full(e.to_string()),
+        _ => Failed::Broken(e.to_string()),
+    }
 }
 
 #[cfg(test)]

@@ -92,13 +92,13 @@ fn another_programs_or_schemas_database_is_refused_and_not_touched() {
     let file = File::new("foreign");
     Connection::open(&file.0).unwrap().execute_batch("create table t (x); insert into t values (1)").unwrap();
     let before = std::fs::read(&file.0).unwrap();
-    let why = Sqlite::open(&file.0).unwrap_err().0;
+    let why = Sqlite::open(&file.0).unwrap_err().to_string();
     assert!(why.ends_with("not a database of ezone; move it away"), "{why}");
     assert_eq!(std::fs::read(&file.0).unwrap(), before);
     let file = File::new("schema");
     drop(Sqlite::open(&file.0).unwrap());
     Connection::open(&file.0).unwrap().pragma_update(None, "user_version", 9).unwrap();
-    let why = Sqlite::open(&file.0).unwrap_err().0;
+    let why = Sqlite::open(&file.0).unwrap_err().to_string();
     assert!(why.ends_with("schema 9, this program knows schema 1"), "{why}");
     std::fs::write(&file.0, b"no database at all, but a text file that is long enough to be looked at").unwrap();
     assert!(Sqlite::open(&file.0).is_err());

@@ -16,7 +16,6 @@ pub mod summary;
 mod tally;
 
 use crate::{control, uring};
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -60,7 +59,6 @@ pub fn run(options: Options) -> ExitCode {
     let shown = checked.and_then(|()| control::runtime()).and_then(|rt| rt.block_on(show::run(&options, &root.path)));
     match shown {
         Ok(summary) => {
-            show::say(&summary.text(std::io::stdout().is_terminal()));
             if options.json {
                 show::say(&format!("{}\n", summary.json()));
             }

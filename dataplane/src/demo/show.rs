@@ -7,9 +7,10 @@ use super::places::{Place, places};
 use super::report::{Report, Second};
 use super::summary::Summary;
 use super::{Options, Script, proof, rows, tally};
-use crate::control::report::LogStatus;
+use crate::control::{self, report::LogStatus};
 use shardmap::map::Map;
 use shardmap::{Shard, Zone};
+use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -37,14 +38,17 @@ pub async fn run(options: &Options, root: &Path) -> Result<Summary, String> {
     let mut stage = Stage::build(options, root).await?;
     let played = tokio::select! {
         played = stage.play() => played,
-        _ = tokio::signal::ctrl_c() => Err("stopped".into()),
+        _ = control::asked_to_stop(false) => Err("stopped".into()),
     };
     let summary = match played {
         Ok(report) => stage.prove(&report).await,
         Err(why) => Err(why),
     };
-    if options.serve && summary.is_ok() {
-        stage.serve().await;
+    if let Ok(summary) = &summary {
+        say(&summary.text(std::io::stdout().is_terminal()));
+        if options.serve {
+            stage.serve().await;
+        }
     }
     stage.cluster.stop().await;
     summary
@@ -379,7 +383,7 @@ impl Stage<'_> {
              \x20 curl http://{}/status ; curl http://{}/status                    # log and router of {}\n",
             bj.client, sh.client, sh.client, bj.log_admin, bj.router_admin, NAMES[0]
         ));
-        let _ = tokio::signal::ctrl_c().await; // without signals there is nothing to wait for
+        let _ = control::asked_to_stop(false).await; // without signals there is nothing to wait for
     }
 }
 

@@ -171,6 +171,7 @@ fn a_comparison_runs_ours_by_its_template_and_reports_no_errors() {
     // The backend itself stands in for the router.
     let ours = format!("{} upstream --seconds 30 --listen {{listen}}", env!("CARGO_BIN_EXE_ezbench"));
     let run = Command::new(env!("CARGO_BIN_EXE_ezbench"))
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")) // where the map is, as the README's command has it
         .args(["compare", "proxies", "--rounds", "1", "--seconds", "0.2", "--connections", "4", "--json"])
         .args(["--proxy-core", "0", "--load-core", "0", "--ours", &ours])
         .output()

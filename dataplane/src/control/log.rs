@@ -1,6 +1,6 @@
 //! `ezone log`: control of a node's log. Maps in, links accepted, status and reports out.
 
-use super::maps::{self, Follower, Kept, News};
+use super::maps::{self, Kept, News};
 use super::metrics::Page;
 use super::report::{Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
 use super::{Failed, asked_to_stop, data_dir, machine, runtime};
@@ -57,7 +57,7 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let stop = asked_to_stop(stop_with_stdin);
     tokio::pin!(stop);
     let first = tokio::select! {
-        first = first_map(config, &kept, news, &mut newer) => first?,
+        first = maps::first(&config.map, &kept, news, &mut newer) => first?,
         stopped = &mut stop => return Ok(stopped?),
     };
     let zone = config.zone_in(&first).map_err(Failed::Input)?;
@@ -116,20 +116,6 @@ impl Shown {
     fn map(&self) -> Arc<Map> {
         self.map.lock().expect("no one panics while holding it").clone()
     }
-}
-
-/// The map to start with: the file's, the one on disk, or the first that the GZS gives.
-async fn first_map(
-    config: &Config,
-    kept: &Kept,
-    news: mpsc::UnboundedSender<News>,
-    newer: &mut mpsc::UnboundedReceiver<News>,
-) -> Result<Arc<Map>, Failed> {
-    let url = match &config.map {
-        MapSource::File(path) => return maps::from_file(path).map_err(Failed::Input),
-        MapSource::Gzs(url) => url,
-    };
-    Ok(maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await?)
 }
 
 fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options, String> {

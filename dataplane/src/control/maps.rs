@@ -1,6 +1,7 @@
 //! Follows the map: asks the GZS by long poll, keeps each map on disk before anyone acts on it, never goes back.
 
-use super::durable;
+use super::{Failed, durable};
+use crate::config::MapSource;
 use shardmap::MapEpoch;
 use shardmap::map::Map;
 use std::io::ErrorKind;
@@ -167,15 +168,18 @@ pub fn from_file(path: &Path) -> Result<Arc<Map>, String> {
     }
 }
 
-/// Starts `follower`; gives the newest map that is on disk, or waits for the first that the GZS at `url` gives.
+/// The map to begin with: the file's, the one on disk, or the first that the GZS gives; from then on its news go to `news`.
 pub async fn first(
-    url: &str,
+    source: &MapSource,
     kept: &Kept,
-    follower: Follower,
     news: mpsc::UnboundedSender<News>,
     newer: &mut mpsc::UnboundedReceiver<News>,
-) -> Result<Arc<Map>, String> {
-    let had = kept.newest();
+) -> Result<Arc<Map>, Failed> {
+    let url = match source {
+        MapSource::File(path) => return from_file(path).map_err(Failed::Input),
+        MapSource::Gzs(url) => url,
+    };
+    let (follower, had) = (Follower::new(url, kept.clone())?, kept.newest());
     tokio::spawn(follower.run(move |n| drop(news.send(n)))); // whoever does not listen any more is ending
     if let Some(map) = had {
         return Ok(map);
@@ -185,7 +189,7 @@ pub async fn first(
         match newer.recv().await {
             Some(News::Map(map)) => return Ok(map),
             Some(News::Reached(_)) => {}
-            None => return Err("the follower of the GZS ended".into()),
+            None => return Err(Failed::Fault("the follower of the GZS ended".into())),
         }
     }
 }

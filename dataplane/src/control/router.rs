@@ -1,10 +1,10 @@
 //! `ezone router`: control of a node's router. Maps in, status and metrics out; the cores do the rest.
 
-use super::maps::{self, Follower, Kept, News};
+use super::maps::{self, Kept, News};
 use super::metrics::Page;
 use super::report::RouterStatus;
 use super::{Failed, asked_to_stop, data_dir, runtime};
-use crate::config::{self, Config, MapSource};
+use crate::config::{self, Config};
 use crate::router::{Counts, Limits, Routes, Service, Settings, Shared, Side};
 use crate::uring::{self, Control, Listener, Waker};
 use axum::extract::State;
@@ -47,7 +47,7 @@ async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) 
     let stop = asked_to_stop(stop_with_stdin);
     tokio::pin!(stop);
     let first = tokio::select! {
-        first = first_map(config, &kept, news, &mut newer) => first?,
+        first = maps::first(&config.map, &kept, news, &mut newer) => first?,
         stopped = &mut stop => return Ok(stopped?),
     };
     let settings = Arc::new(settings(config, router, &first).map_err(Failed::Input)?);
@@ -134,19 +134,6 @@ async fn drained(cores: Vec<JoinHandle<()>>) -> Result<(), String> {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
-}
-
-async fn first_map(
-    config: &Config,
-    kept: &Kept,
-    news: mpsc::UnboundedSender<News>,
-    newer: &mut mpsc::UnboundedReceiver<News>,
-) -> Result<Arc<Map>, Failed> {
-    let url = match &config.map {
-        MapSource::File(path) => return maps::from_file(path).map_err(Failed::Input),
-        MapSource::Gzs(url) => url,
-    };
-    Ok(maps::first(url, kept, Follower::new(url, kept.clone())?, news, newer).await?)
 }
 
 fn settings(config: &Config, router: &config::Router, map: &Map) -> Result<Settings, String> {

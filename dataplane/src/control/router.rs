@@ -5,7 +5,7 @@ use super::metrics::Page;
 use super::report::RouterStatus;
 use super::{Failed, asked_to_stop, data_dir, runtime};
 use crate::config::{self, Config};
-use crate::router::{Counts, Limits, Routes, Service, Settings, Shared, Side};
+use crate::router::{Counts, Routes, Service, Settings, Shared, Side};
 use crate::uring::{self, Control, Listener, Waker};
 use axum::extract::State;
 use axum::routing::get;
@@ -143,7 +143,6 @@ fn settings(config: &Config, router: &config::Router, map: &Map) -> Result<Setti
         let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
         peers.push((zone, at));
     }
-    let (limits, default) = (&config.limits, Limits::default());
     Ok(Settings {
         zone: config.zone_in(map)?,
         zone_names: map.zones().iter().map(|z| (z.id, z.name.clone())).collect(),
@@ -157,17 +156,7 @@ fn settings(config: &Config, router: &config::Router, map: &Map) -> Result<Setti
             .iter()
             .map(|s| Service { prefix: s.prefix.clone(), endpoints: s.endpoints.clone() })
             .collect(),
-        limits: Limits {
-            head_bytes_max: limits.head_bytes_max,
-            record_bytes_max: limits.record_bytes_max,
-            connections_max: limits.connections_max,
-            hold_ms_max: limits.hold_ms_max,
-            hold_count_max: limits.hold_count_max,
-            connect_ms: limits.connect_ms_max,
-            answer_ms: limits.answer_ms_max,
-            idle_ms: limits.idle_ms_max,
-            ..default
-        },
+        limits: config.limits.of_core(),
         map_lookup: true,
     })
 }

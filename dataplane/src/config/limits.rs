@@ -1,0 +1,70 @@
+//! The bounds of a router core that an operator may set: one line each, with its default and what it may be.
+
+use super::check::Check;
+use crate::router;
+use serde::Deserialize;
+use toml::Spanned;
+
+macro_rules! limits {
+    ($($(#[$doc:meta])* $key:ident = $default:expr, $range:expr => $of_core:ident;)*) => {
+        /// `[limits]`, checked.
+        #[derive(Clone, Debug, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Limits { $($(#[$doc])* pub $key: u64,)* }
+
+        impl Default for Limits {
+            fn default() -> Limits {
+                Limits { $($key: $default,)* }
+            }
+        }
+
+        impl Limits {
+            /// The bounds as a router core takes them; what no key sets is the core's own default.
+            pub fn of_core(&self) -> router::Limits {
+                router::Limits {
+                    $($of_core: self.$key.try_into().expect("checked: its range lies within the type"),)*
+                    ..router::Limits::default()
+                }
+            }
+
+            fn checks(&self) -> Vec<(&'static str, u64, std::ops::RangeInclusive<u64>)> {
+                vec![$((stringify!($key), self.$key, $range)),*]
+            }
+        }
+    };
+}
+
+limits! {
+    /// Bytes of a request or response head.
+    head_bytes_max = 8192, 256..=1 << 20 => head_bytes_max;
+    /// Bytes of a record's value.
+    record_bytes_max = 1 << 20, 1..=replog::limits::VALUE_MAX as u64 => record_bytes_max;
+    /// Connections of one core, both sides together.
+    connections_max = 10_000, 1..=1 << 20 => connections_max;
+    /// How long a request may wait for a shard that is moving.
+    hold_ms_max = 5_000, 0..=60_000 => hold_ms_max;
+    /// How many requests may wait so on one core.
+    hold_count_max = 10_000, 0..=1 << 20 => hold_count_max;
+    /// How long an upstream may take to connect.
+    connect_ms_max = 1_000, 1..=60_000 => connect_ms;
+    /// How long an upstream may take to answer.
+    answer_ms_max = 30_000, 1..=3_600_000 => answer_ms;
+    /// How long a client's connection may be idle.
+    idle_ms_max = 60_000, 1..=3_600_000 => idle_ms;
+}
+
+pub(super) type RawLimits = Spanned<Limits>;
+
+pub(super) fn default_limits() -> RawLimits {
+    Spanned::new(0..0, Limits::default())
+}
+
+impl Check<'_> {
+    pub(super) fn limits(&mut self, raw: &RawLimits) {
+        for (key, seen, range) in raw.get_ref().checks() {
+            if !range.contains(&seen) {
+                self.say(raw, format!("[limits] {key} = {seen}: expected {} to {}", range.start(), range.end()));
+            }
+        }
+    }
+}

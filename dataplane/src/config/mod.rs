@@ -1,0 +1,237 @@
+//! Reads a node's configuration once: raw, unknown keys refused, then checked, all problems reported together.
+//!
+//! The annotated example is `dataplane/ezone.example.toml`; a test loads it.
+
+mod check;
+mod limits;
+mod log;
+mod node;
+mod router;
+mod service;
+mod zones;
+
+pub use limits::Limits;
+pub use log::Log;
+pub use node::{MapSource, Node};
+pub use router::Router;
+pub use service::Service;
+pub use zones::Peer;
+
+use check::{Check, line_of};
+use limits::RawLimits;
+use log::RawLog;
+use node::{RawMap, RawNode};
+use router::RawRouter;
+use serde::Deserialize;
+use service::RawService;
+use shardmap::Zone;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use toml::Spanned;
+use zones::RawPeer;
+
+/// A node's configuration, checked.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub node: Node,
+    /// Where maps come from.
+    pub map: MapSource,
+    /// The router, if this node runs one.
+    pub router: Option<Router>,
+    /// The log, if this node runs one.
+    pub log: Option<Log>,
+    /// The other zones.
+    pub zones: Vec<Peer>,
+    /// What this zone's requests are forwarded to.
+    pub services: Vec<Service>,
+    /// What the router accepts.
+    pub limits: Limits,
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug)]
+pub struct Problems {
+    file: String,
+    found: Vec<(usize, String)>,
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, (line, what)) in self.found.iter().enumerate() {
+            let end = if i + 1 < self.found.len() { "\n" } else { "" };
+            match line {
+                0 => write!(f, "{}: {what}{end}", self.file)?,
+                _ => write!(f, "{}:{line}: {what}{end}", self.file)?,
+            }
+        }
+        Ok(())
+    }
+}
+impl std::error::Error for Problems {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Raw {
+    node: RawNode,
+    map: Spanned<RawMap>,
+    router: Option<RawRouter>,
+    log: Option<RawLog>,
+    #[serde(default)]
+    zones: BTreeMap<String, Spanned<RawPeer>>,
+    #[serde(default)]
+    service: Vec<Spanned<RawService>>,
+    #[serde(default = "limits::default_limits")]
+    limits: RawLimits,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    pub fn load(path: &Path) -> Result<Config, Problems> {
+        let file = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => Config::parse(&file, &text),
+            Err(e) => Err(Problems { file, found: vec![(0, format!("cannot be read: {e}"))] }),
+        }
+    }
+
+    /// Checks `text`, which came from `file`.
+    pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
+        let raw: Raw = toml::from_str(text).map_err(|e| {
+            let line = e.span().map_or(0, |s| line_of(text, s.start));
+            Problems { file: file.into(), found: vec![(line, e.message().to_string())] }
+        })?;
+        let mut check = Check { text, found: vec![], own: vec![] };
+        let config = check.config(raw);
+        check.found.sort();
+        match (config, check.found.is_empty()) {
+            (Some(config), true) => Ok(config),
+            (_, _) => Err(Problems { file: file.into(), found: check.found }),
+        }
+    }
+
+    /// The other zone of that name.
+    pub fn peer(&self, name: &str) -> Option<&Peer> {
+        self.zones.iter().find(|p| p.name == name)
+    }
+
+    /// The Unix socket of log core `index`.
+    pub fn port_path(&self, index: usize) -> PathBuf {
+        self.node.data_dir.join(format!("port-{index}.sock"))
+    }
+
+    /// This node's zone in `map`, or why it has none.
+    pub fn zone_in(&self, map: &shardmap::map::Map) -> Result<Option<Zone>, String> {
+        let Some(name) = &self.node.zone else { return Ok(None) };
+        let zone = map.zone_named(name);
+        let known = || map.zones().iter().map(|z| z.name.as_str()).collect::<Vec<_>>().join(", ");
+        zone.map(Some)
+            .ok_or_else(|| format!("zone \"{name}\" of this configuration is not in the map, which has: {}", known()))
+    }
+}
+
+impl Check<'_> {
+    fn config(&mut self, raw: Raw) -> Option<Config> {
+        let edge = raw.node.zone.get_ref() == "none";
+        let map = self.map(&raw.map);
+        self.node(&raw.node);
+        self.limits(&raw.limits);
+        let router = raw.router.map(|r| self.router(r));
+        let log = raw.log.map(|l| self.log(l));
+        self.told_apart();
+        if edge && log.is_some() {
+            self.say(&raw.node.zone, "an edge (zone = \"none\") stores nothing: remove [log], or name the zone");
+        }
+        if router.is_none() && log.is_none() {
+            self.say(&raw.node.zone, "neither [router] nor [log]: this node would do nothing");
+        }
+        let zones = raw.zones.into_iter().map(|(name, p)| self.peer(name, raw.node.zone.get_ref(), p)).collect();
+        let services = raw.service.into_iter().map(|s| self.service(s)).collect();
+        let node = Node {
+            zone: (!edge).then(|| raw.node.zone.into_inner()),
+            cluster: raw.node.cluster.into_inner(),
+            data_dir: raw.node.data_dir.into_inner(),
+        };
+        Some(Config {
+            node,
+            map: map?,
+            router: router.map(|r| r.unwrap_or_else(Router::none)),
+            log: log.flatten(),
+            zones,
+            services,
+            limits: raw.limits.into_inner(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = "[node]\nzone = \"bj\"\ndata_dir = \"d\"\n[map]\ngzs = \"http://127.0.0.1:1\"\n[router]\nlisten = [\"127.0.0.1:8080\"]\n";
+
+    fn problems(text: &str) -> String {
+        Config::parse("f.toml", text).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn the_example_is_a_configuration() {
+        let text = include_str!("../../ezone.example.toml");
+        let c = Config::parse("ezone.example.toml", text).unwrap();
+        assert_eq!(c.node.zone.as_deref(), Some("bj"));
+        assert!(c.router.is_some() && c.log.is_some());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused_with_its_line() {
+        assert!(problems(&GOOD.replace("data_dir", "data_dri")).starts_with("f.toml:3: unknown field `data_dri`"));
+    }
+
+    #[test]
+    fn all_problems_are_reported_together() {
+        let text = GOOD.replace("http:", "ftp:")
+            + "cores = [99]\npeer_listen = [\"10.0.0.1:1\", \"nonsense\"]\n[[service]]\nprefix = \"x\"\nendpoints = []\n";
+        let said = problems(&text);
+        for part in ["f.toml:4: gzs", "\"nonsense\"", "prefix = \"x\"", "at least one endpoint"] {
+            assert!(said.contains(part), "{part} not in:\n{said}");
+        }
+    }
+
+    #[test]
+    fn plain_peers_beyond_loopback_need_a_word() {
+        let text = GOOD.to_string() + "peer_listen = [\"10.0.0.1:1\"]\n";
+        assert!(problems(&text).contains("allow_plain_peers"));
+        assert!(Config::parse("f", &(text + "allow_plain_peers = true\n")).is_ok());
+    }
+
+    #[test]
+    fn listeners_are_told_apart_and_their_ports_are_named() {
+        let text = GOOD.to_string() + "admin = \"127.0.0.1:8080\"\n";
+        assert_eq!(problems(&text), "f.toml:8: 127.0.0.1:8080 is listened at already by line 7");
+        assert!(problems(&GOOD.replace("8080", "0")).starts_with("f.toml:7: 127.0.0.1:0: nobody could find"));
+        assert!(problems(&GOOD.replace("[\"127.0.0.1:8080\"]", "[]")).contains("f.toml:7: listen is empty"));
+    }
+
+    #[test]
+    fn values_that_no_node_could_run_with_are_refused_with_what_is_expected() {
+        for (from, to, said) in [
+            ("http://127.0.0.1:1", "http://", "f.toml:4: gzs = \"http://\": expected http:// and a host"),
+            ("\"d\"", "\"\"", "f.toml:3: data_dir is empty"),
+            ("\"d\"", &format!("\"/{}\"", "d".repeat(92)), "f.toml:3: data_dir is a path of 93 bytes, at most 92"),
+            ("data_dir", "cluster = \"\"\ndata_dir", "f.toml:3: a cluster's name of 0 bytes: expected 1 to 255"),
+            ("[router]", "[limits]\nhead_bytes_max = 0\n[router]", "[limits] head_bytes_max = 0: expected 256 to"),
+            ("[router]", "[limits]\nrecord_bytes_max = 1048577\n[router]", "expected 1 to 1048576"),
+            ("[router]", "[router]\ncores = [0, 0]", "f.toml:7: core 0 is named twice"),
+        ] {
+            let text = GOOD.replace(from, to);
+            assert!(problems(&text).contains(said), "{said:?} not in:\n{}", problems(&text));
+        }
+    }
+
+    #[test]
+    fn an_edge_stores_nothing() {
+        let log = "[log]\nlisten = \"127.0.0.1:1\"\nadmin = \"127.0.0.1:2\"\n";
+        assert!(problems(&(GOOD.replace("\"bj\"", "\"none\"") + log)).contains("stores nothing"));
+    }
+}

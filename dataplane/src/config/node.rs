@@ -1,0 +1,89 @@
+//! Who this node is and where its maps come from.
+
+use super::check::Check;
+use serde::Deserialize;
+use std::path::PathBuf;
+use toml::Spanned;
+
+/// Bytes of a cluster's name: it travels in every HELLO.
+const CLUSTER_BYTES_MAX: usize = 255;
+/// What the kernel takes for a Unix socket's path is 107 bytes; `/port-1023.sock` is the longest name in the directory.
+const DATA_DIR_BYTES_MAX: usize = 107 - "/port-1023.sock".len();
+
+/// This node.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// The name of its zone, as in the map; `None` for an edge.
+    pub zone: Option<String>,
+    /// The cluster's name: links between clusters are refused.
+    pub cluster: String,
+    /// Where it keeps its log, its store and its last map.
+    pub data_dir: PathBuf,
+}
+
+/// Where maps come from.
+#[derive(Clone, Debug)]
+pub enum MapSource {
+    /// A map file that never changes.
+    File(PathBuf),
+    /// A Global Zone Service, by URL.
+    Gzs(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawNode {
+    pub(super) zone: Spanned<String>,
+    #[serde(default = "default_cluster")]
+    pub(super) cluster: Spanned<String>,
+    pub(super) data_dir: Spanned<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawMap {
+    pub(super) file: Option<PathBuf>,
+    pub(super) gzs: Option<String>,
+}
+
+fn default_cluster() -> Spanned<String> {
+    Spanned::new(0..0, "ezone".into())
+}
+
+impl Check<'_> {
+    pub(super) fn map(&mut self, raw: &Spanned<RawMap>) -> Option<MapSource> {
+        match (&raw.get_ref().file, &raw.get_ref().gzs) {
+            (Some(file), None) => Some(MapSource::File(file.clone())),
+            (None, Some(url)) if has_host(url) => Some(MapSource::Gzs(url.trim_end_matches('/').into())),
+            (None, Some(url)) => {
+                self.none(raw, format!("gzs = \"{url}\": expected http:// and a host, such as http://127.0.0.1:7300"))
+            }
+            (Some(_), Some(_)) => self.none(raw, "both file and gzs: a map has one source"),
+            (None, None) => self.none(raw, "expected file = \"..\" (a map that never changes) or gzs = \"http://..\""),
+        }
+    }
+
+    pub(super) fn node(&mut self, raw: &RawNode) {
+        let (cluster, dir) = (raw.cluster.get_ref(), raw.data_dir.get_ref());
+        if !(1..=CLUSTER_BYTES_MAX).contains(&cluster.len()) {
+            let seen = cluster.len();
+            self.say(&raw.cluster, format!("a cluster's name of {seen} bytes: expected 1 to {CLUSTER_BYTES_MAX}"));
+        }
+        // The router reaches the log by a Unix socket in this directory; absolute, so that both mean the same one.
+        let path = std::path::absolute(dir).unwrap_or_default();
+        let bytes = path.as_os_str().len();
+        if bytes == 0 {
+            self.say(&raw.data_dir, "data_dir is empty: expected a directory");
+        } else if bytes > DATA_DIR_BYTES_MAX {
+            self.say(
+                &raw.data_dir,
+                format!("data_dir is a path of {bytes} bytes, at most {DATA_DIR_BYTES_MAX}: a Unix socket lies in it"),
+            );
+        }
+    }
+}
+
+/// Does `url` begin with `http://` and a host?
+fn has_host(url: &str) -> bool {
+    url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', ':', '?', '#']))
+}

@@ -1,0 +1,62 @@
+//! The router of a node: where it listens and on which cores.
+
+use super::check::Check;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use toml::Spanned;
+
+/// The router's part.
+#[derive(Clone, Debug)]
+pub struct Router {
+    /// Clients connect here.
+    pub listen: Vec<SocketAddr>,
+    /// Routers of other zones connect here; what they say is trusted.
+    pub peer_listen: Vec<SocketAddr>,
+    /// Status and metrics.
+    pub admin: Option<SocketAddr>,
+    /// One router core is pinned to each.
+    pub cores: Vec<usize>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawRouter {
+    pub(super) listen: Spanned<Vec<String>>,
+    #[serde(default)]
+    pub(super) peer_listen: Option<Spanned<Vec<String>>>,
+    pub(super) admin: Option<Spanned<String>>,
+    pub(super) cores: Option<Spanned<Vec<usize>>>,
+    #[serde(default)]
+    pub(super) allow_plain_peers: bool,
+}
+
+impl Check<'_> {
+    pub(super) fn router(&mut self, raw: RawRouter) -> Option<Router> {
+        let listen = self.own_addresses(&raw.listen)?;
+        if listen.is_empty() {
+            self.say(&raw.listen, "listen is empty: expected at least one address");
+        }
+        let peer_listen = match &raw.peer_listen {
+            Some(list) => self.own_addresses(list)?,
+            None => vec![],
+        };
+        if let (Some(list), false) = (&raw.peer_listen, raw.allow_plain_peers) {
+            for at in peer_listen.iter().filter(|a| !a.ip().is_loopback()) {
+                self.say(list, format!("peer_listen {at} is not on loopback and has no TLS yet: whoever reaches it is trusted. Put it on a private network and say allow_plain_peers = true"));
+            }
+        }
+        let admin = match &raw.admin {
+            Some(a) => Some(self.own_address(a)?),
+            None => None,
+        };
+        let cores = self.cores(raw.cores.as_ref());
+        Some(Router { listen, peer_listen, admin, cores })
+    }
+}
+
+impl Router {
+    /// Stands for a router whose part was refused; the problems keep the configuration from being used.
+    pub(super) fn none() -> Router {
+        Router { listen: vec![], peer_listen: vec![], admin: None, cores: vec![] }
+    }
+}

@@ -1,0 +1,34 @@
+//! The other zones: how their routers and logs are reached.
+
+use super::check::Check;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use toml::Spanned;
+
+/// Another zone.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    /// Its name, as in the map.
+    pub name: String,
+    /// Its routers' `peer_listen`.
+    pub router: Option<SocketAddr>,
+    /// Its log's `listen`.
+    pub link: Option<SocketAddr>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RawPeer {
+    pub(super) router: Option<Spanned<String>>,
+    pub(super) link: Option<Spanned<String>>,
+}
+
+impl Check<'_> {
+    pub(super) fn peer(&mut self, name: String, own: &str, raw: Spanned<RawPeer>) -> Peer {
+        if name == own {
+            self.say(&raw, format!("[zones.{name}] is this node's own zone: list the others"));
+        }
+        let raw = raw.into_inner();
+        Peer { router: raw.router.and_then(|a| self.address(&a)), link: raw.link.and_then(|a| self.address(&a)), name }
+    }
+}

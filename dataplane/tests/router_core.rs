@@ -15,6 +15,22 @@ const SH: Zone = Zone(1);
 /// Two shards: 1 is bj's, 2 is sh's. The core is in bj.
 const GET: &str = "GET /a HTTP/1.1\r\nHost: h\r\nx-shard: shopid=1\r\n\r\n";
 
+fn addr(port: u16) -> std::net::SocketAddr {
+    ([127, 0, 0, 1], port).into()
+}
+
+fn settings(limits: Limits) -> Settings {
+    Settings {
+        zone: Some(BJ),
+        zone_names: vec![(BJ, "bj".into()), (SH, "sh".into())],
+        peers: vec![(SH, addr(2))],
+        log_ports: vec!["log".into()],
+        services: vec![Service { prefix: "/a".into(), endpoints: vec![addr(1)] }],
+        limits,
+        ..Settings::default()
+    }
+}
+
 /// A core, its clock, and a driver that keeps what it was ordered.
 struct World {
     core: Core,
@@ -36,18 +52,8 @@ impl World {
     }
 
     fn with(limits: Limits) -> World {
-        let addr = |port| std::net::SocketAddr::from(([127, 0, 0, 1], port));
-        let settings = Settings {
-            zone: Some(BJ),
-            zone_names: vec![(BJ, "bj".into()), (SH, "sh".into())],
-            peers: vec![(SH, addr(2))],
-            log_ports: vec!["log".into()],
-            services: vec![Service { prefix: "/a".into(), endpoints: vec![addr(1)] }],
-            limits,
-            ..Settings::default()
-        };
         let mut world = World {
-            core: Core::new(Arc::new(settings)),
+            core: Core::new(Arc::new(settings(limits))),
             now: Now { ms: 1000, wall_ms: 1_790_000_000_000 },
             sent: HashMap::new(),
             connects: vec![],
@@ -849,4 +855,36 @@ fn random_bytes_in_random_pieces_never_panic_and_nothing_stays_in_flight() {
         let counts = w.counts();
         assert_eq!((counts.in_flight, counts.holding, counts.connections), (0, 0, 0), "SEED={seed}");
     }
+}
+
+#[test]
+fn other_settings_keep_what_is_under_way_and_the_connections_of_addresses_that_stay() {
+    let mut w = World::new();
+    let (a, b) = (w.client(), w.client());
+    w.give(a, GET);
+    let first = w.last_connect();
+    w.give(b, GET);
+    let second = w.last_connect();
+    w.give(first, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1");
+    assert!(w.took(a).ends_with('1'));
+    let with = |port| {
+        let services = vec![Service { prefix: "/a".into(), endpoints: vec![addr(port)] }];
+        Arc::new(Settings { services, ..settings(Limits::default()) })
+    };
+    w.core.on_settings(with(1), w.now);
+    w.run();
+    assert!(w.closed.is_empty(), "the address stayed");
+    w.core.on_settings(with(3), w.now);
+    w.run();
+    assert_eq!(w.closed, [first], "idle, and its address went");
+    w.give(second, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n2");
+    assert!(w.took(b).ends_with('2'), "what is under way goes on");
+    assert_eq!(w.closed, [first, second], "and is not kept");
+    w.give(a, GET);
+    assert_eq!(w.connects.last().unwrap().1, Target::Tcp(addr(3)));
+    w.core.on_settings(with(1), w.now);
+    w.run();
+    w.give(b, GET);
+    assert_eq!(w.connects.last().unwrap().1, Target::Tcp(addr(1)), "the place of the pool that went is used again");
+    assert_eq!(w.counts().in_flight, 2);
 }

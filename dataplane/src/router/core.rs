@@ -84,6 +84,8 @@ pub struct Core {
 impl Core {
     /// A core without a map: until one arrives, requests that need it are held.
     pub fn new(settings: Arc<Settings>) -> Core {
+        let mut to = Destinations::default();
+        to.renew(&settings);
         Core {
             limits: settings.limits,
             name: settings.name(settings.zone).to_string(),
@@ -91,7 +93,7 @@ impl Core {
             free: Vec::new(),
             orders: VecDeque::new(),
             ready: VecDeque::new(),
-            to: Destinations::new(&settings),
+            to,
             ports: Ports::new(settings.log_ports.len()),
             holds: Holds::default(),
             map: None,
@@ -236,6 +238,9 @@ impl Core {
         if conn.generation != id.generation || matches!(conn.kind, Kind::Free) {
             return;
         }
+        if let Kind::Upstream(up) = &conn.kind {
+            self.to.pools[up.target].open -= 1;
+        }
         conn.kind = Kind::Free;
         conn.io = Io::default();
         conn.generation = (conn.generation + 1) & 0xff_ffff;
@@ -252,6 +257,19 @@ impl Core {
         self.unsettled = map.unsettled();
         self.map = Some(map);
         self.release();
+        self.settle();
+    }
+
+    /// Other settings: what begins from now on goes by them, what is under way goes on. The log's ports and the number of
+    /// streams stay as they were at the start.
+    pub fn on_settings(&mut self, settings: Arc<Settings>, now: Now) {
+        self.now = now;
+        self.limits = settings.limits;
+        self.name = settings.name(settings.zone).to_string();
+        for idle in self.to.renew(&settings) {
+            self.close(idle);
+        }
+        self.settings = settings;
         self.settle();
     }
 

@@ -9,7 +9,9 @@ use shardmap::{Shard, ZONES, Zone};
 use std::net::SocketAddr;
 
 /// The pools that a core may send to, and who may be reached by them.
+#[derive(Default)]
 pub(super) struct Destinations {
+    /// A pool keeps its place while a connection of it is open; places of settings that went are used again.
     pub pools: Vec<Pool>,
     services: Vec<Route>,
     peers: [Option<usize>; ZONES],
@@ -22,6 +24,10 @@ pub(super) struct Pool {
     pub peer: bool,
     /// Newest last: the newest is used, so that the oldest can go.
     pub idle: Vec<ConnId>,
+    /// Connections of it in the core's table, idle ones among them.
+    pub open: usize,
+    /// The present settings name it.
+    pub live: bool,
 }
 
 struct Route {
@@ -31,31 +37,41 @@ struct Route {
 }
 
 impl Destinations {
-    pub fn new(settings: &Settings) -> Destinations {
-        let mut pools: Vec<Pool> = Vec::new();
-        let mut pool = |addr: SocketAddr, peer: bool| {
-            let known = pools.iter().position(|p| p.addr == addr && p.peer == peer);
-            known.unwrap_or_else(|| {
-                pools.push(Pool { addr, peer, idle: Vec::new() });
-                pools.len() - 1
-            })
-        };
-        let mut services: Vec<Route> = settings
-            .services
-            .iter()
-            .map(|s| {
-                let pools = s.endpoints.iter().map(|a| pool(*a, false)).collect();
-                Route { prefix: s.prefix.clone(), pools, next: 0 }
-            })
-            .collect();
+    /// Goes by `settings` from now on. Pools of addresses that stay keep their connections; the idle ones of the others are
+    /// given back, to be closed.
+    pub fn renew(&mut self, settings: &Settings) -> Vec<ConnId> {
+        self.pools.iter_mut().for_each(|p| p.live = false);
+        let mut services: Vec<Route> = Vec::new();
+        for s in &settings.services {
+            let pools = s.endpoints.iter().map(|a| self.pool(*a, false)).collect();
+            services.push(Route { prefix: s.prefix.clone(), pools, next: 0 });
+        }
         services.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
-        let mut peers = [None; ZONES];
+        self.services = services;
+        self.peers = [None; ZONES];
         for (zone, addr) in &settings.peers {
-            if let Some(p) = peers.get_mut(zone.0 as usize) {
-                *p = Some(pool(*addr, true));
+            let pool = self.pool(*addr, true);
+            if let Some(p) = self.peers.get_mut(zone.0 as usize) {
+                *p = Some(pool);
             }
         }
-        Destinations { pools, services, peers }
+        self.pools.iter_mut().filter(|p| !p.live).flat_map(|p| std::mem::take(&mut p.idle)).collect()
+    }
+
+    /// The place of the pool for `addr`, made if there is none.
+    fn pool(&mut self, addr: SocketAddr, peer: bool) -> usize {
+        let known = self.pools.iter().position(|p| p.addr == addr && p.peer == peer && (p.live || p.open > 0));
+        let at = known.or_else(|| self.pools.iter().position(|p| !p.live && p.open == 0)).unwrap_or(self.pools.len());
+        if known.is_none() {
+            let new = Pool { addr, peer, idle: Vec::new(), open: 0, live: true };
+            if at == self.pools.len() {
+                self.pools.push(new);
+            } else {
+                self.pools[at] = new;
+            }
+        }
+        self.pools[at].live = true;
+        at
     }
 
     /// The next endpoint of the service with the longest prefix of `path` that is longer than `than`.

@@ -1,9 +1,9 @@
 //! What each core counts, and how control sees it: single-writer atomics, written by plain stores, summed when asked.
 
-use super::Routes;
+use super::{Routes, Settings};
 use super::view::Tagged;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 macro_rules! counts {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -91,12 +91,25 @@ impl Counts {
     }
 }
 
+/// What control leaves for a core: of each kind only the newest counts.
+#[derive(Default)]
+pub(crate) struct News {
+    pub map: Option<Arc<dyn Routes>>,
+    pub settings: Option<Arc<Settings>>,
+}
+
 /// What control and one core share.
 #[derive(Default)]
 pub struct Slot {
     counts: [AtomicU64; Counts::LEN],
-    /// The newest map, if the core has not fetched it yet. Locked by the core only after a wake-up, never for a request.
-    map: Mutex<Option<Arc<dyn Routes>>>,
+    /// What the core has not fetched yet. Locked by the core only after a wake-up, never for a request.
+    news: Mutex<News>,
+}
+
+impl Slot {
+    fn news(&self) -> MutexGuard<'_, News> {
+        self.news.lock().expect("no holder of this lock can panic: it moves pointers")
+    }
 }
 
 /// What control and the cores share.
@@ -118,14 +131,17 @@ impl Shared {
 
     /// Leaves `map` for every core. The caller then wakes them.
     pub(crate) fn leave_map(&self, map: &Arc<dyn Routes>) {
-        for slot in &self.slots {
-            *slot.map.lock().expect("no holder of this lock can panic: it moves a pointer") = Some(map.clone());
-        }
+        self.slots.iter().for_each(|slot| slot.news().map = Some(map.clone()));
     }
 
-    /// The map that was left for `core` since it last looked.
-    pub(crate) fn take_map(&self, core: usize) -> Option<Arc<dyn Routes>> {
-        self.slots[core].map.lock().expect("no holder of this lock can panic: it moves a pointer").take()
+    /// Leaves `settings` for every core. The caller then wakes them.
+    pub(crate) fn leave_settings(&self, settings: &Arc<Settings>) {
+        self.slots.iter().for_each(|slot| slot.news().settings = Some(settings.clone()));
+    }
+
+    /// What was left for `core` since it last looked.
+    pub(crate) fn take_news(&self, core: usize) -> News {
+        std::mem::take(&mut *self.slots[core].news())
     }
 
     pub(crate) fn set_stop(&self) {

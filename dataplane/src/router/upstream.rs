@@ -76,6 +76,7 @@ impl Core {
             served: 0,
             shard: None,
         }))?;
+        self.to.pools[pool].open += 1;
         let deadline = self.now.ms + self.limits.connect_ms;
         self.upstream(up)?.0.deadline = deadline;
         self.orders.push_back(Order::Connect(up, Target::Tcp(self.to.pools[pool].addr)));
@@ -233,7 +234,7 @@ impl Core {
             self.arrive(shard);
         }
         let asked_whole = client.and_then(|c| self.client(c)).is_none_or(|(_, c)| c.phase != Phase::Body);
-        let room = self.to.pools[pool].idle.len() < self.limits.pool_idle_max;
+        let room = self.to.pools[pool].live && self.to.pools[pool].idle.len() < self.limits.pool_idle_max;
         let keep = keep && asked_whole && room && !self.stopping;
         match self.upstream(id) {
             Some((io, u)) if keep && !io.eof => {

@@ -289,7 +289,12 @@ impl Driver {
     /// Takes what control has left.
     fn adopt(&mut self) {
         let now = self.now();
-        if let Some(map) = self.shared.take_map(self.number) {
+        let news = self.shared.take_news(self.number);
+        if let Some(settings) = news.settings {
+            self.settings = settings.clone();
+            self.core.on_settings(settings, now);
+        }
+        if let Some(map) = news.map {
             self.core.on_map(map, now);
         }
         if self.shared.stopping() && self.stopping_since_ms.is_none() {

@@ -1,6 +1,6 @@
 //! How control reaches the cores: a slot for the newest map, a flag to stop, and an eventfd for each core.
 
-use crate::router::{Routes, Shared};
+use crate::router::{Routes, Settings, Shared};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
@@ -36,6 +36,12 @@ impl Control {
     /// Hands `map` to every core, which adopts it before it looks at its next request.
     pub fn set_map(&self, map: &Arc<dyn Routes>) {
         self.shared.leave_map(map);
+        self.wake();
+    }
+
+    /// Hands `settings` to every core: what begins from then on goes by them.
+    pub fn set_settings(&self, settings: &Arc<Settings>) {
+        self.shared.leave_settings(settings);
         self.wake();
     }
 

@@ -1,7 +1,7 @@
 //! What each core counts, and how control sees it: single-writer atomics, written by plain stores, summed when asked.
 
-use super::{Routes, Settings};
 use super::view::Tagged;
+use super::{Routes, Settings};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 

@@ -751,3 +751,28 @@ fn other_settings_keep_what_is_under_way_and_the_connections_of_addresses_that_s
     assert_eq!(w.connects.last().unwrap().1, Target::Tcp(addr(1)), "the place of the pool that went is used again");
     assert_eq!(w.counts().in_flight, 2);
 }
+
+#[test]
+fn idle_connections_cost_a_look_at_each_shortest_patience_and_no_deadline_is_missed_for_it() {
+    let limits = Limits { linger_ms: 400, connect_ms: 700, ..Limits::default() };
+    let mut w = World::with(limits);
+    w.slow_connects = true;
+    let idle = w.client();
+    w.core.on_timer(w.now);
+    assert_eq!(w.core.deadline(), Some(w.now.ms + 400));
+    let c = w.client();
+    w.give(c, GET);
+    let began = w.now.ms;
+    while w.connects.len() < 2 && w.now.ms < began + 5_000 {
+        w.now.ms = w.core.deadline().unwrap().max(w.now.ms + 1);
+        w.core.on_timer(w.now);
+        w.run();
+    }
+    assert!((700..=750).contains(&(w.now.ms - began)), "tried again after {} ms", w.now.ms - began);
+    while !w.closed.contains(&idle) && w.now.ms < began + 100_000 {
+        w.now.ms = w.core.deadline().unwrap().max(w.now.ms + 1);
+        w.core.on_timer(w.now);
+        w.run();
+    }
+    assert!((60_000..=60_050).contains(&(w.now.ms - began)), "idle for {} ms", w.now.ms - began);
+}

@@ -40,7 +40,7 @@ pub(super) struct Io {
     pub finishing: bool,
     /// A `Close` order was given: only `on_closed` counts from here on.
     pub closing: bool,
-    /// When patience ends; `u64::MAX`: never.
+    /// When patience ends; `u64::MAX`: never. Set at least `Limits::shortest_ms` ahead, or tell `Core::look_by`.
     pub deadline: u64,
 }
 

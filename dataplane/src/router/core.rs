@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// How often deadlines are looked at.
+/// Deadlines are looked at no more often than this, and met by no less.
 const SWEEP_MS: u64 = 50;
 
 /// Buffers above this size are given back to the allocator when they are empty.
@@ -265,6 +265,7 @@ impl Core {
     pub fn on_settings(&mut self, settings: Arc<Settings>, now: Now) {
         self.now = now;
         self.limits = settings.limits;
+        self.look_by(now.ms + self.limits.shortest_ms());
         self.name = settings.name(settings.zone).to_string();
         for idle in self.to.renew(&settings) {
             self.close(idle);
@@ -273,20 +274,27 @@ impl Core {
         self.settle();
     }
 
-    /// Looks at deadlines, at most every 50 ms.
+    /// Looks at deadlines. The next look is when the earliest comes, but no later than the shortest patience from now: no
+    /// deadline that is set in between can come before that. Thousands of idle connections so cost a look a second.
     pub fn on_timer(&mut self, now: Now) {
         self.now = now;
         if now.ms < self.next_sweep_ms {
             return;
         }
-        self.next_sweep_ms = now.ms + SWEEP_MS;
+        let mut next_ms = now.ms + self.limits.shortest_ms();
         for index in 0..self.conns.len() {
             let conn = &self.conns[index];
-            if conn.io.deadline <= now.ms && !conn.io.closing && !matches!(conn.kind, Kind::Free) {
+            if conn.io.closing || matches!(conn.kind, Kind::Free) {
+                continue;
+            }
+            if conn.io.deadline <= now.ms {
                 let id = ConnId { index: index as u32, generation: conn.generation };
                 self.expire(id);
+            } else {
+                next_ms = next_ms.min(conn.io.deadline);
             }
         }
+        self.next_sweep_ms = next_ms.max(now.ms + SWEEP_MS);
         self.holds.prune();
         self.settle();
     }
@@ -367,6 +375,11 @@ impl Core {
         }
         self.conns.push(Conn { generation: 0, io, kind });
         Some(ConnId { index: self.conns.len() as u32 - 1, generation: 0 })
+    }
+
+    /// Deadlines are looked at when `deadline` comes: for one that was set closer than the shortest patience.
+    pub(super) fn look_by(&mut self, deadline: u64) {
+        self.next_sweep_ms = self.next_sweep_ms.min(deadline);
     }
 
     /// Orders a send unless one is ordered or under way.

@@ -54,6 +54,8 @@ impl Core {
         self.holds.count += 1;
         self.holds.bytes += own;
         self.holds.queue.push_back(id);
+        // Held for a second time, it may be over sooner than the shortest patience.
+        self.look_by(since + limits.hold_ms_max);
         self.ready(id);
     }
 

@@ -98,6 +98,22 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The shortest patience: whatever deadline a core sets, it lies at least so far ahead.
+    pub fn shortest_ms(&self) -> u64 {
+        let all = [
+            self.hold_ms_max,
+            self.connect_ms,
+            self.answer_ms,
+            self.read_ms,
+            self.idle_ms,
+            self.upstream_idle_ms,
+            self.linger_ms,
+        ];
+        all.into_iter().min().expect("the list is not empty")
+    }
+}
+
 impl Default for Settings {
     fn default() -> Settings {
         Settings {

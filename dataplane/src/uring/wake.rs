@@ -4,7 +4,7 @@ use crate::router::{Routes, Settings, Shared};
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// Wakes one core.
 pub struct Waker(File);
@@ -13,6 +13,8 @@ pub struct Waker(File);
 pub struct Control {
     shared: Arc<Shared>,
     wakers: Vec<Waker>,
+    /// Maps that a core may still go by: the last handle of one is dropped here, so that no router core ever frees a map.
+    maps: Mutex<Vec<Arc<dyn Routes>>>,
 }
 
 /// Control's end and, for each core, the eventfd that its ring reads.
@@ -29,12 +31,15 @@ pub fn control(shared: Arc<Shared>) -> io::Result<(Control, Vec<Waker>)> {
         ends.push(Waker(file.try_clone()?));
         wakers.push(Waker(file));
     }
-    Ok((Control { shared, wakers }, ends))
+    Ok((Control { shared, wakers, maps: Mutex::default() }, ends))
 }
 
 impl Control {
     /// Hands `map` to every core, which adopts it before it looks at its next request.
     pub fn set_map(&self, map: &Arc<dyn Routes>) {
+        let mut maps = self.maps.lock().expect("no holder of this lock can panic: it drops maps");
+        maps.retain(|m| Arc::strong_count(m) > 1);
+        maps.push(map.clone());
         self.shared.leave_map(map);
         self.wake();
     }

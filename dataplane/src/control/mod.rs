@@ -1,5 +1,6 @@
 //! Control work on tokio: what is not on the order path. Configuration in, maps in, status out.
 
+pub mod admin;
 pub mod durable;
 pub mod log;
 pub mod machine;

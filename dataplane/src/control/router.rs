@@ -1,15 +1,11 @@
 //! `ezone router`: control of a node's router. Maps in, status and metrics out; the cores do the rest.
 
+use super::admin::{self, Shown};
 use super::maps::{self, Kept, News};
-use super::metrics::Page;
-use super::report::RouterStatus;
 use super::{Failed, asked_to_stop, data_dir, runtime};
 use crate::config::{self, Config};
-use crate::router::{Counts, Routes, Service, Settings, Shared, Side};
+use crate::router::{Routes, Service, Settings, Shared, Side};
 use crate::uring::{self, Control, Listener, Waker};
-use axum::extract::State;
-use axum::routing::get;
-use axum::{Json, Router};
 use shardmap::map::Map;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,12 +23,6 @@ pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
     uring::check().map_err(|e| e.to_string())?;
     data_dir(&config.node.data_dir)?;
     runtime()?.block_on(serve(config, router, stop_with_stdin))
-}
-
-#[derive(Clone)]
-struct Shown {
-    zone: String,
-    shared: Arc<Shared>,
 }
 
 async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) -> Result<(), Failed> {
@@ -59,7 +49,7 @@ async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) 
     tracing::info!("zone {}: routing on {:?}, map {}", settings.name(settings.zone), router.listen, first.epoch());
     let shown = Shown { zone: settings.name(settings.zone).to_owned(), shared };
     if let Some(admin) = admin {
-        tokio::spawn(async move { axum::serve(admin, pages(shown)).await });
+        tokio::spawn(async move { axum::serve(admin, admin::pages(shown)).await });
     }
     loop {
         tokio::select! {
@@ -159,45 +149,6 @@ fn settings(config: &Config, router: &config::Router, map: &Map) -> Result<Setti
         limits: config.limits.of_core(),
         map_lookup: true,
     })
-}
-
-fn pages(shown: Shown) -> Router {
-    Router::new()
-        .route("/status", get(async |State(s): State<Shown>| Json(status(&s))))
-        .route("/metrics", get(async |State(s): State<Shown>| metrics(&s.shared)))
-        .route("/healthz", get(async || "ok\n"))
-        .with_state(shown)
-}
-
-fn status(shown: &Shown) -> RouterStatus {
-    let c = shown.shared.total();
-    RouterStatus {
-        zone: shown.zone.clone(),
-        map_epoch: c.map_epoch,
-        in_flight_unsettled: c.in_flight_moving,
-        holding: c.holding,
-        held_ms_max: c.held_ms_max,
-        held: c.held,
-        second_attempts: c.retried_421,
-        requests: c.answered_2xx_3xx + c.answered_4xx + c.answered_5xx,
-        forwarded: c.forwarded,
-    }
-}
-
-fn metrics(shared: &Shared) -> String {
-    let mut page = Page::default();
-    for core in 0..shared.cores() {
-        let (counts, label) = (shared.counts(core), core.to_string());
-        for (name, value) in Counts::NAMES.iter().zip(counts.values()) {
-            page.counter(
-                "ezone_router",
-                "What a router core has counted, by name",
-                &[("core", &label), ("what", name)],
-                value,
-            );
-        }
-    }
-    page.text()
 }
 
 fn taken(key: &str, at: SocketAddr, e: &std::io::Error) -> String {

@@ -1,0 +1,61 @@
+//! The router's admin pages. Each part of control brings its own routes: one line in `pages`, the rest in its own file.
+
+use super::metrics::Page;
+use super::report::RouterStatus;
+use crate::router::{Counts, Shared};
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use std::sync::Arc;
+
+/// What the pages look at.
+#[derive(Clone)]
+pub struct Shown {
+    /// The zone's name, `none` for an edge.
+    pub zone: String,
+    /// What the cores show.
+    pub shared: Arc<Shared>,
+}
+
+/// Every page of the router.
+pub fn pages(shown: Shown) -> Router {
+    Router::new().merge(basic()).with_state(shown)
+}
+
+fn basic() -> Router<Shown> {
+    Router::new()
+        .route("/status", get(async |State(s): State<Shown>| Json(status(&s))))
+        .route("/metrics", get(async |State(s): State<Shown>| metrics(&s.shared)))
+        .route("/healthz", get(async || "ok\n"))
+}
+
+fn status(shown: &Shown) -> RouterStatus {
+    let c = shown.shared.total();
+    RouterStatus {
+        zone: shown.zone.clone(),
+        map_epoch: c.map_epoch,
+        in_flight_unsettled: c.in_flight_moving,
+        holding: c.holding,
+        held_ms_max: c.held_ms_max,
+        held: c.held,
+        second_attempts: c.retried_421,
+        requests: c.answered_2xx_3xx + c.answered_4xx + c.answered_5xx,
+        forwarded: c.forwarded,
+    }
+}
+
+fn metrics(shared: &Shared) -> String {
+    let mut page = Page::default();
+    for core in 0..shared.cores() {
+        let (counts, label) = (shared.counts(core), core.to_string());
+        for (name, value) in Counts::NAMES.iter().zip(counts.values()) {
+            page.counter(
+                "ezone_router",
+                "What a router core has counted, by name",
+                &[("core", &label), ("what", name)],
+                value,
+            );
+        }
+    }
+    page.text()
+}

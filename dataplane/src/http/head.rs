@@ -141,8 +141,8 @@ pub fn parse_request<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<R
     let (Some(method), Some(path), Some(minor)) = (r.method, r.path, r.version) else {
         return Err(Fault::bad("malformed head", raw, "method, target and version"));
     };
-    if !(path.starts_with('/') || (path == "*" && method == "OPTIONS")) || path.contains('#') {
-        return Err(Fault::bad("unsupported request target", path, "a path that starts with '/'"));
+    if !(path.starts_with('/') || (path == "*" && method == "OPTIONS")) || !path.is_ascii() || path.contains('#') {
+        return Err(Fault::bad("unsupported request target", path, "a path of ASCII that starts with '/'"));
     }
     let http11 = minor == 1;
     let seen = survey(r.headers)?;
@@ -181,10 +181,14 @@ pub fn parse_response<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<
     let (Some(status), Some(minor)) = (r.code, r.version) else {
         return Err(Fault::bad("malformed response head", raw, "version and status"));
     };
-    if status < 100 {
-        return Err(Fault::bad("malformed status", status.to_string(), "a status from 100 to 999"));
+    if !(100..600).contains(&status) {
+        return Err(Fault::bad("malformed status", status.to_string(), "a status from 100 to 599"));
     }
     let seen = survey(r.headers)?;
+    let claims_body = seen.coded || seen.length.is_some_and(|n| n > 0);
+    if status < 200 && claims_body {
+        return Err(Fault::bad("a body in a 1xx answer", status.to_string(), "none, as in RFC 9112 §6.3"));
+    }
     let body = match (seen.coded, seen.length) {
         (false, None) => Body::UntilClose,
         (false, Some(n)) => Body::Length(n),
@@ -194,7 +198,10 @@ pub fn parse_response<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<
     Ok(Response {
         status,
         reason: r.reason.unwrap_or(""),
-        keep_alive: body != Body::UntilClose && if minor == 1 { !seen.close } else { seen.keep && !seen.close },
+        // A 204 that claims a body may send one, later.
+        keep_alive: !(status == 204 && claims_body)
+            && (body != Body::UntilClose || matches!(status, 204 | 304))
+            && if minor == 1 { !seen.close } else { seen.keep && !seen.close },
         body,
         length: seen.length,
         ezone: seen.ezone,

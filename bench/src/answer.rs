@@ -1,7 +1,9 @@
-//! Reads one HTTP/1.1 answer from bytes as they come: its status, where it ends, whether the connection stays open.
+//! Reads one HTTP/1.1 answer from bytes as they come: its status, where it ends, whether the connection stays open,
+//! and whether it is the one to the request that was asked.
 
 use crate::body::Body;
 use crate::request::{digits, names};
+use crate::token::{BYTES_HEADER, Check, TOKEN_HEADER, Token};
 
 /// All heads of one answer, interim ones (1xx) among them, may be this long together.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
@@ -16,6 +18,20 @@ pub struct Answer {
     body: Option<Body>,
     status: u16,
     keep_alive: bool,
+    /// The request's token, if the answer has to show that it is this request's.
+    expected: Option<Token>,
+    check: Option<Check>,
+    /// How long the body was when it was made.
+    made_bytes: Option<u64>,
+}
+
+/// What is wrong with an answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// It is no HTTP/1.1 answer.
+    Garbled(String),
+    /// It is another request's, or a part of it is.
+    Mixed(String),
 }
 
 /// What an answer said once it is whole.
@@ -26,11 +42,12 @@ pub struct Done {
 }
 
 impl Answer {
-    /// Forgets the last answer and keeps the memory.
-    pub fn reset(&mut self) {
+    /// Forgets the last answer and keeps the memory. `expected`: what the next one must carry, in its head and body.
+    pub fn reset(&mut self, expected: Option<Token>) {
         self.head.clear();
         self.head_bytes = 0;
         self.body = None;
+        (self.expected, self.check, self.made_bytes) = (expected, None, None);
     }
 
     /// Whether any byte of it has come.
@@ -38,8 +55,9 @@ impl Answer {
         self.body.is_some() || self.head_bytes + self.head.len() > 0
     }
 
-    /// Takes bytes. Bytes beyond its end are a fault: nobody asked for them. `to_head`: it answers a HEAD request.
-    pub fn feed(&mut self, mut bytes: &[u8], to_head: bool) -> Result<Option<Done>, String> {
+    /// Takes bytes: how many of them were its own, and the answer once it is whole. `to_head`: it answers a HEAD request.
+    pub fn feed(&mut self, mut bytes: &[u8], to_head: bool) -> Result<(usize, Option<Done>), Wrong> {
+        let all = bytes.len();
         if self.body.is_none() {
             if self.head.is_empty() {
                 bytes = &bytes[self.heads(bytes, to_head)?..];
@@ -57,24 +75,33 @@ impl Answer {
         let Some(body) = &mut self.body else {
             self.head.extend_from_slice(bytes);
             return match self.head_bytes + self.head.len() {
-                0..HEAD_BYTES_MAX => Ok(None),
-                seen => Err(format!("head of {seen} bytes and no end, at most {HEAD_BYTES_MAX}")),
+                0..HEAD_BYTES_MAX => Ok((all, None)),
+                seen => Err(Wrong::Garbled(format!("head of {seen} bytes and no end, at most {HEAD_BYTES_MAX}"))),
             };
         };
-        let (used, done) = body.feed(bytes)?;
-        match bytes.len() - used {
-            0 => Ok(done.then_some(Done { status: self.status, keep_alive: self.keep_alive })),
-            more => Err(format!("{more} bytes after the end of the answer")),
-        }
+        let check = &mut self.check;
+        let mut data = |part: &[u8]| check.iter_mut().for_each(|c| c.feed(part));
+        let (used, done) = body.feed(bytes, &mut data).map_err(Wrong::Garbled)?;
+        let left = bytes.len() - used;
+        Ok((all - left, if done { Some(self.done(to_head)?) } else { None }))
     }
 
     /// The connection has ended: whole only if the answer was to end that way.
-    pub fn end(&self) -> Option<Done> {
-        (self.body == Some(Body::UntilClose)).then_some(Done { status: self.status, keep_alive: false })
+    pub fn end(&self) -> Result<Option<Done>, Wrong> {
+        match self.body {
+            Some(Body::UntilClose) => Ok(Some(Done { keep_alive: false, ..self.done(false)? })),
+            Some(Body::Length(_) | Body::Chunked(_)) | None => Ok(None),
+        }
+    }
+
+    fn done(&self, to_head: bool) -> Result<Done, Wrong> {
+        let made = self.made_bytes.filter(|_| !to_head);
+        self.check.map_or(Ok(()), |c| c.verdict(made)).map_err(Wrong::Mixed)?;
+        Ok(Done { status: self.status, keep_alive: self.keep_alive })
     }
 
     /// Reads heads off the start of `bytes`, stepping over 1xx; the bytes used. Sets `body` at the final one.
-    fn heads(&mut self, bytes: &[u8], to_head: bool) -> Result<usize, String> {
+    fn heads(&mut self, bytes: &[u8], to_head: bool) -> Result<usize, Wrong> {
         let mut at = 0;
         while self.body.is_none() {
             let mut headers = [httparse::EMPTY_HEADER; HEADERS_MAX];
@@ -82,21 +109,45 @@ impl Answer {
             match response.parse(&bytes[at..]) {
                 Ok(httparse::Status::Complete(used)) => at += used,
                 Ok(httparse::Status::Partial) => break,
-                Err(fault) => return Err(format!("head: {fault}")),
+                Err(fault) => return Err(Wrong::Garbled(format!("head: {fault}"))),
             }
             let status = response.code.unwrap_or(0);
             if status == 101 || status < 100 {
-                return Err(format!("status {status}, which nobody asked for"));
+                return Err(Wrong::Garbled(format!("status {status}, which nobody asked for")));
             }
             if status >= 200 {
-                self.begin(status, &response, to_head)?;
+                self.begin(status, &response, to_head).map_err(Wrong::Garbled)?;
+                self.recognize(&response)?;
             }
         }
         self.head_bytes += at;
         if self.head_bytes > HEAD_BYTES_MAX {
-            return Err(format!("heads of {} bytes, at most {HEAD_BYTES_MAX}", self.head_bytes));
+            let what = format!("heads of {} bytes, at most {HEAD_BYTES_MAX}", self.head_bytes);
+            return Err(Wrong::Garbled(what));
         }
         Ok(at)
+    }
+
+    /// A 2xx must carry the request's token; an error may come from a proxy, which knows of none. 422 is the backend's
+    /// word that the request's body was another's.
+    fn recognize(&mut self, response: &httparse::Response) -> Result<(), Wrong> {
+        let Some(expected) = self.expected else { return Ok(()) };
+        let header = |name| response.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name)).map(|h| h.value);
+        self.made_bytes = header(BYTES_HEADER).and_then(digits);
+        let shown = String::from_utf8_lossy(expected.bytes());
+        match header(TOKEN_HEADER) {
+            _ if self.status == 422 => Err(Wrong::Mixed(format!("the backend got another body with token {shown}"))),
+            Some(token) if token == expected.bytes() => {
+                self.check = Some(Check::new(expected));
+                Ok(())
+            }
+            Some(token) => {
+                let seen = String::from_utf8_lossy(token);
+                Err(Wrong::Mixed(format!("an answer with token {seen} to the request with token {shown}")))
+            }
+            None if self.status < 300 => Err(Wrong::Mixed(format!("an answer without the token {shown}"))),
+            None => Ok(()),
+        }
     }
 
     /// RFC 9112 §6.3: what body follows a final head.
@@ -140,15 +191,20 @@ mod tests {
 
     /// The same in one piece and byte by byte.
     fn check(bytes: &str, to_head: bool, expected: Result<Option<(u16, bool)>, &str>) {
+        let feed = |answer: &mut Answer, bytes: &[u8]| match answer.feed(bytes, to_head) {
+            Ok((used, done)) if used == bytes.len() => Ok(done),
+            Ok((used, _)) => Err(format!("{} bytes after the end", bytes.len() - used)),
+            Err(Wrong::Garbled(fault) | Wrong::Mixed(fault)) => Err(fault),
+        };
         let shown = |done: Option<Done>| done.map(|d| (d.status, d.keep_alive));
-        let whole = Answer::default().feed(bytes.as_bytes(), to_head).map(shown);
+        let whole = feed(&mut Answer::default(), bytes.as_bytes()).map(shown);
         let mut answer = Answer::default();
         let mut single = Ok(None);
         for at in 0..bytes.len() {
-            single = match (single, answer.feed(&bytes.as_bytes()[at..=at], to_head)) {
-                (Ok(None), Ok(None)) if at + 1 == bytes.len() => Ok(answer.end()),
+            single = match (single, feed(&mut answer, &bytes.as_bytes()[at..=at])) {
+                (Ok(None), Ok(None)) if at + 1 == bytes.len() => Ok(answer.end().unwrap()),
                 (Ok(None), result) => result,
-                (Ok(Some(_)), _) => Err("1 bytes after the end of the answer".into()),
+                (Ok(Some(_)), _) => Err("1 bytes after the end".into()),
                 (fault, _) => fault,
             };
         }
@@ -194,8 +250,31 @@ mod tests {
     #[test]
     fn an_answer_without_a_length_ends_with_the_connection() {
         let mut answer = Answer::default();
-        assert_eq!(answer.end(), None);
-        assert_eq!(answer.feed(b"HTTP/1.1 200 OK\r\n\r\nany", false), Ok(None));
-        assert_eq!(answer.end(), Some(Done { status: 200, keep_alive: false }));
+        assert_eq!(answer.end(), Ok(None));
+        assert_eq!(answer.feed(b"HTTP/1.1 200 OK\r\n\r\nany", false), Ok((22, None)));
+        assert_eq!(answer.end(), Ok(Some(Done { status: 200, keep_alive: false })));
+    }
+
+    #[test]
+    fn an_answer_to_another_request_is_a_mix_up() {
+        let check = |head: &str, of: u64, expected: Result<(), &str>| {
+            let mut bytes = format!("HTTP/1.1 {head}\r\ncontent-length: 40\r\n\r\n").into_bytes();
+            Token::new(of).put_body(&mut bytes, 40);
+            let mut answer = Answer::default();
+            answer.reset(Some(Token::new(7)));
+            match (answer.feed(&bytes, false), expected) {
+                (Ok((_, Some(_))), Ok(())) => {}
+                (Err(Wrong::Mixed(why)), Err(part)) => assert!(why.contains(part), "{why}"),
+                (seen, _) => panic!("{head}: {seen:?}, expected {expected:?}"),
+            }
+        };
+        check("200 OK\r\nx-token: 0000000000000007\r\nx-body-bytes: 40", 7, Ok(()));
+        check("200 OK\r\nx-token: 0000000000000007", 8, Err("byte 15 of a body"));
+        check("200 OK\r\nx-token: 0000000000000007\r\nx-body-bytes: 41", 7, Err("40 bytes"));
+        check("200 OK\r\nx-token: 0000000000000008", 7, Err("token 0000000000000008"));
+        check("500 No\r\nx-token: 0000000000000008", 7, Err("token 0000000000000008"));
+        check("200 OK", 7, Err("without the token"));
+        check("503 Busy", 8, Ok(()));
+        check("422 No\r\nx-token: 0000000000000007", 7, Err("another body"));
     }
 }

@@ -1,4 +1,4 @@
-//! Finds where an HTTP/1.1 body ends without keeping any of it.
+//! Finds where an HTTP/1.1 body ends, and its data between the framing, without keeping any of it.
 
 /// A chunk's size line with its extensions, and each trailer line, may be this long.
 const LINE_BYTES_MAX: u32 = 4096;
@@ -32,16 +32,20 @@ impl Body {
     /// A chunked body of which nothing has been read.
     pub const CHUNKED: Body = Body::Chunked(Chunk::SIZE);
 
-    /// Takes bytes: how many of them belonged to the body, and whether it is whole.
-    pub fn feed(&mut self, bytes: &[u8]) -> Result<(usize, bool), String> {
+    /// Takes bytes: how many of them belonged to the body, and whether it is whole. `data` gets those without framing.
+    pub fn feed(&mut self, bytes: &[u8], data: &mut impl FnMut(&[u8])) -> Result<(usize, bool), String> {
         match self {
-            Body::UntilClose => Ok((bytes.len(), false)),
+            Body::UntilClose => {
+                data(bytes);
+                Ok((bytes.len(), false))
+            }
             Body::Length(left) => {
                 let used = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
                 *left -= used as u64;
+                data(&bytes[..used]);
                 Ok((used, *left == 0))
             }
-            Body::Chunked(chunk) => chunk.feed(bytes),
+            Body::Chunked(chunk) => chunk.feed(bytes, data),
         }
     }
 }
@@ -49,11 +53,12 @@ impl Body {
 impl Chunk {
     const SIZE: Chunk = Chunk::Size { size: 0, digits: 0, line: 0 };
 
-    fn feed(&mut self, bytes: &[u8]) -> Result<(usize, bool), String> {
+    fn feed(&mut self, bytes: &[u8], data: &mut impl FnMut(&[u8])) -> Result<(usize, bool), String> {
         let mut at = 0;
         while at < bytes.len() {
             if let Chunk::Data { left } = self {
                 let used = (bytes.len() - at).min(usize::try_from(*left).unwrap_or(usize::MAX));
+                data(&bytes[at..at + used]);
                 at += used;
                 *left -= used as u64;
                 if *left == 0 {
@@ -113,11 +118,11 @@ mod tests {
     /// The body's length on the wire, the same in one piece and byte by byte; `None` if it is not whole.
     fn check(mut body: Body, bytes: &[u8], expected: Result<Option<usize>, &str>) {
         let start = body;
-        let whole = body.feed(bytes).map(|(used, done)| done.then_some(used));
+        let whole = body.feed(bytes, &mut |_| {}).map(|(used, done)| done.then_some(used));
         let mut body = start;
         let mut single = Ok(None);
         for at in 0..bytes.len() {
-            match body.feed(&bytes[at..=at]) {
+            match body.feed(&bytes[at..=at], &mut |_| {}) {
                 Ok((_, false)) => {}
                 Ok((_, true)) => single = Ok(Some(at + 1)),
                 Err(fault) => single = Err(fault),
@@ -142,6 +147,13 @@ mod tests {
         check(Body::CHUNKED, b"3\r\nabc\r\nA;x=y\r\n0123456789\r\n0\r\n\r\n", Ok(Some(32)));
         check(Body::CHUNKED, b"0\r\nDigest: x\r\nA: b\r\n\r\n", Ok(Some(22)));
         check(Body::CHUNKED, b"5\r\nab", Ok(None));
+    }
+
+    #[test]
+    fn the_data_is_what_stands_between_the_framing() {
+        let (mut body, mut data) = (Body::CHUNKED, vec![]);
+        let done = body.feed(b"3;x\r\nabc\r\n2\r\nde\r\n0\r\nA: b\r\n\r\n", &mut |d| data.extend_from_slice(d));
+        assert_eq!((done.unwrap().1, data.as_slice()), (true, b"abcde".as_slice()));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Puts peers side by side: the same backend and load, round by round, each proxy alone on its core.
 
 use crate::load::{self, Plan};
+use crate::manner::Options;
 use crate::proxies::{self, Proxy};
 use crate::schedule::Pace;
-use crate::serve::{Options, Server};
-use crate::target::{self, Target, Url};
+use crate::script::{Body, Script};
+use crate::serve::Server;
+use crate::target::Url;
 use crate::{sys, upstream};
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
@@ -104,12 +106,12 @@ fn compare(args: &Proxies) -> Result<bool, String> {
 fn rounds(args: &Proxies, cores: &[core_affinity::CoreId], stop: &OwnedFd, dir: &Path) -> Result<bool, String> {
     let listener = Server::listen(([127, 0, 0, 1], 0).into()).map_err(|e| e.to_string())?;
     let backend = listener.local_addr().map_err(|e| e.to_string())?;
-    let options = Options { body_bytes: 128, delay: Duration::ZERO, close_after: None, announce: true };
+    let options = Options { body_bytes: (128, 128), ..Options::default() };
     let (own_stop, load_core) = (stop.try_clone().map_err(|e| e.to_string())?, cores[1]);
     // Serves until this process ends.
     thread::spawn(move || {
         core_affinity::set_for_current(load_core);
-        Server::new(listener, options, &own_stop).and_then(|mut s| s.run(None))
+        Server::new(listener, options, 0, &own_stop).and_then(|mut s| s.run(None))
     });
     let mut names = vec!["ours"];
     for (name, path) in [("nginx", "/usr/sbin/nginx"), ("haproxy", "/usr/sbin/haproxy")] {
@@ -148,11 +150,13 @@ fn one(
     core_affinity::set_for_current(cores[1]);
     let mut proxy = proxy?;
     let url = Url { authority: &listen.to_string(), path: "/".into() };
-    let request = target::build("GET", &url, &["x-shard: loc=116.40,39.90".into()], b"")?;
     let mut plan = Plan {
-        target: Target { address: listen, request, is_head: false },
+        address: listen,
+        script: Script::new("GET", &url, &["x-shard: loc=116.40,39.90".into()], Body::Fixed(vec![]))?,
         pace: Pace::Closed,
+        requests: u64::MAX,
         connections: 1,
+        pipeline: 1,
         warmup: Duration::ZERO,
         duration: Duration::from_millis(20),
         timeout: Duration::from_secs(5),

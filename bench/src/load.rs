@@ -1,14 +1,14 @@
 //! Drives a fixed number of connections through a schedule and counts what comes back. One thread, one epoll.
 
-use crate::answer::{Answer, Done};
+use crate::answer::{Done, Wrong};
 use crate::outcome::{Fault, Outcome};
+use crate::place::Place;
 use crate::schedule::{Pace, Schedule};
+use crate::script::Script;
 use crate::sys::{Poller, READ, WRITE};
-use crate::target::Target;
-use socket2::{Domain, Socket, Type};
 use std::collections::VecDeque;
-use std::io::{self, ErrorKind, Read, Write};
-use std::net::TcpStream;
+use std::io::{self, ErrorKind, Read};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -20,31 +20,18 @@ const STOP: u64 = u64::MAX;
 /// One run.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    pub target: Target,
+    pub address: SocketAddr,
+    pub script: Script,
     pub pace: Pace,
+    /// No request after so many.
+    pub requests: u64,
     pub connections: usize,
+    /// Requests that one connection may carry at a time.
+    pub pipeline: usize,
     /// Requests due before are sent and not counted.
     pub warmup: Duration,
     pub duration: Duration,
     pub timeout: Duration,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Flight {
-    due_ns: u64,
-    sent_ns: u64,
-    written: usize,
-}
-
-#[derive(Default)]
-struct Place {
-    stream: Option<TcpStream>,
-    connecting: bool,
-    flight: Option<Flight>,
-    answer: Answer,
-    /// Since when this place could have taken a request.
-    free_ns: u64,
-    interest: u32,
 }
 
 struct Driver<'a> {
@@ -53,8 +40,10 @@ struct Driver<'a> {
     poller: Poller,
     schedule: Schedule,
     places: Vec<Place>,
-    /// Places without a request: those connected in front, those to be connected behind.
+    /// Places that can take a request, once for each that they can take.
     idle: VecDeque<usize>,
+    /// Places that have taken requests and not been written yet.
+    touched: Vec<usize>,
     busy: usize,
     buffer: Vec<u8>,
     outcome: Outcome,
@@ -71,9 +60,10 @@ pub fn drive(plan: &Plan, stop: Option<&OwnedFd>, tick: impl FnMut(Duration, &Ou
         plan,
         start: Instant::now(),
         poller,
-        schedule: Schedule::new(plan.pace, end.as_nanos() as u64),
+        schedule: Schedule::new(plan.pace, end.as_nanos() as u64, plan.requests),
         places: (0..plan.connections).map(|_| Place::default()).collect(),
-        idle: (0..plan.connections).collect(),
+        idle: (0..plan.pipeline).flat_map(|_| 0..plan.connections).collect(),
+        touched: Vec::new(),
         busy: 0,
         buffer: vec![0; READ_BYTES],
         outcome: Outcome::new(plan.duration),
@@ -129,44 +119,41 @@ impl Driver<'_> {
     fn send_due(&mut self, now: u64) -> io::Result<()> {
         // A place can free itself at once (a refused connection), so one pass gives out at most one request a place.
         for _ in 0..self.idle.len() {
-            let Some(due) = self.schedule.peek(now).filter(|due| *due <= now) else { return Ok(()) };
-            let Some(at) = self.idle.front().copied().filter(|at| self.places[*at].free_ns <= now) else {
-                return Ok(());
-            };
+            let Some(due) = self.schedule.peek(now).filter(|due| *due <= now) else { break };
+            let Some(at) = self.idle.front().copied().filter(|at| self.places[*at].free_ns <= now) else { break };
             self.idle.pop_front();
+            let number = self.schedule.number();
             self.schedule.advance();
             self.busy += 1;
             let sent = self.now();
             if self.counted(due) {
                 self.outcome.sent(due, sent, self.places[at].free_ns);
             }
-            self.places[at].flight = Some(Flight { due_ns: due, sent_ns: sent, written: 0 });
-            self.places[at].answer.reset();
+            self.places[at].begin(number, due, sent, &self.plan.script);
             if self.places[at].stream.is_none() {
-                if let Err(error) = self.connect(at) {
-                    self.fail(at, Fault::Connect, &error.to_string());
-                }
-            } else {
+                self.connect(at)?;
+            } else if self.plan.pipeline == 1 {
                 self.write(at)?;
+            } else {
+                self.touched.push(at); // so that requests of one connection travel together
             }
+        }
+        while let Some(at) = self.touched.pop() {
+            self.write(at)?;
         }
         Ok(())
     }
 
     fn connect(&mut self, at: usize) -> io::Result<()> {
-        let address = self.plan.target.address;
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.set_tcp_nodelay(true)?;
-        match socket.connect(&address.into()) {
-            Ok(()) => {}
-            Err(e) if e.raw_os_error() == Some(libc::EINPROGRESS) => {}
-            Err(e) => return Err(e),
-        }
-        let stream = TcpStream::from(socket);
-        self.poller.add(&stream, at as u64, READ | WRITE)?;
         let place = &mut self.places[at];
-        (place.stream, place.connecting, place.interest) = (Some(stream), true, READ | WRITE);
+        match place.connect(self.plan.address, &self.plan.script) {
+            Ok(stream) => self.poller.add(stream, at as u64, READ | WRITE)?,
+            Err(error) => {
+                self.fail(at, Fault::Connect, &error.to_string());
+                return Ok(());
+            }
+        }
+        self.places[at].interest = READ | WRITE;
         Ok(())
     }
 
@@ -189,22 +176,12 @@ impl Driver<'_> {
 
     fn write(&mut self, at: usize) -> io::Result<()> {
         let place = &mut self.places[at];
-        let (Some(stream), Some(flight)) = (&mut place.stream, &mut place.flight) else { return Ok(()) };
-        let request = &self.plan.target.request;
-        while flight.written < request.len() {
-            match stream.write(&request[flight.written..]) {
-                Ok(n) => {
-                    flight.written += n;
-                    self.outcome.bytes_written += n as u64;
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                // The server may have answered before it closed: reading decides.
-                Err(_) => break,
-            }
+        if place.connecting {
+            return Ok(());
         }
-        let interest = if flight.written < request.len() { READ | WRITE } else { READ };
-        if interest != place.interest {
+        self.outcome.bytes_written += place.write();
+        let interest = if place.has_output() { READ | WRITE } else { READ };
+        if let Some(stream) = place.stream.as_ref().filter(|_| interest != place.interest) {
             place.interest = interest;
             self.poller.modify(stream, at as u64, interest)?;
         }
@@ -223,65 +200,106 @@ impl Driver<'_> {
             }
         };
         self.outcome.bytes_read += n as u64;
-        if place.flight.is_none() {
-            match n {
-                0 => self.drop_idle(at), // the server's idle limit: no request was harmed
-                n => self.fail(at, Fault::Parse, &format!("{n} bytes that nobody asked for")),
-            }
-            return Ok(());
-        }
         if n == 0 {
-            let when = if place.answer.has_begun() { "in the middle of an answer" } else { "before an answer" };
-            match place.answer.end() {
-                Some(done) => self.finish(at, done),
-                None => self.fail(at, Fault::Reset, &format!("connection closed {when}")),
-            }
-            return Ok(());
+            return self.end(at);
         }
-        match place.answer.feed(&self.buffer[..n], self.plan.target.is_head) {
-            Ok(None) => {}
-            Ok(Some(done)) => self.finish(at, done),
-            Err(fault) => self.fail(at, Fault::Parse, &fault),
+        let buffer = std::mem::take(&mut self.buffer);
+        let result = self.take(at, &buffer[..n]);
+        self.buffer = buffer;
+        result
+    }
+
+    fn take(&mut self, at: usize, mut bytes: &[u8]) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let place = &mut self.places[at];
+            if place.asked() == 0 {
+                self.fail(at, Fault::Parse, &format!("{} bytes that nobody asked for", bytes.len()));
+                return Ok(());
+            }
+            match place.answer.feed(bytes, self.plan.script.is_head()) {
+                Ok((used, done)) => {
+                    bytes = &bytes[used..];
+                    let Some(done) = done else { return Ok(()) };
+                    if place.asked() == 1 && !bytes.is_empty() {
+                        self.fail(at, Fault::Parse, &format!("{} bytes after the end of the answer", bytes.len()));
+                        return Ok(());
+                    }
+                    if !self.finish(at, done)? {
+                        return Ok(());
+                    }
+                }
+                Err(wrong) => {
+                    self.fail_wrong(at, &wrong);
+                    return Ok(());
+                }
+            }
         }
         Ok(())
     }
 
-    fn finish(&mut self, at: usize, done: Done) {
-        let now = self.now();
-        let whole = self.plan.target.request.len();
+    /// The server has closed its side.
+    fn end(&mut self, at: usize) -> io::Result<()> {
         let place = &mut self.places[at];
-        let Some(flight) = place.flight.take() else { return };
-        place.free_ns = now;
-        // An answer that came before the whole request was written leaves the rest of it unsaid: start anew.
-        if !done.keep_alive || flight.written < whole {
-            place.stream = None;
+        if place.asked() == 0 {
+            self.drop_idle(at); // the server's idle limit: no request was harmed
+            return Ok(());
         }
+        let when = if place.answer.has_begun() { "in the middle of an answer" } else { "before an answer" };
+        match place.answer.end() {
+            Ok(Some(done)) => return self.finish(at, done).map(drop),
+            Ok(None) => self.fail(at, Fault::Reset, &format!("connection closed {when}")),
+            Err(wrong) => self.fail_wrong(at, &wrong),
+        }
+        Ok(())
+    }
+
+    /// The oldest request has its answer; whether its connection goes on. If not, what else was asked on it is asked anew.
+    fn finish(&mut self, at: usize, done: Done) -> io::Result<bool> {
+        let now = self.now();
+        let place = &mut self.places[at];
+        let Some((flight, whole)) = place.finish(&self.plan.script) else { return Ok(false) };
+        let stays = done.keep_alive && whole;
+        place.free_ns = now;
+        if !stays {
+            place.close();
+        }
+        let more = place.asked() > 0;
         self.release(at);
         if self.counted(flight.due_ns) {
             self.outcome.until_last = Duration::from_nanos(now).saturating_sub(self.plan.warmup);
             self.outcome.answered(done.status, now - flight.due_ns, now - flight.sent_ns);
+        }
+        if !stays && more {
+            self.connect(at)?;
+        }
+        Ok(stays)
+    }
+
+    fn fail_wrong(&mut self, at: usize, wrong: &Wrong) {
+        match wrong {
+            Wrong::Garbled(detail) => self.fail(at, Fault::Parse, detail),
+            Wrong::Mixed(detail) => self.fail(at, Fault::Mixed, detail),
         }
     }
 
     fn fail(&mut self, at: usize, fault: Fault, detail: &str) {
         let now = self.now();
         let place = &mut self.places[at];
-        place.stream = None;
-        place.connecting = false;
+        let flights = place.abandon();
         place.free_ns = now + if fault == Fault::Connect { RECONNECT_AFTER_NS } else { 0 };
-        match place.flight.take() {
-            Some(flight) => {
-                self.release(at);
-                if self.counted(flight.due_ns) {
-                    self.outcome.failed(fault, detail, now - flight.due_ns);
-                }
+        if flights.is_empty() {
+            self.outcome.failed(fault, detail, 0);
+        }
+        for flight in flights {
+            self.release(at);
+            if self.counted(flight.due_ns) {
+                self.outcome.failed(fault, detail, now - flight.due_ns);
             }
-            None => self.outcome.failed(fault, detail, 0),
         }
     }
 
     fn drop_idle(&mut self, at: usize) {
-        self.places[at].stream = None;
+        self.places[at].close();
         self.outcome.closed_idle += 1;
     }
 
@@ -294,7 +312,7 @@ impl Driver<'_> {
     fn sweep(&mut self) -> io::Result<()> {
         let (now, timeout) = (self.now(), self.plan.timeout.as_nanos() as u64);
         for at in 0..self.places.len() {
-            if self.places[at].flight.is_some_and(|f| now - f.sent_ns >= timeout) {
+            if self.places[at].oldest().is_some_and(|f| now - f.sent_ns >= timeout) {
                 self.fail(at, Fault::Timeout, "no whole answer within --timeout-ms");
             }
         }
@@ -308,7 +326,7 @@ impl Driver<'_> {
             return;
         }
         for at in 0..self.places.len() {
-            if self.places[at].flight.is_some() {
+            if self.places[at].asked() > 0 {
                 self.fail(at, Fault::Timeout, "no answer by the end of the run");
             }
         }

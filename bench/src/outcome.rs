@@ -15,21 +15,50 @@ pub enum Fault {
     Reset,
     Timeout,
     Parse,
+    /// The answer, or a part of it, was another request's.
+    Mixed,
     /// It was due, and every connection was busy until the run was over.
     Unsent,
 }
 
 impl Fault {
-    const ALL: [Fault; 5] = [Fault::Connect, Fault::Reset, Fault::Timeout, Fault::Parse, Fault::Unsent];
+    pub const ALL: [Fault; 6] =
+        [Fault::Connect, Fault::Reset, Fault::Timeout, Fault::Parse, Fault::Mixed, Fault::Unsent];
 
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Fault::Connect => "connect",
             Fault::Reset => "reset",
             Fault::Timeout => "timeout",
             Fault::Parse => "parse",
+            Fault::Mixed => "mixed",
             Fault::Unsent => "unsent",
         }
+    }
+}
+
+/// What a run may see and still be fine, as `502,503,reset`.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Tolerated {
+    pub faults: Vec<Fault>,
+    pub status: Vec<u16>,
+}
+
+impl Tolerated {
+    /// A mix-up is never tolerated.
+    pub fn read(words: &[String]) -> Result<Tolerated, String> {
+        let mut all = Tolerated::default();
+        for word in words {
+            let fault = Fault::ALL.into_iter().find(|f| f.name() == word && *f != Fault::Mixed);
+            match (fault, word.parse::<u16>()) {
+                (Some(fault), _) => all.faults.push(fault),
+                (None, Ok(status @ 400..=599)) => all.status.push(status),
+                (None, _) => {
+                    return Err(format!("`{word}`: expected 400 to 599, connect, reset, timeout, parse or unsent"));
+                }
+            }
+        }
+        Ok(all)
     }
 }
 
@@ -53,6 +82,9 @@ pub struct Outcome {
     /// Requests that were due while every connection was busy: the server's fault.
     pub queued: u64,
     pub closed_idle: u64,
+    /// Idle connections that were held through the run, and those that still served at its end.
+    pub held: u64,
+    pub held_alive: u64,
     pub bytes_read: u64,
     pub bytes_written: u64,
     pub interrupted: bool,
@@ -76,6 +108,8 @@ impl Outcome {
             lateness: histogram(),
             queued: 0,
             closed_idle: 0,
+            held: 0,
+            held_alive: 0,
             bytes_read: 0,
             bytes_written: 0,
             interrupted: false,
@@ -115,7 +149,14 @@ impl Outcome {
 
     /// No error of any kind, no status of 400 or above, and at least one answer.
     pub fn is_fine(&self) -> bool {
-        self.errors.is_empty() && self.answers > 0 && self.status.keys().all(|s| *s < 400) && !self.interrupted
+        self.is_fine_but_for(&Tolerated::default())
+    }
+
+    /// As `is_fine`, but some faults and statuses are no errors.
+    pub fn is_fine_but_for(&self, tolerated: &Tolerated) -> bool {
+        let errors = self.errors.keys().all(|f| tolerated.faults.contains(f));
+        let status = self.status.keys().all(|s| *s < 400 || tolerated.status.contains(s));
+        errors && status && self.held == self.held_alive && self.answers > 0 && !self.interrupted
     }
 
     pub fn answers_per_s(&self) -> f64 {
@@ -140,6 +181,8 @@ impl Outcome {
             "lateness_us": percentiles(&self.lateness),
             "queued": self.queued,
             "closed_idle": self.closed_idle,
+            "held": self.held,
+            "held_alive": self.held_alive,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
             "interrupted": self.interrupted,
@@ -169,6 +212,9 @@ impl Outcome {
         for (fault, (n, first)) in &self.errors {
             text += &format!("error     {}: {n} (first: {first})\n", fault.name());
         }
+        if self.held > 0 {
+            text += &format!("held      {} idle connections, {} still served at the end\n", self.held, self.held_alive);
+        }
         text += &format!("bytes     {} read, {} written\n", self.bytes_read, self.bytes_written);
         if self.interrupted {
             text += "interrupted: the rates are of a run cut short\n";
@@ -193,4 +239,22 @@ fn line(histogram: &Histogram<u64>) -> String {
         text += &format!("{name} {:.1} us  ", histogram.value_at_quantile(q) as f64 / 1000.0);
     }
     text + &format!("max {:.1} us", histogram.max() as f64 / 1000.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_tolerated_is_no_error_and_a_mix_up_always_is_one() {
+        let read = |text: &str| Tolerated::read(&text.split(',').map(String::from).collect::<Vec<_>>());
+        let tolerated = read("503,reset").unwrap();
+        let mut seen = Outcome::new(Duration::from_secs(1));
+        seen.answered(503, 1, 1);
+        seen.failed(Fault::Reset, "", 0);
+        assert!(seen.is_fine_but_for(&tolerated) && !seen.is_fine());
+        seen.failed(Fault::Mixed, "", 0);
+        assert!(!seen.is_fine_but_for(&tolerated));
+        assert!(read("mixed").is_err() && read("200").is_err() && read("resets").is_err());
+    }
 }

@@ -1,6 +1,7 @@
 //! Reads a request's head: where it ends, what body follows, and whether the connection stays open.
 
 use crate::body::Body;
+use crate::token::{BYTES_HEADER, TOKEN_HEADER, Token};
 
 /// A head that is not whole after so many bytes is refused.
 pub const HEAD_BYTES_MAX: usize = 32 * 1024;
@@ -16,6 +17,10 @@ pub struct Head {
     pub is_head: bool,
     /// The client holds its body back until it sees `100 Continue`.
     pub wants_continue: bool,
+    /// Its token, if it carries one: the answer has to show it.
+    pub token: Option<Token>,
+    /// How long its body was when it was made.
+    pub made_bytes: Option<u64>,
 }
 
 /// The head at the start of `bytes`; `None` if it is not whole yet; else the status to refuse it with.
@@ -34,6 +39,8 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Head>, u16> {
         keep_alive: request.version == Some(1),
         is_head: request.method == Some("HEAD"),
         wants_continue: false,
+        token: None,
+        made_bytes: None,
     };
     let mut length = None;
     let mut chunked = false;
@@ -54,6 +61,10 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Head>, u16> {
             head.keep_alive &= !names(header.value, "close");
         } else if header.name.eq_ignore_ascii_case("expect") {
             head.wants_continue = header.value.eq_ignore_ascii_case(b"100-continue");
+        } else if header.name.eq_ignore_ascii_case(TOKEN_HEADER) {
+            head.token = Token::read(header.value);
+        } else if header.name.eq_ignore_ascii_case(BYTES_HEADER) {
+            head.made_bytes = digits(header.value);
         }
     }
     head.body = match (chunked, length) {

@@ -1,5 +1,7 @@
 //! Says when each request is due, in nanoseconds from the start: fixed before the run, whatever the server does.
 
+use crate::random::Random;
+
 /// How the due times lie.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pace {
@@ -16,17 +18,21 @@ pub enum Pace {
 pub struct Schedule {
     pace: Pace,
     index: u64,
-    state: u64,
+    random: Random,
+    /// No request after so many.
+    most: u64,
     next_ns: f64,
     end_ns: u64,
 }
 
 impl Schedule {
-    pub fn new(pace: Pace, end_ns: u64) -> Schedule {
+    /// Requests until `end_ns`, and not more than `most`.
+    pub fn new(pace: Pace, end_ns: u64, most: u64) -> Schedule {
         let seed = if let Pace::Poisson { seed, .. } = pace { seed } else { 0 };
-        let mut schedule = Schedule { pace, index: 0, state: seed, next_ns: 0.0, end_ns };
+        let mut schedule = Schedule { pace, index: 0, random: Random(seed), most, next_ns: 0.0, end_ns };
         if let Pace::Poisson { .. } = pace {
             schedule.advance();
+            schedule.index = 0;
         }
         schedule
     }
@@ -37,7 +43,12 @@ impl Schedule {
             Pace::Closed => now_ns,
             Pace::Even { .. } | Pace::Poisson { .. } => self.next_ns as u64,
         };
-        (due < self.end_ns).then_some(due)
+        (due < self.end_ns && self.index < self.most).then_some(due)
+    }
+
+    /// The number of the request that `peek` tells of.
+    pub fn number(&self) -> u64 {
+        self.index
     }
 
     /// Takes the request that `peek` told of.
@@ -45,18 +56,9 @@ impl Schedule {
         self.index += 1;
         self.next_ns = match self.pace {
             Pace::Even { rate } => self.index as f64 * 1e9 / rate,
-            Pace::Poisson { rate, .. } => self.next_ns - (1.0 - self.random()).ln() * 1e9 / rate,
+            Pace::Poisson { rate, .. } => self.next_ns - (1.0 - self.random.fraction()).ln() * 1e9 / rate,
             Pace::Closed => 0.0,
         };
-    }
-
-    /// Uniform in [0, 1): splitmix64.
-    fn random(&mut self) -> f64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -65,7 +67,7 @@ mod tests {
     use super::*;
 
     fn all(pace: Pace, end_ns: u64) -> Vec<u64> {
-        let mut schedule = Schedule::new(pace, end_ns);
+        let mut schedule = Schedule::new(pace, end_ns, u64::MAX);
         let mut due = Vec::new();
         while let Some(at) = schedule.peek(0) {
             due.push(at);
@@ -101,9 +103,18 @@ mod tests {
 
     #[test]
     fn a_closed_loop_is_due_now_until_the_end() {
-        let mut schedule = Schedule::new(Pace::Closed, 100);
+        let mut schedule = Schedule::new(Pace::Closed, 100, 3);
         schedule.advance();
         assert_eq!(schedule.peek(99), Some(99));
         assert_eq!(schedule.peek(100), None);
+    }
+
+    #[test]
+    fn a_schedule_ends_after_the_given_number() {
+        let mut schedule = Schedule::new(Pace::Closed, u64::MAX, 2);
+        assert_eq!((schedule.number(), schedule.peek(5)), (0, Some(5)));
+        schedule.advance();
+        schedule.advance();
+        assert_eq!((schedule.number(), schedule.peek(5)), (2, None));
     }
 }

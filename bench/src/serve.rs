@@ -1,9 +1,12 @@
 //! One thread of the backend: a listener and its connections on one epoll.
 
 use crate::body::Body;
+use crate::manner::{Ask, Manner, Options, Then};
 use crate::request;
 use crate::sys::{Poller, READ, WRITE};
-use std::collections::VecDeque;
+use crate::token::{Check, Token};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
@@ -17,25 +20,6 @@ const READ_BYTES: usize = 2 * request::HEAD_BYTES_MAX;
 
 const LISTENER: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
-
-/// How the backend answers.
-#[derive(Debug, Clone, Copy)]
-pub struct Options {
-    pub body_bytes: usize,
-    pub delay: Duration,
-    /// Connections end after so many answers ...
-    pub close_after: Option<u64>,
-    /// ... of which the last says `connection: close`, or not.
-    pub announce: bool,
-}
-
-/// The bytes of the two answers, built once.
-struct Answers {
-    stay: Vec<u8>,
-    stay_head_bytes: usize,
-    close: Vec<u8>,
-    close_head_bytes: usize,
-}
 
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 enum State {
@@ -58,24 +42,62 @@ struct Conn {
     /// What to do once the body is drained.
     keep_alive: bool,
     is_head: bool,
+    token: Option<Token>,
+    /// Compares the request's body with the one that its token makes, of the length that it was made with.
+    check: Option<(Check, u64)>,
     out: Vec<u8>,
     out_at: usize,
+    /// Where the next piece of a slow answer ends.
+    out_end: usize,
+    /// A timer for the next piece is set.
+    ticking: bool,
     answers: u64,
     interest: u32,
     /// Close once `out` is written, without waiting for the client.
     drop_after_out: bool,
 }
 
+/// What a timer is for.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Clone, Copy)]
+enum Due {
+    Answer,
+    Piece,
+    /// The connection ends if it has had just so many answers and is idle.
+    Idle(u64),
+}
+
+/// What a server has done.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Served {
+    pub connections: u64,
+    pub answers: u64,
+    pub closed_idle: u64,
+    /// Requests whose body was not the one that their token makes.
+    pub wrong_bodies: u64,
+}
+
+impl Served {
+    /// Both together.
+    pub fn and(self, other: &Served) -> Served {
+        Served {
+            connections: self.connections + other.connections,
+            answers: self.answers + other.answers,
+            closed_idle: self.closed_idle + other.closed_idle,
+            wrong_bodies: self.wrong_bodies + other.wrong_bodies,
+        }
+    }
+}
+
 pub struct Server {
     poller: Poller,
     listener: TcpListener,
     listening: bool,
-    options: Options,
-    answers: Answers,
+    manner: Manner,
     conns: Vec<Option<Conn>>,
     free: Vec<usize>,
-    serial: u64,
-    delayed: VecDeque<(Instant, usize, u64)>,
+    /// When, for which place, and the serial that its connection had.
+    timers: BinaryHeap<Reverse<(Instant, usize, u64, Due)>>,
+    served: Served,
     buffer: Vec<u8>,
 }
 
@@ -92,8 +114,8 @@ impl Server {
         Ok(socket.into())
     }
 
-    /// Ends when `stop` becomes readable.
-    pub fn new(listener: TcpListener, options: Options, stop: &OwnedFd) -> io::Result<Server> {
+    /// Ends when `stop` becomes readable. `number`: which of several threads this is.
+    pub fn new(listener: TcpListener, options: Options, number: u64, stop: &OwnedFd) -> io::Result<Server> {
         let poller = Poller::new()?;
         poller.add(&listener, LISTENER, READ)?;
         poller.add(stop, STOP, READ)?;
@@ -101,26 +123,25 @@ impl Server {
             poller,
             listener,
             listening: true,
-            answers: Answers::new(options.body_bytes),
-            options,
+            manner: Manner::new(options, number),
             conns: Vec::new(),
             free: Vec::new(),
-            serial: 0,
-            delayed: VecDeque::new(),
+            timers: BinaryHeap::new(),
+            served: Served::default(),
             buffer: vec![0; READ_BYTES],
         })
     }
 
     /// Serves until told to stop or until `until`.
-    pub fn run(&mut self, until: Option<Instant>) -> io::Result<()> {
+    pub fn run(&mut self, until: Option<Instant>) -> io::Result<Served> {
         let mut ready = Vec::new();
         loop {
-            let next = self.delayed.front().map(|d| d.0).into_iter().chain(until).min();
+            let next = self.timers.peek().map(|t| t.0.0).into_iter().chain(until).min();
             let timeout = next.map(|at| at.saturating_duration_since(Instant::now()));
             self.poller.wait(&mut ready, timeout)?;
             for &token in &ready {
                 match token {
-                    STOP => return Ok(()),
+                    STOP => return Ok(self.served),
                     LISTENER => self.accept()?,
                     at => self.pump(at as usize, true)?,
                 }
@@ -128,9 +149,9 @@ impl Server {
             if next.is_some() {
                 let now = Instant::now();
                 if until.is_some_and(|until| now >= until) {
-                    return Ok(());
+                    return Ok(self.served);
                 }
-                self.answer_delayed(now)?;
+                self.ring(now)?;
             }
         }
     }
@@ -155,8 +176,8 @@ impl Server {
                 self.conns.len() - 1
             });
             self.poller.add(&stream, at as u64, READ)?;
-            self.serial += 1;
-            self.conns[at] = Some(Conn::new(stream, self.serial));
+            self.served.connections += 1;
+            self.conns[at] = Some(Conn::new(stream, self.served.connections));
         }
     }
 
@@ -172,9 +193,7 @@ impl Server {
     fn pump(&mut self, at: usize, readable: bool) -> io::Result<()> {
         let Some(mut conn) = self.conns.get_mut(at).and_then(Option::take) else { return Ok(()) };
         if self.advance(&mut conn, at, readable).is_err() {
-            drop(conn); // a reset by the client is its own business
-            self.free.push(at);
-            return self.set_listening(true);
+            return self.close(conn, at); // a reset by the client is its own business
         }
         let interest = conn.wanted();
         if interest != conn.interest {
@@ -183,6 +202,15 @@ impl Server {
         }
         self.conns[at] = Some(conn);
         Ok(())
+    }
+
+    fn close(&mut self, conn: Conn, at: usize) -> io::Result<()> {
+        if self.manner.options().reset && conn.drop_after_out {
+            let _ = socket2::SockRef::from(&conn.stream).set_linger(Some(Duration::ZERO)); // then it is gone already
+        }
+        drop(conn);
+        self.free.push(at);
+        self.set_listening(true)
     }
 
     /// An error means: this connection is over.
@@ -241,7 +269,8 @@ impl Server {
                 }
             }
             let Some(body) = &mut conn.body else { continue };
-            match body.feed(bytes) {
+            let mut check = conn.check.as_mut();
+            match body.feed(bytes, &mut |data| check.iter_mut().for_each(|c| c.0.feed(data))) {
                 Ok((used, done)) => {
                     bytes = &bytes[used..];
                     if !done {
@@ -251,11 +280,12 @@ impl Server {
                 Err(_) => return conn.refuse(400),
             }
             conn.body = None;
-            if self.options.delay.is_zero() {
-                self.answer(conn);
-            } else {
-                conn.state = State::Waiting;
-                self.delayed.push_back((Instant::now() + self.options.delay, at, conn.serial));
+            match self.manner.options().delay {
+                Duration::ZERO => self.answer(conn, at),
+                delay => {
+                    conn.state = State::Waiting;
+                    self.wake_in(delay, at, conn.serial, Due::Answer);
+                }
             }
         }
         if conn.state != State::Ending {
@@ -263,56 +293,67 @@ impl Server {
         }
     }
 
-    fn answer(&self, conn: &mut Conn) {
+    fn wake_in(&mut self, delay: Duration, at: usize, serial: u64, due: Due) {
+        self.timers.push(Reverse((Instant::now() + delay, at, serial, due)));
+    }
+
+    fn answer(&mut self, conn: &mut Conn, at: usize) {
         conn.answers += 1;
-        let last = self.options.close_after.is_some_and(|n| conn.answers >= n);
-        let announce = !conn.keep_alive || last && self.options.announce;
-        conn.out.extend_from_slice(self.answers.bytes(announce, conn.is_head));
-        if announce {
-            conn.state = State::Ending;
-        } else if last {
-            conn.state = State::Ending;
-            conn.drop_after_out = true;
+        self.served.answers += 1;
+        let wrong_body = conn.check.take().is_some_and(|(check, made)| check.verdict(Some(made)).is_err());
+        self.served.wrong_bodies += u64::from(wrong_body);
+        let Conn { token, is_head, keep_alive, answers, .. } = *conn;
+        let then = self.manner.answer(&Ask { token, is_head, keep_alive, wrong_body, answers }, &mut conn.out);
+        match then {
+            Then::Stay => {
+                if let Some(limit) = self.manner.idle_limit() {
+                    self.wake_in(limit, at, conn.serial, Due::Idle(answers));
+                }
+            }
+            Then::Announced | Then::Stall => conn.state = State::Ending,
+            Then::Drop => (conn.state, conn.drop_after_out) = (State::Ending, true),
+        }
+        let Options { piece_bytes, piece_gap, .. } = *self.manner.options();
+        if piece_gap.is_zero() {
+            conn.out_end = usize::MAX;
+        } else if conn.out_end == 0 {
+            conn.out_end = piece_bytes;
+            if !std::mem::replace(&mut conn.ticking, true) {
+                self.wake_in(piece_gap, at, conn.serial, Due::Piece);
+            }
         }
     }
 
-    fn answer_delayed(&mut self, now: Instant) -> io::Result<()> {
-        while self.delayed.front().is_some_and(|d| d.0 <= now) {
-            let Some((_, at, serial)) = self.delayed.pop_front() else { break };
+    /// Does what is due by `now`.
+    fn ring(&mut self, now: Instant) -> io::Result<()> {
+        while self.timers.peek().is_some_and(|t| t.0.0 <= now) {
+            let Some(Reverse((_, at, serial, due))) = self.timers.pop() else { break };
             let Some(mut conn) = self.conns.get_mut(at).and_then(Option::take) else { continue };
             if conn.serial == serial {
-                conn.state = State::Reading;
-                self.answer(&mut conn);
+                match due {
+                    Due::Answer => {
+                        conn.state = State::Reading;
+                        self.answer(&mut conn, at);
+                    }
+                    Due::Piece if conn.out.is_empty() => conn.ticking = false,
+                    Due::Piece => {
+                        let Options { piece_bytes, piece_gap, .. } = *self.manner.options();
+                        conn.out_end = conn.out_end.saturating_add(piece_bytes);
+                        self.wake_in(piece_gap, at, serial, Due::Piece);
+                    }
+                    Due::Idle(answers) if conn.answers == answers && conn.is_idle() => {
+                        self.served.closed_idle += 1;
+                        conn.drop_after_out = true;
+                        self.close(conn, at)?;
+                        continue;
+                    }
+                    Due::Idle(_) => {}
+                }
             }
             self.conns[at] = Some(conn);
             self.pump(at, false)?;
         }
         Ok(())
-    }
-}
-
-impl Answers {
-    fn new(body_bytes: usize) -> Answers {
-        let build = |extra: &str| {
-            let head =
-                format!("HTTP/1.1 200 OK\r\ncontent-length: {body_bytes}\r\ncontent-type: text/plain\r\n{extra}\r\n");
-            let head_bytes = head.len();
-            let mut bytes = head.into_bytes();
-            bytes.resize(head_bytes + body_bytes, b'x');
-            (bytes, head_bytes)
-        };
-        let (stay, stay_head_bytes) = build("");
-        let (close, close_head_bytes) = build("connection: close\r\n");
-        Answers { stay, stay_head_bytes, close, close_head_bytes }
-    }
-
-    fn bytes(&self, close: bool, head_only: bool) -> &[u8] {
-        match (close, head_only) {
-            (false, false) => &self.stay,
-            (false, true) => &self.stay[..self.stay_head_bytes],
-            (true, false) => &self.close,
-            (true, true) => &self.close[..self.close_head_bytes],
-        }
     }
 }
 
@@ -326,8 +367,12 @@ impl Conn {
             body: None,
             keep_alive: true,
             is_head: false,
+            token: None,
+            check: None,
             out: Vec::new(),
             out_at: 0,
+            out_end: 0,
+            ticking: false,
             answers: 0,
             interest: READ,
             drop_after_out: false,
@@ -339,9 +384,14 @@ impl Conn {
         self.state == State::Reading && self.out.len() < OUT_BYTES_MAX
     }
 
+    fn is_idle(&self) -> bool {
+        self.state == State::Reading && self.out.is_empty() && self.rest.is_empty() && self.body.is_none()
+    }
+
     fn wanted(&self) -> u32 {
         let read = self.reads() || self.state == State::Ending && self.out.is_empty();
-        (if read { READ } else { 0 }) | (if self.out.is_empty() { 0 } else { WRITE })
+        let write = self.out_at < self.out.len().min(self.out_end);
+        (if read { READ } else { 0 }) | (if write { WRITE } else { 0 })
     }
 
     /// Starts a request; the bytes of its head. A body of length 0 is drained by the next `feed`, which uses nothing.
@@ -349,8 +399,11 @@ impl Conn {
         self.body = Some(head.body);
         self.keep_alive = head.keep_alive;
         self.is_head = head.is_head;
+        self.token = head.token;
+        self.check = head.token.zip(head.made_bytes).map(|(token, made)| (Check::new(token), made));
         if head.wants_continue && head.body != Body::Length(0) {
             self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            self.out_end = usize::MAX;
         }
         head.used
     }
@@ -358,17 +411,21 @@ impl Conn {
     fn refuse(&mut self, status: u16) {
         let head = format!("HTTP/1.1 {status} Refused\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
         self.out.extend_from_slice(head.as_bytes());
-        self.state = State::Ending;
+        (self.state, self.out_end) = (State::Ending, usize::MAX);
     }
 
     /// Writes what can be written. After the last answer our side ends, and the client's bytes are awaited and thrown
     /// away: closing with unread bytes would reset the connection and could destroy the answer on its way.
     fn flush(&mut self) -> io::Result<()> {
-        if self.out.is_empty() {
+        if self.out.is_empty() && !self.drop_after_out {
             return Ok(());
         }
         while self.out_at < self.out.len() {
-            match self.stream.write(&self.out[self.out_at..]) {
+            let end = self.out.len().min(self.out_end);
+            if self.out_at >= end {
+                return Ok(()); // the next piece comes with its time
+            }
+            match self.stream.write(&self.out[self.out_at..end]) {
                 Ok(n) => self.out_at += n,
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -376,7 +433,7 @@ impl Conn {
             }
         }
         self.out.clear();
-        self.out_at = 0;
+        (self.out_at, self.out_end) = (0, 0);
         match (self.state, self.drop_after_out) {
             (State::Ending, true) => Err(ErrorKind::ConnectionAborted.into()),
             (State::Ending, false) => self.stream.shutdown(std::net::Shutdown::Write),

@@ -1,18 +1,6 @@
-//! Turns a URL, a method, headers and a body into an address and the bytes of a request.
+//! Turns a URL into an address and a path.
 
 use std::net::{SocketAddr, ToSocketAddrs};
-
-/// A body from the command line or a file may be this long.
-pub const BODY_BYTES_MAX: usize = 16 << 20;
-
-/// Where the requests go and what they are.
-#[derive(Debug, Clone)]
-pub struct Target {
-    pub address: SocketAddr,
-    pub request: Vec<u8>,
-    /// The method is HEAD: answers have no body.
-    pub is_head: bool,
-}
 
 /// The parts of `http://host:port/path`.
 #[derive(Debug, PartialEq, Eq)]
@@ -55,60 +43,6 @@ pub fn resolve(authority: &str, allow_remote: bool) -> Result<SocketAddr, String
     Ok(address)
 }
 
-/// The request's bytes. `headers` are `name: value`; `host` and `content-length` are ours.
-pub fn build(method: &str, url: &Url, headers: &[String], body: &[u8]) -> Result<Vec<u8>, String> {
-    if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase() || b == b'-') {
-        return Err(format!("--method `{method}`: expected upper-case letters, as GET or POST"));
-    }
-    let mut head = format!("{method} {} HTTP/1.1\r\n", url.path);
-    let mut host = format!("host: {}\r\n", url.authority);
-    for header in headers {
-        let (name, value) = split_header(header)?;
-        match name.to_ascii_lowercase().as_str() {
-            "host" => host = format!("host: {value}\r\n"),
-            "content-length" | "transfer-encoding" => {
-                return Err(format!("--header `{header}`: the driver frames the body itself"));
-            }
-            _ => head.push_str(&format!("{name}: {value}\r\n")),
-        }
-    }
-    head.push_str(&host);
-    if !body.is_empty() || matches!(method, "POST" | "PUT" | "PATCH") {
-        head.push_str(&format!("content-length: {}\r\n", body.len()));
-    }
-    head.push_str("\r\n");
-    Ok([head.as_bytes(), body].concat())
-}
-
-fn split_header(header: &str) -> Result<(&str, &str), String> {
-    let bad = || format!("--header `{}`: expected `name: value`", header.escape_debug());
-    let (name, value) = header.split_once(':').ok_or_else(bad)?;
-    let token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
-    if name.is_empty() || !name.bytes().all(token) || value.bytes().any(|b| b < 0x20 && b != b'\t' || b == 0x7f) {
-        return Err(bad());
-    }
-    Ok((name, value.trim()))
-}
-
-/// `--body`: the text itself, or `@file`.
-pub fn load_body(body: &str) -> Result<Vec<u8>, String> {
-    let bytes = match body.strip_prefix('@') {
-        None => body.as_bytes().to_vec(),
-        Some(path) => {
-            use std::io::Read;
-            let mut bytes = Vec::new();
-            std::fs::File::open(path)
-                .and_then(|f| f.take(BODY_BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
-                .map_err(|e| format!("--body @{path}: {e}"))?;
-            bytes
-        }
-    };
-    if bytes.len() > BODY_BYTES_MAX {
-        return Err(format!("--body of more than {BODY_BYTES_MAX} bytes"));
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,23 +70,5 @@ mod tests {
         assert!(resolve("192.0.2.1:80", true).is_ok());
         assert!(resolve("127.0.0.1:0", false).is_err());
         assert!(resolve("127.0.0.1:99999", false).is_err());
-    }
-
-    #[test]
-    fn a_request_has_one_host_and_a_length_when_it_has_a_body() {
-        let url = Url { authority: "h:1", path: "/p".into() };
-        let text = |method, headers: &[&str], body: &str| {
-            let headers: Vec<String> = headers.iter().map(|h| h.to_string()).collect();
-            build(method, &url, &headers, body.as_bytes()).map(|b| String::from_utf8(b).unwrap())
-        };
-        assert_eq!(text("GET", &[], "").unwrap(), "GET /p HTTP/1.1\r\nhost: h:1\r\n\r\n");
-        assert_eq!(
-            text("POST", &["x-shard: loc=1,2", "Host:  z"], "ab").unwrap(),
-            "POST /p HTTP/1.1\r\nx-shard: loc=1,2\r\nhost: z\r\ncontent-length: 2\r\n\r\nab"
-        );
-        for bad in ["no colon", ": v", "a b: c", "a: b\r\nc: d", "Content-Length: 3"] {
-            assert!(text("GET", &[bad], "").is_err(), "{bad}");
-        }
-        assert!(text("GE T", &[], "").is_err());
     }
 }

@@ -216,3 +216,74 @@ fn a_signal_ends_a_run_and_its_rate_is_of_the_time_that_it_ran() {
     assert!(seconds < 59.0, "{seen}");
     assert!((seen["achieved_per_s"].as_f64().unwrap() - answers / seconds).abs() < 1.0, "{seen}");
 }
+
+#[test]
+fn requests_with_tokens_get_their_own_answers_in_order_however_they_are_framed() {
+    let backend = Backend::start(&["--body", "0..50000", "--chunked", "--close-after", "50"]);
+    let args = ["--rate", "0", "--requests", "2000", "--duration", "20", "--connections", "4", "--pipeline", "8"];
+    let more = ["--tokens", "--method", "POST", "--body-bytes", "0..20000"];
+    let (code, seen) = load(&backend.address, &[args.as_slice(), &more].concat());
+    assert_eq!((code, &seen["answers"], &seen["status"]["200"]), (0, &2000.into(), &2000.into()), "{seen}");
+}
+
+#[test]
+fn another_requests_answer_is_a_mix_up_that_nothing_tolerates() {
+    // Each connection is told what the first one asked for.
+    let address = server(|mut stream| {
+        let mut buffer = [0; 4096];
+        while matches!(stream.read(&mut buffer), Ok(1..)) {
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nx-token: 0000000000000001\r\ncontent-length: 0\r\n\r\n");
+        }
+    });
+    let args = ["--rate", "100", "--requests", "5", "--tokens", "--tolerate", "reset,parse,500"];
+    let (code, seen) = load(&address, &args);
+    assert_eq!((code, &seen["errors"]["mixed"], &seen["answers"]), (1, &5.into(), &0.into()), "{seen}");
+}
+
+#[test]
+fn a_backend_that_misbehaves_does_so_in_the_way_that_it_was_told() {
+    let args = ["--rate", "0", "--requests", "300", "--duration", "20", "--connections", "4", "--tokens"];
+    let check = |how: &[&str], kind: &str, timeout_ms: &str| {
+        let backend = Backend::start(how);
+        let (_, seen) = load(&backend.address, &[args.as_slice(), &["--timeout-ms", timeout_ms]].concat());
+        let wrong = if kind == "503" { seen["status"]["503"].as_u64().unwrap() } else { count(&seen, kind) };
+        assert!((60..240).contains(&wrong), "{how:?}: {seen}");
+        assert_eq!(seen["status"]["200"].as_u64().unwrap() + wrong, 300, "{how:?}: {seen}");
+        assert_eq!(count(&seen, "mixed"), 0, "{how:?}: {seen}");
+    };
+    check(&["--cut-chance", "0.5"], "reset", "5000");
+    check(&["--cut-chance", "0.5", "--reset", "--body", "100000"], "reset", "5000");
+    check(&["--error-chance", "0.5"], "503", "5000");
+    check(&["--stall-chance", "0.5"], "timeout", "100");
+}
+
+#[test]
+fn closes_between_answers_harm_a_client_only_when_it_has_just_asked() {
+    let backend = Backend::start(&["--idle-ms", "20"]);
+    let args = ["--rate", "200", "--duration", "1", "--connections", "8", "--tolerate", "reset"];
+    let (code, seen) = load(&backend.address, &args);
+    assert_eq!(code, 0, "{seen}");
+    assert!(seen["closed_idle"].as_u64().unwrap() > 0, "{seen}");
+}
+
+#[test]
+fn an_answer_in_pieces_takes_its_time_and_is_whole() {
+    let backend = Backend::start(&["--body", "1000", "--piece-bytes", "100", "--piece-ms", "10"]);
+    let args = ["--rate", "20", "--requests", "4", "--connections", "4", "--tokens"];
+    let (code, seen) = load(&backend.address, &args);
+    assert_eq!((code, &seen["answers"]), (0, &4.into()), "{seen}");
+    assert!(seen["service_us"]["p50"].as_f64().unwrap() >= 100_000.0, "{seen}");
+}
+
+#[test]
+fn idle_connections_are_held_and_still_serve_at_the_end() {
+    let backend = Backend::start(&[]);
+    let args = ["--rate", "100", "--duration", "0.2", "--connections", "2", "--idle", "200", "--tokens"];
+    let (code, seen) = load(&backend.address, &args);
+    assert_eq!((code, &seen["held"], &seen["held_alive"]), (0, &200.into(), &200.into()), "{seen}");
+    let backend = Backend::start(&["--idle-ms", "1"]);
+    let args = ["--rate", "100", "--duration", "0.5", "--idle", "20", "--tolerate", "reset"];
+    let (code, seen) = load(&backend.address, &args);
+    assert_eq!(code, 1, "held connections that were closed are errors: {seen}");
+    assert!(seen["held_alive"].as_u64().unwrap() < 20, "{seen}");
+}

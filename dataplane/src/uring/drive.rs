@@ -17,6 +17,8 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// How long a stopping core waits for what it is serving.
 const STOP_MS_MAX: u64 = 3000;
+/// How often a stopping core looks whether it is done.
+const STOPPING_WAIT_MS: u64 = 20;
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE_MS: u64 = 100;
 /// Rounds of 10 ms that the end waits for cancelled operations.
@@ -31,11 +33,12 @@ enum Op {
     Connect,
     Cancel,
     Wake,
+    Timer,
 }
 
 impl Op {
     fn of(user_data: u64) -> Option<Op> {
-        [Op::Accept, Op::Recv, Op::Send, Op::Connect, Op::Cancel, Op::Wake]
+        [Op::Accept, Op::Recv, Op::Send, Op::Connect, Op::Cancel, Op::Wake, Op::Timer]
             .into_iter()
             .find(|op| *op as u64 == user_data >> 56)
     }
@@ -72,6 +75,9 @@ struct Driver {
     buffers: Buffers,
     socks: Vec<Sock>,
     wake_word: Box<[u8; 8]>,
+    /// When the timer goes off, and the time that the kernel reads when it takes an entry of it.
+    timer_ms: Option<u64>,
+    timer: Box<types::Timespec>,
     core: Core,
     number: usize,
     settings: Arc<Settings>,
@@ -107,6 +113,8 @@ pub fn run(
         buffers,
         socks: Vec::new(),
         wake_word: Box::new([0; 8]),
+        timer_ms: None,
+        timer: Box::default(),
         core: Core::new(settings.clone()),
         number,
         settings,
@@ -149,8 +157,9 @@ impl Driver {
             {
                 return Ok(());
             }
-            let wait_ms = self.core.deadline().map(|at| at.saturating_sub(now.ms).max(1));
-            self.wait(if self.stopping_since_ms.is_some() { Some(wait_ms.unwrap_or(20).min(20)) } else { wait_ms })?;
+            self.arm_timer(now);
+            let wait_ms = if self.stopping_since_ms.is_some() { Some(STOPPING_WAIT_MS) } else { None };
+            self.wait(wait_ms)?;
             self.complete();
         }
     }
@@ -197,6 +206,7 @@ impl Driver {
                     self.adopt();
                     self.arm_wake();
                 }
+                Some(Op::Timer) => self.timer_ms = None,
                 Some(Op::Cancel) | None => {}
             }
         }
@@ -440,6 +450,21 @@ impl Driver {
         self.begin(entry, (Op::Wake as u64) << 56);
     }
 
+    /// A timer of its own, armed once for each deadline: a limit on each wait would start and stop one each time.
+    fn arm_timer(&mut self, now: Now) {
+        let Some(at) = self.core.deadline().filter(|at| self.timer_ms.is_none_or(|armed| *at < armed)) else { return };
+        let in_ms = at.saturating_sub(now.ms).max(1);
+        let user_data = (Op::Timer as u64) << 56;
+        *self.timer = types::Timespec::new().sec(in_ms / 1000).nsec((in_ms % 1000) as u32 * 1_000_000);
+        if self.timer_ms.replace(at).is_none() {
+            self.begin(opcode::Timeout::new(&*self.timer).build(), user_data);
+        } else {
+            // If it has gone off meanwhile, its completion is on the way, and the next round arms it anew.
+            let entry = opcode::TimeoutUpdate::new(user_data, &*self.timer).build();
+            self.submit(entry.user_data((Op::Cancel as u64) << 56));
+        }
+    }
+
     fn begin(&mut self, entry: squeue::Entry, user_data: u64) {
         self.under_way += 1;
         self.submit(entry.user_data(user_data));
@@ -447,8 +472,8 @@ impl Driver {
 
     fn submit(&mut self, entry: squeue::Entry) {
         // SAFETY: what an entry points to outlives its operation: a send's buffer and a connect's address stay in the socket's
-        // slot, whose descriptor is closed only after them; the word of the wake-up and the ring of buffers live as long as
-        // the driver, which is leaked if operations are left when it ends.
+        // slot, whose descriptor is closed only after them; the word of the wake-up, the timer's time and the ring of buffers live as
+        // long as the driver, which is leaked if operations are left when it ends.
         if unsafe { self.ring.submission().push(&entry) }.is_ok() {
             return;
         }

@@ -5,4 +5,5 @@ pub mod control;
 pub mod demo;
 pub mod http;
 pub mod router;
+pub mod tls;
 pub mod uring;

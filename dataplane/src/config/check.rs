@@ -1,10 +1,13 @@
 //! What every part of the check uses: problems with their lines, addresses, cores.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use toml::Spanned;
 
 /// A check under way.
 pub(super) struct Check<'a> {
+    /// The directory of the configuration file: paths in it are relative to that, wherever the program is started.
+    pub base: &'a Path,
     pub text: &'a str,
     pub found: Vec<(usize, String)>,
     /// Line and address of each listener of this node.
@@ -12,6 +15,11 @@ pub(super) struct Check<'a> {
 }
 
 impl Check<'_> {
+    /// What `path` in the configuration means.
+    pub(super) fn path(&self, path: &Path) -> PathBuf {
+        self.base.join(path)
+    }
+
     /// No two listeners share an address: the second would find it taken, or worse, share it.
     pub(super) fn told_apart(&mut self) {
         let own = std::mem::take(&mut self.own);

@@ -102,7 +102,7 @@ impl Config {
             let line = e.span().map_or(0, |s| line_of(text, s.start));
             Problems { file: file.into(), found: vec![(line, e.message().to_string())] }
         })?;
-        let mut check = Check { text, found: vec![], own: vec![] };
+        let mut check = Check { base: Path::new(file).parent().unwrap_or(Path::new("")), text, found: vec![], own: vec![] };
         let config = check.config(raw);
         check.found.sort();
         match (config, check.found.is_empty()) {
@@ -151,7 +151,7 @@ impl Check<'_> {
         let node = Node {
             zone: (!edge).then(|| raw.node.zone.into_inner()),
             cluster: raw.node.cluster.into_inner(),
-            data_dir: raw.node.data_dir.into_inner(),
+            data_dir: self.path(raw.node.data_dir.get_ref()),
         };
         Some(Config {
             node,
@@ -227,6 +227,17 @@ mod tests {
             let text = GOOD.replace(from, to);
             assert!(problems(&text).contains(said), "{said:?} not in:\n{}", problems(&text));
         }
+    }
+
+    #[test]
+    fn paths_are_relative_to_the_file_that_names_them() {
+        let text = GOOD.replace("gzs = \"http://127.0.0.1:1\"", "file = \"maps/china.toml\"");
+        let c = Config::parse("/etc/ezone/node.toml", &text).unwrap();
+        assert_eq!(c.node.data_dir, Path::new("/etc/ezone/d"));
+        assert!(matches!(&c.map, MapSource::File(f) if f == Path::new("/etc/ezone/maps/china.toml")));
+        let absolute = Config::parse("/etc/ezone/node.toml", &GOOD.replace("\"d\"", "\"/var/d\"")).unwrap();
+        assert_eq!(absolute.node.data_dir, Path::new("/var/d"));
+        assert_eq!(Config::parse("node.toml", GOOD).unwrap().node.data_dir, Path::new("d"), "as it is started beside it");
     }
 
     #[test]

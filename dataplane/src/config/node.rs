@@ -53,7 +53,7 @@ fn default_cluster() -> Spanned<String> {
 impl Check<'_> {
     pub(super) fn map(&mut self, raw: &Spanned<RawMap>) -> Option<MapSource> {
         match (&raw.get_ref().file, &raw.get_ref().gzs) {
-            (Some(file), None) => Some(MapSource::File(file.clone())),
+            (Some(file), None) => Some(MapSource::File(self.path(file))),
             (None, Some(url)) if has_host(url) => Some(MapSource::Gzs(url.trim_end_matches('/').into())),
             (None, Some(url)) => {
                 self.none(raw, format!("gzs = \"{url}\": expected http:// and a host, such as http://127.0.0.1:7300"))
@@ -70,9 +70,9 @@ impl Check<'_> {
             self.say(&raw.cluster, format!("a cluster's name of {seen} bytes: expected 1 to {CLUSTER_BYTES_MAX}"));
         }
         // The router reaches the log by a Unix socket in this directory; absolute, so that both mean the same one.
-        let path = std::path::absolute(dir).unwrap_or_default();
+        let path = std::path::absolute(self.path(dir)).unwrap_or_default();
         let bytes = path.as_os_str().len();
-        if bytes == 0 {
+        if dir.as_os_str().is_empty() {
             self.say(&raw.data_dir, "data_dir is empty: expected a directory");
         } else if bytes > DATA_DIR_BYTES_MAX {
             self.say(

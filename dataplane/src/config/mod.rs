@@ -102,7 +102,8 @@ impl Config {
             let line = e.span().map_or(0, |s| line_of(text, s.start));
             Problems { file: file.into(), found: vec![(line, e.message().to_string())] }
         })?;
-        let mut check = Check { base: Path::new(file).parent().unwrap_or(Path::new("")), text, found: vec![], own: vec![] };
+        let mut check =
+            Check { base: Path::new(file).parent().unwrap_or(Path::new("")), text, found: vec![], own: vec![] };
         let config = check.config(raw);
         check.found.sort();
         match (config, check.found.is_empty()) {
@@ -237,7 +238,11 @@ mod tests {
         assert!(matches!(&c.map, MapSource::File(f) if f == Path::new("/etc/ezone/maps/china.toml")));
         let absolute = Config::parse("/etc/ezone/node.toml", &GOOD.replace("\"d\"", "\"/var/d\"")).unwrap();
         assert_eq!(absolute.node.data_dir, Path::new("/var/d"));
-        assert_eq!(Config::parse("node.toml", GOOD).unwrap().node.data_dir, Path::new("d"), "as it is started beside it");
+        assert_eq!(
+            Config::parse("node.toml", GOOD).unwrap().node.data_dir,
+            Path::new("d"),
+            "as it is started beside it"
+        );
     }
 
     #[test]

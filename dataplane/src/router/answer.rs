@@ -20,7 +20,7 @@ impl Core {
     }
 
     /// Answers with an error.
-    pub(super) fn fail(&mut self, id: ConnId, status: u16, error: &str, seen: &str, expected: &str) {
+    pub(super) fn fail(&mut self, id: ConnId, status: u16, error: &'static str, seen: &str, expected: &str) {
         self.fail_with(id, status, &[], error, seen, expected);
     }
 
@@ -30,7 +30,7 @@ impl Core {
         id: ConnId,
         status: u16,
         fields: &[(&str, &str)],
-        error: &str,
+        error: &'static str,
         seen: &str,
         expected: &str,
     ) {
@@ -40,17 +40,30 @@ impl Core {
             .filter(|(_, text)| !text.is_empty())
             .map(|(k, text)| (k.to_string(), (*text).into()))
             .collect();
-        self.answer(id, status, fields, Value::Object(body).to_string().as_bytes());
+        self.answer_why(id, status, fields, Value::Object(body).to_string().as_bytes(), Some(error));
     }
 
     /// Answers with JSON. If an answer has begun, its connection is broken off instead: nothing else would be honest.
     pub(super) fn answer(&mut self, id: ConnId, status: u16, fields: &[(&str, &str)], body: &[u8]) {
+        self.answer_why(id, status, fields, body, None);
+    }
+
+    fn answer_why(
+        &mut self,
+        id: ConnId,
+        status: u16,
+        fields: &[(&str, &str)],
+        body: &[u8],
+        reason: Option<&'static str>,
+    ) {
         self.detach(id);
         let Some((_, c)) = self.client(id) else { return };
         if c.exchange.as_ref().is_some_and(|e| e.answered) {
+            self.breaks(id, reason);
             return self.close(id);
         }
         self.counts.answered(status);
+        self.answers(id, status, reason);
         let name = std::mem::take(&mut self.name);
         let map = self.counts.map_epoch;
         let Some((io, c)) = self.client(id) else { return };
@@ -89,6 +102,7 @@ impl Core {
             Stage::Held => {
                 let bytes = std::mem::take(&mut e.held_bytes);
                 self.unhold(bytes, None);
+                self.hold_ends(id);
             }
             Stage::Upstream(up) => self.upstream_close(up),
             Stage::Port(corr) => self.ports.forget(corr),

@@ -14,7 +14,7 @@ impl Core {
     pub(super) fn pump_client(&mut self, id: ConnId, bytes: &[u8]) -> usize {
         let mut at = 0;
         loop {
-            let (limits, now) = (self.limits, self.now.ms);
+            let (limits, now, now_us) = (self.limits, self.now.ms, self.now.us);
             let Some((io, c)) = self.client(id) else { return bytes.len() };
             let rest = &bytes[at..];
             match c.phase {
@@ -22,6 +22,9 @@ impl Core {
                 Phase::Head => match scan(rest, &mut c.scanned, limits.head_bytes_max) {
                     Ok(None) => {
                         io.deadline = io.deadline.min(now + limits.read_ms);
+                        if c.trace.began_us == 0 {
+                            c.trace.began_us = now_us;
+                        }
                         return at;
                     }
                     Ok(Some(2)) if c.blanks < BLANKS_MAX => {
@@ -50,8 +53,11 @@ impl Core {
     /// A whole head has come.
     fn begin(&mut self, id: ConnId, raw: &[u8]) {
         let deadline = self.now.ms + self.limits.answer_ms;
-        let stopping = self.stopping;
+        let (stopping, now_us) = (self.stopping, self.now.us);
         let Some((io, c)) = self.client(id) else { return };
+        if c.trace.began_us == 0 {
+            c.trace.began_us = now_us;
+        }
         let mut head = std::mem::take(&mut c.head);
         head.clear();
         head.extend_from_slice(raw);
@@ -154,6 +160,7 @@ impl Core {
             }
             return;
         };
+        c.trace.body_bytes += data.len() as u64;
         let keep_max = if stage == Stage::Gather { limits.record_bytes_max } else { limits.kept_bytes_max };
         let chunked = c.about.chunked;
         if c.kept_whole && c.kept.len() + data.len() <= keep_max {
@@ -200,6 +207,7 @@ impl Core {
     pub(super) fn finish(&mut self, id: ConnId) {
         let deadline = self.now.ms + self.limits.idle_ms;
         let stopping = self.stopping;
+        self.answer_written(id);
         let Some((io, c)) = self.client(id) else { return };
         c.exchange = None;
         if c.kept.capacity() > DISCARD_BYTES_MAX {

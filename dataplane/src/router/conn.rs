@@ -1,5 +1,6 @@
 //! The connections of a core: what is known of each, by kind, in a table whose places are used again under new generations.
 
+use super::trace::{Done, Trace};
 use crate::http::Body;
 use bytes::BytesMut;
 use shardmap::{MapEpoch, Shard};
@@ -22,6 +23,8 @@ pub(super) struct Io {
     pub spare: Vec<u8>,
     /// Received and not used yet.
     pub stash: Vec<u8>,
+    /// All bytes that the driver has taken so far.
+    pub taken_bytes: u64,
     /// It is connected.
     pub open: bool,
     /// The driver holds a buffer of it.
@@ -86,6 +89,12 @@ pub(super) struct Client {
     pub discarded: usize,
     pub about: About,
     pub exchange: Option<Exchange>,
+    /// Of the request being served.
+    pub trace: Trace,
+    /// Requests whose answers are written and not sent yet: one, but for pipelined ones.
+    pub dones: Vec<Done>,
+    /// Where the last answer ends in the bytes to the client.
+    pub ended: u64,
 }
 
 /// What has to be remembered of the request being served.
@@ -189,6 +198,9 @@ impl Client {
             discarded: 0,
             about: About::default(),
             exchange: None,
+            trace: Trace::default(),
+            dones: Vec::new(),
+            ended: 0,
         }
     }
 }

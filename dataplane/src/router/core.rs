@@ -1,6 +1,7 @@
 //! The tables of one router core, and the calls of its driver: what happened goes in, orders come out.
 
 use super::conn::{Client, Conn, ConnId, Io, Kind, Phase, UpPhase, Upstream};
+use super::figures::Figures;
 use super::hold::Holds;
 use super::route::Destinations;
 use super::store::Ports;
@@ -21,6 +22,8 @@ const BUFFER_KEPT_BYTES: usize = 64 * 1024;
 pub struct Now {
     /// Milliseconds of a clock that never steps.
     pub ms: u64,
+    /// Microseconds of the same clock, never 0 once it runs: for figures only, read once for each batch of completions.
+    pub us: u64,
     /// Milliseconds since 1970: only to judge whether an id is plausible.
     pub wall_ms: u64,
 }
@@ -76,6 +79,7 @@ pub struct Core {
     unsettled: Vec<Shard>,
     in_flight: Vec<u32>,
     pub(super) counts: Counts,
+    pub(super) figures: Figures,
     pub(super) now: Now,
     next_sweep_ms: u64,
     pub(super) stopping: bool,
@@ -86,6 +90,8 @@ impl Core {
     pub fn new(settings: Arc<Settings>) -> Core {
         let mut to = Destinations::default();
         to.renew(&settings);
+        let figures = Figures::new(&settings);
+        to.place(&figures);
         Core {
             limits: settings.limits,
             name: settings.name(settings.zone).to_string(),
@@ -100,6 +106,7 @@ impl Core {
             unsettled: Vec::new(),
             in_flight: vec![0; 1 << 16],
             counts: Counts::default(),
+            figures,
             now: Now::default(),
             next_sweep_ms: 0,
             stopping: false,
@@ -186,6 +193,7 @@ impl Core {
         conn.io.ordered = false;
         conn.io.sending = true;
         conn.io.taken = true;
+        conn.io.taken_bytes += conn.io.out.len() as u64;
         let spare = std::mem::take(&mut conn.io.spare);
         std::mem::replace(&mut conn.io.out, spare)
     }
@@ -216,6 +224,11 @@ impl Core {
             Kind::Port(_) | Kind::Free => None,
         };
         let own_stash = !conn.io.stash.is_empty();
+        match &conn.kind {
+            Kind::Client(c) if !c.dones.is_empty() => self.sent_answers(id),
+            Kind::Upstream(_) => other.into_iter().for_each(|client| self.wait_begins(client)),
+            Kind::Client(_) | Kind::Port(_) | Kind::Free => {}
+        }
         if finishing {
             self.shut(id);
         } else {
@@ -238,9 +251,12 @@ impl Core {
         if conn.generation != id.generation || matches!(conn.kind, Kind::Free) {
             return;
         }
-        if let Kind::Upstream(up) = &conn.kind {
-            self.to.pools[up.target].open -= 1;
+        match &conn.kind {
+            Kind::Upstream(up) => self.to.pools[up.target].open -= 1,
+            Kind::Client(_) => self.lost_answers(id.index as usize),
+            Kind::Port(_) | Kind::Free => {}
         }
+        let conn = &mut self.conns[id.index as usize];
         conn.kind = Kind::Free;
         conn.io = Io::default();
         conn.generation = (conn.generation + 1) & 0xff_ffff;
@@ -270,6 +286,8 @@ impl Core {
         for idle in self.to.renew(&settings) {
             self.close(idle);
         }
+        self.figures.renew(&settings);
+        self.to.place(&self.figures);
         self.settings = settings;
         self.settle();
     }
@@ -332,6 +350,11 @@ impl Core {
         self.counts.connections = (self.conns.len() - self.free.len()) as u64;
         self.counts.in_flight_moving = self.unsettled.iter().map(|s| u64::from(self.in_flight[s.0 as usize])).sum();
         &self.counts
+    }
+
+    /// What is shown of its requests: the same for the life of a core, but for services that a reload names first.
+    pub fn figures(&self) -> &Figures {
+        &self.figures
     }
 
     /// Is any client being served?

@@ -51,6 +51,7 @@ impl Core {
         io.deadline = since + limits.hold_ms_max;
         self.counts.held += u64::from(first);
         self.counts.holding += 1;
+        self.hold_begins(id);
         self.holds.count += 1;
         self.holds.bytes += own;
         self.holds.queue.push_back(id);
@@ -69,6 +70,7 @@ impl Core {
             let (bytes, since) = (std::mem::take(&mut e.held_bytes), e.held_since);
             io.deadline = u64::MAX;
             self.unhold(bytes, since);
+            self.hold_ends(id);
             self.again(id);
             self.ready(id);
         }

@@ -10,17 +10,20 @@
 //! A pure core: bytes, `now` and maps go in; bytes and [`Order`]s come out. It never names a socket, a clock or a thread.
 //! One attempt at a request sees one map. Files: `core` the tables and the driver's calls, `client` a client's side of an
 //! exchange, `route` where it goes, `upstream` the other side, `store` the record store, `hold` the waiting, `answer` what
-//! the router itself says.
+//! the router itself says, `trace` what a request took, `figures`, `histogram` and `stats` what is shown of it.
 
 mod answer;
 mod client;
 mod conn;
 mod core;
+pub mod figures;
+pub mod histogram;
 mod hold;
 mod route;
 pub mod settings;
 pub mod stats;
 mod store;
+mod trace;
 mod upstream;
 pub mod view;
 

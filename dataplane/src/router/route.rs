@@ -1,6 +1,7 @@
 //! Where a request goes: tag, shard, owner; then own upstream, own record store, the owner's router, or a wait.
 
 use super::conn::{ConnId, Exchange, Stage};
+use super::figures::{FORWARD, Figures, NO_SERVICE, RECORDS};
 use super::store::Place;
 use super::{Core, Found, Settings, Tagged};
 use crate::http::Request;
@@ -34,6 +35,8 @@ struct Route {
     prefix: String,
     pools: Vec<usize>,
     next: usize,
+    /// Its place in the figures.
+    place: u16,
 }
 
 impl Destinations {
@@ -44,7 +47,7 @@ impl Destinations {
         let mut services: Vec<Route> = Vec::new();
         for s in &settings.services {
             let pools = s.endpoints.iter().map(|a| self.pool(*a, false)).collect();
-            services.push(Route { prefix: s.prefix.clone(), pools, next: 0 });
+            services.push(Route { prefix: s.prefix.clone(), pools, next: 0, place: NO_SERVICE });
         }
         services.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
         self.services = services;
@@ -56,6 +59,11 @@ impl Destinations {
             }
         }
         self.pools.iter_mut().filter(|p| !p.live).flat_map(|p| std::mem::take(&mut p.idle)).collect()
+    }
+
+    /// Says where each service counts.
+    pub fn place(&mut self, figures: &Figures) {
+        self.services.iter_mut().for_each(|s| s.place = figures.place(&s.prefix));
     }
 
     /// The place of the pool for `addr`, made if there is none.
@@ -74,14 +82,14 @@ impl Destinations {
         at
     }
 
-    /// The next endpoint of the service with the longest prefix of `path` that is longer than `than`.
-    fn service(&mut self, path: &str, than: usize) -> Option<usize> {
+    /// The next endpoint of the service with the longest prefix of `path` that is longer than `than`, and where it counts.
+    fn service(&mut self, path: &str, than: usize) -> Option<(usize, u16)> {
         let route = self.services.iter_mut().find(|s| path.starts_with(&s.prefix))?;
         if route.prefix.len() <= than || route.pools.is_empty() {
             return None;
         }
         route.next = (route.next + 1) % route.pools.len();
-        Some(route.pools[route.next])
+        Some((route.pools[route.next], route.place))
     }
 }
 
@@ -118,7 +126,9 @@ impl Core {
         let Some((entry, kind, owner)) = map.view(shard).map(|e| (e.epoch, e.kind, e.owner)) else {
             return self.fail(id, 400, "unknown shard", &shard.to_string(), "a shard of the map");
         };
-        let Some(e) = self.client(id).and_then(|(_, c)| c.exchange.as_mut()) else { return };
+        let Some((_, c)) = self.client(id) else { return };
+        c.trace.zone = owner;
+        let Some(e) = c.exchange.as_mut() else { return };
         (e.shard, e.epoch, e.entry) = (Some(shard), epoch, entry);
         e.hop = trusted && r.ezone.hop;
         let (hop, ready) = (e.hop, epoch >= e.needs && e.not_entry != Some(entry));
@@ -172,6 +182,7 @@ impl Core {
             return self.fail(id, 502, "no router of the owner zone is known", &name, "an address for it in peers");
         };
         self.counts.forwarded += 1;
+        self.counts_at(id, FORWARD);
         self.dispatch(id, r, pool);
     }
 
@@ -179,9 +190,22 @@ impl Core {
     fn serve(&mut self, id: ConnId, r: &Request<'_, '_>, shard: Option<Shard>, place: Option<Place<'_>>) {
         let than = if place.is_some() { Place::PREFIX.len() } else { 0 };
         match (self.to.service(r.path, than), place, shard) {
-            (Some(pool), _, _) => self.dispatch(id, r, pool),
-            (None, Some(place), Some(shard)) => self.record(id, r, place, shard),
+            (Some((pool, figures)), _, _) => {
+                self.counts_at(id, figures);
+                self.dispatch(id, r, pool);
+            }
+            (None, Some(place), Some(shard)) => {
+                self.counts_at(id, RECORDS);
+                self.record(id, r, place, shard);
+            }
             (None, _, _) => self.fail(id, 404, "no service for this path", r.path, "a path under a configured prefix"),
+        }
+    }
+
+    /// The request counts under the service at `place` of the figures.
+    fn counts_at(&mut self, id: ConnId, place: u16) {
+        if let Some((_, c)) = self.client(id) {
+            c.trace.service = place;
         }
     }
 

@@ -1,5 +1,6 @@
 //! What each core counts, and how control sees it: single-writer atomics, written by plain stores, summed when asked.
 
+use super::figures::Figures;
 use super::view::Tagged;
 use super::{Routes, Settings};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -104,11 +105,16 @@ pub struct Slot {
     counts: [AtomicU64; Counts::LEN],
     /// What the core has not fetched yet. Locked by the core only after a wake-up, never for a request.
     news: Mutex<News>,
+    /// Where the core counts its requests: locked only when it starts or takes other settings.
+    figures: Mutex<Figures>,
 }
 
 impl Slot {
     fn news(&self) -> MutexGuard<'_, News> {
         self.news.lock().expect("no holder of this lock can panic: it moves pointers")
+    }
+    fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().expect("no holder of this lock can panic: it clones pointers")
     }
 }
 
@@ -142,6 +148,16 @@ impl Shared {
     /// What was left for `core` since it last looked.
     pub(crate) fn take_news(&self, core: usize) -> News {
         std::mem::take(&mut *self.slots[core].news())
+    }
+
+    /// Shows where `core` counts its requests.
+    pub(crate) fn show(&self, core: usize, figures: &Figures) {
+        *self.slots[core].figures() = figures.clone();
+    }
+
+    /// Where `core` counts its requests: live, read at any time.
+    pub fn figures(&self, core: usize) -> Figures {
+        self.slots[core].figures().clone()
     }
 
     pub(crate) fn set_stop(&self) {

@@ -236,6 +236,7 @@ impl Core {
         }
         self.ports.scratch = scratch;
         self.depart(Some(shard));
+        self.wait_begins(id);
         self.send(conn);
     }
 
@@ -276,6 +277,7 @@ impl Core {
             let Some(pending) = self.ports.take(corr) else { continue };
             self.arrive(Some(pending.shard));
             let Some(client) = pending.client.filter(|_| self.stands(pending.client, corr)) else { continue };
+            self.wait_ends(client);
             self.lost_ask(client, pending.write && was_up, pending.write);
         }
     }
@@ -324,6 +326,7 @@ impl Core {
         let Some(pending) = self.ports.take(corr) else { return };
         self.arrive(Some(pending.shard));
         let Some(id) = pending.client.filter(|_| self.stands(pending.client, corr)) else { return };
+        self.wait_ends(id);
         if let Some(e) = self.exchange(id) {
             e.stage = Stage::New;
         }

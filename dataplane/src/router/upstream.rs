@@ -11,6 +11,9 @@ impl Core {
     pub(super) fn dispatch(&mut self, id: ConnId, r: &Request<'_, '_>, pool: usize) {
         let fresh = self.exchange(id).is_some_and(|e| e.retries_lost > 0);
         let pooled = if fresh { None } else { self.pooled(pool) };
+        if pooled.is_none() {
+            self.wait_begins(id);
+        }
         let Some(up) = pooled.or_else(|| self.connect(pool)) else {
             let seen = format!("{} connections", self.limits.connections_max);
             return self.fail(id, 503, "no room for another connection", &seen, "fewer than connections_max");
@@ -125,6 +128,8 @@ impl Core {
         };
         let Some((_, u)) = self.upstream(id) else { return };
         let (pool, client) = (u.target, u.client);
+        client.into_iter().for_each(|c| self.wait_ends(c));
+        let Some((_, u)) = self.upstream(id) else { return };
         (u.keep_alive, u.body, u.phase) = (r.keep_alive, r.body, UpPhase::Body);
         let Some(client) = client else { return self.upstream_close(id) };
         let bodiless = matches!(r.status, 204 | 304) || self.client(client).is_some_and(|(_, c)| c.about.is_head);
@@ -137,6 +142,7 @@ impl Core {
             return self.wrong_zone(client, MapEpoch(named));
         }
         self.counts.answered(r.status);
+        self.answers(client, r.status, None);
         self.write_head(id, client, &r, peer);
     }
 
@@ -327,8 +333,9 @@ impl Core {
     pub(super) fn upstream_close(&mut self, id: ConnId) {
         let Some((_, u)) = self.upstream(id) else { return };
         let (had, shard, pool, idle) = (u.client.take(), u.shard.take(), u.target, u.phase == UpPhase::Idle);
-        if had.is_some() {
+        if let Some(client) = had {
             self.arrive(shard);
+            self.wait_ends(client);
         }
         if idle {
             self.to.pools[pool].idle.retain(|i| *i != id);

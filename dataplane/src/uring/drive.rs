@@ -142,6 +142,7 @@ pub fn run(
 impl Driver {
     fn drive(&mut self) -> io::Result<()> {
         self.arm_wake();
+        self.shared.show(self.number, self.core.figures());
         self.adopt();
         loop {
             let now = self.now();
@@ -165,8 +166,9 @@ impl Driver {
     }
 
     fn now(&self) -> Now {
-        let ms = self.began.elapsed().as_millis() as u64;
-        Now { ms, wall_ms: self.wall_ms }
+        let since = self.began.elapsed();
+        let us = since.as_secs() * 1_000_000 + u64::from(since.subsec_micros()) + 1;
+        Now { ms: us / 1000, us, wall_ms: self.wall_ms }
     }
 
     /// Submits everything and waits for a completion, at most so long.
@@ -303,6 +305,7 @@ impl Driver {
         if let Some(settings) = news.settings {
             self.settings = settings.clone();
             self.core.on_settings(settings, now);
+            self.shared.show(self.number, self.core.figures());
         }
         if let Some(map) = news.map {
             self.core.on_map(map, now);

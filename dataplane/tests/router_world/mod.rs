@@ -56,7 +56,7 @@ impl World {
     pub fn of(settings: Settings) -> World {
         let mut world = World {
             core: Core::new(Arc::new(settings)),
-            now: Now { ms: 1000, wall_ms: 1_790_000_000_000 },
+            now: Now { ms: 1000, us: 1_000_000, wall_ms: 1_790_000_000_000 },
             sent: HashMap::new(),
             connects: vec![],
             closed: vec![],
@@ -95,6 +95,7 @@ impl World {
     pub fn pass(&mut self, ms: u64) {
         for _ in 0..ms.div_ceil(60) {
             self.now.ms += 60;
+            self.now.us += 60_000;
             self.core.on_timer(self.now);
             self.run();
         }

@@ -12,7 +12,7 @@
 
 use super::Core;
 use super::conn::{Client, ConnId, Io, Kind};
-use shardmap::{MapEpoch, Shard, Zone};
+use shardmap::{Shard, Zone};
 
 /// What a client that was gone before the head of its answer is counted as.
 const CLIENT_GONE: u16 = 499;
@@ -62,8 +62,6 @@ pub(super) struct Done {
     pub service: u16,
     pub zone: Option<Zone>,
     pub shard: Option<Shard>,
-    pub epoch: MapEpoch,
-    pub retries: u8,
     pub reason: Option<&'static str>,
     pub outcome: Outcome,
     /// `None`: it went to no upstream.
@@ -86,8 +84,6 @@ impl Client {
             service: t.service,
             zone: t.zone,
             shard: e.and_then(|e| e.shard),
-            epoch: e.map_or(MapEpoch(0), |e| e.epoch),
-            retries: e.map_or(0, |e| e.retries_421 + e.retries_lost),
             reason: t.reason,
             outcome: t.outcome,
             upstream_us: t.went_up.then_some(t.upstream_us),

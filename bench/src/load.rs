@@ -83,6 +83,9 @@ impl Driver<'_> {
             self.send_due(now)?;
             let due = self.schedule.peek(now);
             if self.busy == 0 && due.is_none() || now >= give_up_ns {
+                if self.schedule.number() == self.plan.requests {
+                    self.outcome.all_sent();
+                }
                 break;
             }
             let mut wake = sweep_ns.min(give_up_ns);

@@ -122,6 +122,11 @@ impl Outcome {
         self.duration = self.duration.min(counted).max(Duration::from_millis(1));
     }
 
+    /// Every request that was to be sent has its answer: the rates are of the time until the last one.
+    pub fn all_sent(&mut self) {
+        self.duration = self.duration.min(self.until_last).max(Duration::from_millis(1));
+    }
+
     pub fn sent(&mut self, due_ns: u64, sent_ns: u64, free_ns: u64) {
         self.requests += 1;
         self.queued += u64::from(free_ns > due_ns);

@@ -365,6 +365,23 @@ fn an_answer_that_breaks_off_breaks_the_clients_connection_off() {
 }
 
 #[test]
+fn an_answer_that_breaks_off_in_its_head_is_a_502_at_once_and_is_not_asked_for_again() {
+    for method in ["GET", "POST"] {
+        for reset in [false, true] {
+            let mut w = World::new();
+            let c = w.client();
+            w.give(c, GET.replace("GET", method));
+            let up = w.last_connect();
+            w.took(up);
+            w.give(up, "HTTP/1.1 200 OK\r\nContent-Le");
+            w.end(up, reset);
+            assert_eq!(status_of(&w.took(c)), 502, "{method}, reset {reset}");
+            assert_eq!((w.connects.len(), w.counts().in_flight), (1, 0), "{method}, reset {reset}");
+        }
+    }
+}
+
+#[test]
 fn the_fast_side_is_not_read_while_the_slow_sides_buffer_is_full() {
     let mut w = World::new();
     let c = w.client();

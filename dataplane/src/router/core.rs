@@ -508,7 +508,10 @@ impl Core {
             if conn.io.eof {
                 match &conn.kind {
                     Kind::Client(_) => self.client_end(id),
-                    Kind::Upstream(_) if conn.io.stash.is_empty() => self.upstream_end(id, false),
+                    // Only a body waits for room; what is left of anything else is half a head, and its end never comes.
+                    Kind::Upstream(u) if conn.io.stash.is_empty() || u.phase != UpPhase::Body => {
+                        self.upstream_end(id, false);
+                    }
                     Kind::Upstream(_) | Kind::Port(_) | Kind::Free => {}
                 }
             }

@@ -51,6 +51,10 @@ limits! {
     answer_ms_max = 30_000, 1..=3_600_000 => answer_ms;
     /// How long a client's connection may be idle.
     idle_ms_max = 60_000, 1..=3_600_000 => idle_ms;
+    /// How long a router that ends goes on serving what it serves.
+    drain_ms_max = 10_000, 0..=3_600_000 => drain_ms;
+    /// How long an idle connection may then ask once more.
+    drain_idle_ms_max = 1_000, 0..=3_600_000 => drain_idle_ms;
 }
 
 pub(super) type RawLimits = Spanned<Limits>;

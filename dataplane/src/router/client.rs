@@ -218,8 +218,11 @@ impl Core {
         if c.body.is_done() {
             c.phase = Phase::Head;
         }
-        if !c.about.keep_alive || stopping || eof {
+        if !c.about.keep_alive || eof {
             return self.end_client(id);
+        }
+        if stopping {
+            self.last_chance(id);
         }
         self.send(id);
         if has_more || self.client(id).is_some_and(|(_, c)| c.phase == Phase::Body) {

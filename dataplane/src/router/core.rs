@@ -1,6 +1,6 @@
 //! The tables of one router core, and the calls of its driver: what happened goes in, orders come out.
 
-use super::conn::{Client, Conn, ConnId, Io, Kind, Phase, UpPhase, Upstream};
+use super::conn::{Client, Conn, ConnId, Io, Kind, UpPhase, Upstream};
 use super::figures::Figures;
 use super::hold::Holds;
 use super::route::Destinations;
@@ -124,6 +124,10 @@ impl Core {
         io.open = true;
         io.deadline = now.ms + self.limits.idle_ms;
         self.counts.accepted += 1;
+        self.counts.clients += 1;
+        if self.stopping {
+            self.last_chance(id);
+        }
         Some(id)
     }
 
@@ -253,7 +257,10 @@ impl Core {
         }
         match &conn.kind {
             Kind::Upstream(up) => self.to.pools[up.target].open -= 1,
-            Kind::Client(_) => self.lost_answers(id.index as usize),
+            Kind::Client(_) => {
+                self.counts.clients -= 1;
+                self.lost_answers(id.index as usize);
+            }
             Kind::Port(_) | Kind::Free => {}
         }
         let conn = &mut self.conns[id.index as usize];
@@ -317,22 +324,6 @@ impl Core {
         self.settle();
     }
 
-    /// From now on every answer is the last one of its connection; idle connections are closed.
-    pub fn on_stop(&mut self, now: Now) {
-        self.now = now;
-        self.stopping = true;
-        for index in 0..self.conns.len() {
-            let id = ConnId { index: index as u32, generation: self.conns[index].generation };
-            if let Some((io, c)) = self.client(id)
-                && c.exchange.is_none()
-                && c.phase == Phase::Head
-                && io.stash.is_empty()
-            {
-                self.close(id);
-            }
-        }
-    }
-
     // ---- what to do -----------------------------------------------------------------------------------------------
 
     /// The next order; the driver asks until there is none.
@@ -355,11 +346,6 @@ impl Core {
     /// What is shown of its requests: the same for the life of a core, but for services that a reload names first.
     pub fn figures(&self) -> &Figures {
         &self.figures
-    }
-
-    /// Is any client being served?
-    pub fn busy(&self) -> bool {
-        self.conns.iter().any(|c| matches!(c.kind, Kind::Client(_)))
     }
 
     // ---- for the other files of this core ---------------------------------------------------------------------------

@@ -16,6 +16,7 @@ mod answer;
 mod client;
 mod conn;
 mod core;
+mod drain;
 pub mod figures;
 pub mod histogram;
 mod hold;

@@ -73,6 +73,10 @@ pub struct Limits {
     pub upstream_idle_ms: u64,
     /// How long a closing connection is read so that the client can see the answer.
     pub linger_ms: u64,
+    /// How long a stopping core goes on serving what it serves.
+    pub drain_ms: u64,
+    /// How long an idle connection of a stopping core may ask once more.
+    pub drain_idle_ms: u64,
 }
 
 impl Default for Limits {
@@ -94,6 +98,8 @@ impl Default for Limits {
             idle_ms: 60_000,
             upstream_idle_ms: 30_000,
             linger_ms: 1000,
+            drain_ms: 10_000,
+            drain_idle_ms: 1000,
         }
     }
 }

@@ -34,6 +34,14 @@ counts! {
     accepted,
     /// Connections open now, both sides.
     connections,
+    /// Clients' connections open now.
+    clients,
+    /// Connections accepted here and handed to a core with fewer.
+    handed_over,
+    /// Connections that another core accepted and handed to this one.
+    taken_over,
+    /// Clients that were still served when the time to drain was over.
+    cut_off,
     /// Answers 1xx to 3xx.
     answered_2xx_3xx,
     /// Answers 4xx.

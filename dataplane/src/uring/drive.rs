@@ -4,9 +4,11 @@
 //! socket is closed only when none of its operations is under way, and a buffer lives in its socket's slot until its send
 //! is complete.
 
+use super::doors::{self, Doors, Step};
 use super::ring::{self, Buffers, GROUP};
+use super::wake::Handed;
 use super::{Listener, Waker, socket};
-use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Target};
+use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Side, Target};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
@@ -15,12 +17,8 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// How long a stopping core waits for what it is serving.
-const STOP_MS_MAX: u64 = 3000;
 /// How often a stopping core looks whether it is done.
 const STOPPING_WAIT_MS: u64 = 20;
-/// After an accept that failed for want of descriptors.
-const ACCEPT_PAUSE_MS: u64 = 100;
 /// Rounds of 10 ms that the end waits for cancelled operations.
 const WIND_DOWN_ROUNDS: u32 = 200;
 
@@ -82,16 +80,13 @@ struct Driver {
     number: usize,
     settings: Arc<Settings>,
     shared: Arc<Shared>,
-    listeners: Vec<Listener>,
+    doors: Doors,
     waker: Waker,
     batch: Vec<cqueue::Entry>,
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
     /// Operations under way, cancellations apart.
     under_way: usize,
-    /// Listeners whose accept has to be armed again, and from when.
-    unarmed: Vec<usize>,
-    unarmed_until_ms: u64,
     began: Instant,
     /// Read once a sweep: ids are judged by minutes.
     wall_ms: u64,
@@ -119,13 +114,11 @@ pub fn run(
         number,
         settings,
         shared,
-        unarmed: (0..listeners.len()).collect(),
-        listeners,
+        doors: Doors::new(listeners),
         waker,
         batch: Vec::new(),
         backlog: VecDeque::new(),
         under_way: 0,
-        unarmed_until_ms: 0,
         began: Instant::now(),
         wall_ms: wall_ms(),
         stopping_since_ms: None,
@@ -150,12 +143,11 @@ impl Driver {
                 self.wall_ms = wall_ms();
                 self.core.on_timer(now);
             }
-            self.arm_accepts(now);
+            self.tend_doors(now);
             self.orders();
             self.shared.publish(self.number, self.core.counts());
-            if let Some(since) = self.stopping_since_ms
-                && (!self.core.busy() || now.ms >= since + STOP_MS_MAX)
-            {
+            self.show_clients();
+            if self.stopping_since_ms.is_some_and(|since| self.ends(since, now)) {
                 return Ok(());
             }
             self.arm_timer(now);
@@ -173,7 +165,7 @@ impl Driver {
 
     /// Submits everything and waits for a completion, at most so long.
     fn wait(&mut self, wait_ms: Option<u64>) -> io::Result<()> {
-        let wait_ms = if self.unarmed.is_empty() { wait_ms } else { Some(wait_ms.unwrap_or(50).min(50)) };
+        let wait_ms = wait_ms.into_iter().chain(self.doors.wait_ms()).min();
         let time = wait_ms.map(|ms| types::Timespec::new().sec(ms / 1000).nsec((ms % 1000) as u32 * 1_000_000));
         let mut args = types::SubmitArgs::new();
         if let Some(time) = &time {
@@ -227,15 +219,29 @@ impl Driver {
         if result >= 0 {
             // SAFETY: a completed accept gives a new descriptor that nobody else owns.
             let socket = unsafe { Socket::from_raw_fd(result) };
-            if let Some(id) = self.core.on_accept(self.listeners[listener].side, now) {
-                self.place(id, socket);
-                self.arm_recv(id);
-            }
+            self.arrived(socket, self.doors.side(listener), now);
         } else if result != -libc::ECANCELED {
-            self.unarmed_until_ms = now.ms + ACCEPT_PAUSE_MS;
+            self.doors.pause(now.ms);
         }
         if !cqueue::more(flags) {
-            self.unarmed.push(listener);
+            self.doors.disarmed(listener);
+        }
+    }
+
+    /// A connection is served here, unless this core has clearly more of them than another.
+    fn arrived(&mut self, socket: Socket, side: Side, now: Now) {
+        let others = (0..self.waker.cores()).filter(|c| *c != self.number).map(|c| (c, self.waker.clients(c)));
+        let Some(other) = doors::lighter(self.core.clients(), others) else { return self.enter(socket, side, now) };
+        match self.waker.hand(other, Handed { socket, side }) {
+            Ok(()) => self.core.on_handed_over(),
+            Err(back) => self.enter(back.socket, back.side, now),
+        }
+    }
+
+    fn enter(&mut self, socket: Socket, side: Side, now: Now) {
+        if let Some(id) = self.core.on_accept(side, now) {
+            self.place(id, socket);
+            self.arm_recv(id);
         }
     }
 
@@ -309,6 +315,12 @@ impl Driver {
         }
         if let Some(map) = news.map {
             self.core.on_map(map, now);
+        }
+        let left = self.waker.take();
+        left.changes.into_iter().for_each(|change| self.doors.change(change, now.ms));
+        for Handed { socket, side } in left.handed {
+            self.core.on_taken_over();
+            self.enter(socket, side, now);
         }
         if self.shared.stopping() && self.stopping_since_ms.is_none() {
             self.stopping_since_ms = Some(now.ms);
@@ -437,15 +449,42 @@ impl Driver {
         self.begin(entry, Op::Recv.on(id));
     }
 
-    fn arm_accepts(&mut self, now: Now) {
-        if self.unarmed.is_empty() || now.ms < self.unarmed_until_ms || self.stopping_since_ms.is_some() {
-            return;
+    /// Arms accepts, and leads listeners to their end.
+    fn tend_doors(&mut self, now: Now) {
+        for step in self.doors.steps(now.ms) {
+            match step {
+                Step::Arm(number, fd) => {
+                    let entry = opcode::AcceptMulti::new(types::Fd(fd)).flags(libc::SOCK_CLOEXEC).build();
+                    self.begin(entry, (Op::Accept as u64) << 56 | number as u64);
+                }
+                Step::Cancel(number) => {
+                    let entry = opcode::AsyncCancel::new((Op::Accept as u64) << 56 | number as u64).build();
+                    self.submit(entry.user_data((Op::Cancel as u64) << 56));
+                }
+                Step::Empty(listener) => {
+                    while let Some(socket) = listener.next() {
+                        self.enter(socket, listener.side(), now);
+                    }
+                }
+            }
         }
-        for listener in std::mem::take(&mut self.unarmed) {
-            let fd = types::Fd(self.listeners[listener].socket.as_raw_fd());
-            let entry = opcode::AcceptMulti::new(fd).flags(libc::SOCK_CLOEXEC).build();
-            self.begin(entry, (Op::Accept as u64) << 56 | listener as u64);
+    }
+
+    fn show_clients(&mut self) {
+        if self.waker.cores() > 1 {
+            self.waker.show(self.core.clients(), self.core.taken_over());
         }
+    }
+
+    /// Is a stopping core done? Nothing may be left at its doors or in its box; clients have until the limit.
+    fn ends(&mut self, since_ms: u64, now: Now) -> bool {
+        let late = now.ms >= since_ms + self.settings.limits.drain_ms;
+        if (self.core.busy() || !self.doors.is_empty()) && !late || !self.waker.end() {
+            return false;
+        }
+        self.core.on_cut_off();
+        self.shared.publish(self.number, self.core.counts());
+        true
     }
 
     fn arm_wake(&mut self) {

@@ -6,8 +6,10 @@
 //!          └────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! `ring` sets up the ring and its buffers, `socket` makes sockets, `drive` is the loop, `wake` how control reaches it.
+//! `ring` sets up the ring and its buffers, `socket` makes sockets, `drive` is the loop, `wake` how control and the other
+//! cores reach it, `doors` its listeners.
 
+mod doors;
 mod drive;
 mod ring;
 mod socket;
@@ -15,5 +17,5 @@ mod wake;
 
 pub use drive::run;
 pub use ring::check;
-pub use socket::{Listener, listen};
+pub use socket::{Listener, inherited, is_free, listen};
 pub use wake::{Control, Waker, control};

@@ -16,7 +16,7 @@ impl Routes for Table {
     }
     fn route(&self, tag: Option<&[u8]>, _: Option<&[u8]>, _: bool, _: u64) -> Option<Found> {
         let by = if tag.is_some() { Tagged::Shop } else { Tagged::Default };
-        Some(Found { shard: Shard(7), by })
+        Some(Found { shard: Shard(7), by, malformed: 0 })
     }
     fn view(&self, _: Shard) -> Option<&Entry> {
         Some(&self.0)

@@ -1,8 +1,7 @@
 //! The router's admin pages. Each part of control brings its own routes: one line in `pages`, the rest in its own file.
 
-use super::metrics::Page;
 use super::report::RouterStatus;
-use crate::router::{Counts, Shared};
+use crate::router::Shared;
 use axum::extract::State;
 use axum::routing::get;
 use axum::{Json, Router};
@@ -19,13 +18,12 @@ pub struct Shown {
 
 /// Every page of the router.
 pub fn pages(shown: Shown) -> Router {
-    Router::new().merge(basic()).with_state(shown)
+    Router::new().merge(basic()).merge(super::figures::routes()).with_state(shown)
 }
 
 fn basic() -> Router<Shown> {
     Router::new()
         .route("/status", get(async |State(s): State<Shown>| Json(status(&s))))
-        .route("/metrics", get(async |State(s): State<Shown>| metrics(&s.shared)))
         .route("/healthz", get(async || "ok\n"))
 }
 
@@ -42,20 +40,4 @@ fn status(shown: &Shown) -> RouterStatus {
         requests: c.answered_2xx_3xx + c.answered_4xx + c.answered_5xx,
         forwarded: c.forwarded,
     }
-}
-
-fn metrics(shared: &Shared) -> String {
-    let mut page = Page::default();
-    for core in 0..shared.cores() {
-        let (counts, label) = (shared.counts(core), core.to_string());
-        for (name, value) in Counts::NAMES.iter().zip(counts.values()) {
-            page.counter(
-                "ezone_router",
-                "What a router core has counted, by name",
-                &[("core", &label), ("what", name)],
-                value,
-            );
-        }
-    }
-    page.text()
 }

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod durable;
+pub mod figures;
 pub mod log;
 pub mod machine;
 pub mod maps;
@@ -9,6 +10,7 @@ pub mod metrics;
 pub mod report;
 pub mod router;
 pub mod run;
+pub mod threads;
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;

@@ -6,6 +6,7 @@ use super::store::Place;
 use super::{Core, Found, Settings, Tagged};
 use crate::http::Request;
 use shardmap::ownership::Kind;
+use shardmap::tag::Tag;
 use shardmap::{Shard, ZONES, Zone};
 use std::net::SocketAddr;
 
@@ -115,9 +116,11 @@ impl Core {
         let trusted = c.trusted;
         let Some(map) = &self.map else { return self.hold(id) };
         let key = place.as_ref().and_then(|p| p.key).map(str::as_bytes);
-        let told = r.ezone.shard.filter(|_| trusted).map(|s| Found { shard: Shard(s), by: Tagged::Shard });
+        let told =
+            r.ezone.shard.filter(|_| trusted).map(|s| Found { shard: Shard(s), by: Tagged::Shard, malformed: 0 });
         let epoch = map.epoch();
         let Some(found) = told.or_else(|| map.route(r.tag, key, trusted, wall_ms)) else {
+            self.counts.malformed_tag_parts += r.tag.map_or(0, |t| u64::from(Tag::parse(t).skipped));
             let seen = r.tag.map_or("no x-shard".into(), String::from_utf8_lossy);
             let expected = "x-shard: eosid=..;shopid=..;loc=lng,lat with at least one part that the map knows";
             return self.fail(id, 400, "the request does not say where it belongs", &seen, expected);
@@ -135,6 +138,7 @@ impl Core {
         let fresh = !std::mem::replace(&mut e.tagged, true);
         if fresh {
             self.counts.tagged(found.by);
+            self.counts.malformed_tag_parts += u64::from(found.malformed);
             self.counts.hopped += u64::from(hop);
         }
         if r.ezone.read_local && place.is_some() {

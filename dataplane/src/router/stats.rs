@@ -1,6 +1,7 @@
 //! What each core counts, and how control sees it: single-writer atomics, written by plain stores, summed when asked.
 
 use super::figures::Figures;
+use super::histogram::Single;
 use super::view::Tagged;
 use super::{Routes, Settings};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -58,6 +59,8 @@ counts! {
     by_location,
     /// By the map's default.
     by_default,
+    /// Parts of tags that could not be read.
+    malformed_tag_parts,
     /// Requests sent on to another zone's router.
     forwarded,
     /// Requests that came from one.
@@ -107,22 +110,55 @@ pub(crate) struct News {
     pub settings: Option<Arc<Settings>>,
 }
 
-/// What control and one core share.
+/// What a core goes by.
+#[derive(Clone, Default)]
+pub struct Adopted {
+    /// Where it counts its requests: live, read at any time.
+    pub figures: Figures,
+    /// Its settings.
+    pub settings: Option<Arc<Settings>>,
+    /// Its map.
+    pub map: Option<Arc<dyn Routes>>,
+    /// Since when, in milliseconds since 1970; 0: it has none.
+    pub map_wall_ms: u64,
+}
+
+/// How the loop of a core turns; written by its driver alone.
 #[derive(Default)]
+pub struct Loops {
+    /// Rounds: submit, wait, complete.
+    pub turns: Single,
+    /// Completions in all rounds.
+    pub completions: Single,
+    /// Completions of the fullest round.
+    pub completions_max: Single,
+    /// Receives that the kernel ended because no buffer was left; each is armed again.
+    pub out_of_buffers: Single,
+    /// Entries that found the submission queue full and waited.
+    pub queue_full: Single,
+    /// Entries that wait so now.
+    pub backlog: Single,
+}
+
+/// What control and one core share; of its own cache lines, so that no core slows another.
+#[derive(Default)]
+#[repr(align(128))]
 pub struct Slot {
     counts: [AtomicU64; Counts::LEN],
     /// What the core has not fetched yet. Locked by the core only after a wake-up, never for a request.
     news: Mutex<News>,
-    /// Where the core counts its requests: locked only when it starts or takes other settings.
-    figures: Mutex<Figures>,
+    /// What the core goes by: locked by it only when it starts or takes something else.
+    adopted: Mutex<Adopted>,
+    /// How its loop turns.
+    loops: Loops,
 }
 
 impl Slot {
     fn news(&self) -> MutexGuard<'_, News> {
         self.news.lock().expect("no holder of this lock can panic: it moves pointers")
     }
-    fn figures(&self) -> MutexGuard<'_, Figures> {
-        self.figures.lock().expect("no holder of this lock can panic: it clones pointers")
+    fn adopted(&self) -> MutexGuard<'_, Adopted> {
+        self.adopted.lock().expect("no holder of this lock can panic: it clones pointers")
     }
 }
 
@@ -158,14 +194,26 @@ impl Shared {
         std::mem::take(&mut *self.slots[core].news())
     }
 
-    /// Shows where `core` counts its requests.
-    pub(crate) fn show(&self, core: usize, figures: &Figures) {
-        *self.slots[core].figures() = figures.clone();
+    /// Shows what `core` goes by from now on.
+    pub(crate) fn show_settings(&self, core: usize, settings: &Arc<Settings>, figures: &Figures) {
+        let mut adopted = self.slots[core].adopted();
+        (adopted.settings, adopted.figures) = (Some(settings.clone()), figures.clone());
     }
 
-    /// Where `core` counts its requests: live, read at any time.
-    pub fn figures(&self, core: usize) -> Figures {
-        self.slots[core].figures().clone()
+    /// Shows the map that `core` goes by from now on.
+    pub(crate) fn show_map(&self, core: usize, map: Arc<dyn Routes>, wall_ms: u64) {
+        let mut adopted = self.slots[core].adopted();
+        (adopted.map, adopted.map_wall_ms) = (Some(map), wall_ms);
+    }
+
+    /// What `core` goes by.
+    pub fn adopted(&self, core: usize) -> Adopted {
+        self.slots[core].adopted().clone()
+    }
+
+    /// How the loop of `core` turns.
+    pub fn loops(&self, core: usize) -> &Loops {
+        &self.slots[core].loops
     }
 
     pub(crate) fn set_stop(&self) {

@@ -27,6 +27,8 @@ pub struct Found {
     pub shard: Shard,
     /// How it was found.
     pub by: Tagged,
+    /// Parts of the tag that could not be read.
+    pub malformed: u32,
 }
 
 /// An immutable map.
@@ -39,6 +41,10 @@ pub trait Routes: Send + Sync {
     fn view(&self, shard: Shard) -> Option<&Entry>;
     /// Every shard that is moving or has no owner.
     fn unsettled(&self) -> Vec<Shard>;
+    /// The map itself, to explain a route; `None`: a test's table.
+    fn whole(&self) -> Option<&Map> {
+        None
+    }
 }
 
 impl Routes for Map {
@@ -59,7 +65,7 @@ impl Routes for Map {
             By::Inside | By::Near => Tagged::Location,
             By::Default => Tagged::Default,
         };
-        Some(Found { shard: found.shard, by })
+        Some(Found { shard: found.shard, by, malformed: tag.skipped })
     }
 
     fn view(&self, shard: Shard) -> Option<&Entry> {
@@ -69,5 +75,9 @@ impl Routes for Map {
     fn unsettled(&self) -> Vec<Shard> {
         let moving = |kind| matches!(kind, Kind::Moving | Kind::Lost);
         self.shards().filter(|(_, h)| moving(h.view().kind)).map(|(s, _)| s).collect()
+    }
+
+    fn whole(&self) -> Option<&Map> {
+        Some(self)
     }
 }

@@ -135,7 +135,7 @@ pub fn run(
 impl Driver {
     fn drive(&mut self) -> io::Result<()> {
         self.arm_wake();
-        self.shared.show(self.number, self.core.figures());
+        self.shared.show_settings(self.number, &self.settings, self.core.figures());
         self.adopt();
         loop {
             let now = self.now();
@@ -185,6 +185,7 @@ impl Driver {
         let mut batch = std::mem::take(&mut self.batch);
         batch.extend(self.ring.completion());
         let now = self.now();
+        self.turned(batch.len() as u64);
         for entry in batch.drain(..) {
             let (data, result, flags) = (entry.user_data(), entry.result(), entry.flags());
             let op = Op::of(data);
@@ -211,6 +212,16 @@ impl Driver {
                 self.submit(entry);
             }
         }
+    }
+
+    fn turned(&self, completions: u64) {
+        let loops = self.shared.loops(self.number);
+        loops.turns.add(1);
+        loops.completions.add(completions);
+        if completions > loops.completions_max.get() {
+            loops.completions_max.set(completions);
+        }
+        loops.backlog.set(self.backlog.len() as u64);
     }
 
     // ---- what completed ---------------------------------------------------------------------------------------------
@@ -261,6 +272,9 @@ impl Driver {
             }
             (_, b) => {
                 b.into_iter().for_each(|b| self.buffers.give(b));
+                if result == -libc::ENOBUFS {
+                    self.shared.loops(self.number).out_of_buffers.add(1);
+                }
                 let ended = match -result {
                     0 => Some(false),
                     libc::ENOBUFS | libc::ECANCELED | libc::EINTR | libc::EAGAIN => None,
@@ -311,10 +325,11 @@ impl Driver {
         if let Some(settings) = news.settings {
             self.settings = settings.clone();
             self.core.on_settings(settings, now);
-            self.shared.show(self.number, self.core.figures());
+            self.shared.show_settings(self.number, &self.settings, self.core.figures());
         }
         if let Some(map) = news.map {
-            self.core.on_map(map, now);
+            self.core.on_map(map.clone(), now);
+            self.shared.show_map(self.number, map, wall_ms());
         }
         let left = self.waker.take();
         left.changes.into_iter().for_each(|change| self.doors.change(change, now.ms));
@@ -523,6 +538,7 @@ impl Driver {
         let _ = self.ring.submit();
         // SAFETY: as above.
         if unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.shared.loops(self.number).queue_full.add(1);
             self.backlog.push_back(entry);
         }
     }

@@ -48,7 +48,7 @@ impl Routes for Table {
     }
     fn route(&self, tag: Option<&[u8]>, _: Option<&[u8]>, _: bool, _: u64) -> Option<Found> {
         let shop = std::str::from_utf8(tag?).ok()?.strip_prefix("shopid=")?;
-        Some(Found { shard: Shard(shop.parse().ok()?), by: Tagged::Shop })
+        Some(Found { shard: Shard(shop.parse().ok()?), by: Tagged::Shop, malformed: 0 })
     }
     fn view(&self, shard: Shard) -> Option<&Entry> {
         self.shards.iter().find(|(s, _)| *s == shard.0).map(|(_, e)| e)

@@ -241,3 +241,7 @@ fn in_full(r: &Reading) -> Value {
         "buckets": r.buckets().collect::<Vec<_>>(),
     })
 }
+
+#[cfg(test)]
+#[path = "figures_tests.rs"]
+mod tests;

@@ -51,7 +51,7 @@ mod tests {
     #[test]
     fn this_thread_is_found_by_its_name() {
         let name = "found-by-name";
-        let look = || threads().into_iter().find(|t| t.name == name);
+        let look = move || threads().into_iter().find(|t| t.name == name);
         let seen = std::thread::Builder::new().name(name.into()).spawn(look).unwrap().join().unwrap();
         assert!(seen.is_some(), "{:?}", threads());
         assert!(open_descriptors().is_some_and(|n| n >= 3));

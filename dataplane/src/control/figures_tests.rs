@@ -94,14 +94,17 @@ fn check(name: &str, family: &Family) {
     assert!(unit.is_none(), "{name}: not a base unit");
 }
 
+/// Suffix, bound, value.
+type Point = (String, f64, f64);
+
 fn check_histogram(name: &str, family: &Family) {
-    let mut series: HashMap<Vec<(String, String)>, Vec<(String, f64, f64)>> = HashMap::new();
+    let mut series: HashMap<_, Vec<Point>> = HashMap::new();
     for (full, (labels, value)) in &family.samples {
         let le = labels.iter().find(|(k, _)| k == "le").map_or(f64::NAN, |(_, v)| match v.as_str() {
             "+Inf" => f64::INFINITY,
             v => v.parse().expect("a bound is a number"),
         });
-        let others = labels.iter().filter(|(k, _)| k != "le").cloned().collect();
+        let others: Vec<_> = labels.iter().filter(|(k, _)| k != "le").cloned().collect();
         series.entry(others).or_default().push((full.strip_prefix(name).unwrap().to_string(), le, *value));
     }
     for (labels, samples) in series {

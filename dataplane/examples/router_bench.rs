@@ -34,7 +34,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let settings = Settings {
         zone: Some(Zone(0)),
         zone_names: vec![(Zone(0), "bj".into())],
-        services: vec![Service { prefix: "/".into(), endpoints: vec![upstream.parse()?] }],
+        services: vec![Service::new("/", &[upstream.parse()?])],
         map_lookup: rest.iter().any(|a| a == "--map"),
         ..Settings::default()
     };

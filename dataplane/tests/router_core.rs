@@ -748,7 +748,7 @@ fn other_settings_keep_what_is_under_way_and_the_connections_of_addresses_that_s
     w.give(first, "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n1");
     assert!(w.took(a).ends_with('1'));
     let with = |port| {
-        let services = vec![Service { prefix: "/a".into(), endpoints: vec![addr(port)] }];
+        let services = vec![Service::new("/a", &[addr(port)])];
         Arc::new(Settings { services, ..settings(Limits::default()) })
     };
     w.core.on_settings(with(1), w.now);

@@ -3,7 +3,7 @@
 mod router_table;
 
 use bytes::{Bytes, BytesMut};
-use dataplane::router::{Routes, Service, Settings, Shared, Side};
+use dataplane::router::{Peer, Routes, Service, Settings, Shared, Side};
 use dataplane::uring::{self, Control};
 use replog::port::{Answer, Ask, put_answer, take_ask};
 use replog::{Hlc, Version};
@@ -41,9 +41,9 @@ impl Router {
         let settings = Settings {
             zone: Some(zone),
             zone_names: vec![(BJ, "bj".into()), (SH, "sh".into())],
-            peers,
+            peers: peers.into_iter().map(|(zone, at)| Peer::new(zone, &[at])).collect(),
             log_ports: ports,
-            services: vec![Service { prefix: "/".into(), endpoints: vec![backend] }],
+            services: vec![Service::new("/", &[backend])],
             ..Settings::default()
         };
         let shared = Arc::new(Shared::new(1));

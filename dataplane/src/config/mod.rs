@@ -3,6 +3,7 @@
 //! The annotated example is `dataplane/ezone.example.toml`; a test loads it.
 
 mod check;
+mod endpoint;
 mod limits;
 mod log;
 mod node;
@@ -10,6 +11,7 @@ mod router;
 mod service;
 mod zones;
 
+pub use endpoint::Endpoint;
 pub use limits::Limits;
 pub use log::Log;
 pub use node::{MapSource, Node};
@@ -148,7 +150,9 @@ impl Check<'_> {
             self.say(&raw.node.zone, "neither [router] nor [log]: this node would do nothing");
         }
         let zones = raw.zones.into_iter().map(|(name, p)| self.peer(name, raw.node.zone.get_ref(), p)).collect();
-        let services = raw.service.into_iter().map(|s| self.service(s)).collect();
+        let services: Vec<_> = raw.service.into_iter().map(|s| self.service(s, raw.node.zone.get_ref())).collect();
+        self.services_told_apart(&services);
+        let services = services.into_iter().map(|(_, s)| s).collect();
         let node = Node {
             zone: (!edge).then(|| raw.node.zone.into_inner()),
             cluster: raw.node.cluster.into_inner(),
@@ -243,6 +247,55 @@ mod tests {
             Path::new("d"),
             "as it is started beside it"
         );
+    }
+
+    #[test]
+    fn a_service_has_a_name_and_the_endpoints_of_its_own_zone() {
+        let check = |service: &str, name: &str, expected: &[(&str, u32)]| {
+            let c = Config::parse("f", &format!("{GOOD}[[service]]\nprefix = \"/a\"\n{service}\n")).unwrap();
+            let s = &c.services[0];
+            let found: Vec<_> = s.endpoints.iter().map(|e| (e.at.to_string(), e.weight)).collect();
+            let expected: Vec<_> = expected.iter().map(|(a, w)| (a.to_string(), *w)).collect();
+            assert_eq!((s.name.as_str(), found), (name, expected), "{service}");
+        };
+        check("endpoints = [\"[::1]:3\"]", "/a", &[("[::1]:3", 1)]);
+        let list = "endpoints = [\"1.1.1.1:3\", { addr = \"1.1.1.2:3\", weight = 5 }, { addr = \"1.1.1.3:3\", zone = \"sh\" }]";
+        check(&format!("name = \"api\"\n{list}"), "api", &[("1.1.1.1:3", 1), ("1.1.1.2:3", 5)]);
+        check("endpoints.sh = [\"1.1.1.1:3\"]\nendpoints.bj = [\"1.1.1.2:3\"]", "/a", &[("1.1.1.2:3", 1)]);
+        check("endpoints.sh = [\"1.1.1.1:3\"]", "/a", &[]);
+    }
+
+    #[test]
+    fn services_and_endpoints_that_make_no_sense_are_refused() {
+        for (service, said) in [
+            ("endpoints = [7]", "an endpoint is \"address:port\""),
+            ("endpoints = [{ addr = \"1.1.1.1:3\", wait = 1 }]", "an endpoint: unknown field `wait`"),
+            ("endpoints = [{ addr = \"1.1.1.1:3\", weight = 0 }]", "weight = 0 of 1.1.1.1:3: expected 1 to 1000"),
+            ("endpoints = [\"1.1.1.1:3\", \"1.1.1.1:3\"]", "1.1.1.1:3 is named twice"),
+            ("endpoints.sh = []", "at least one endpoint"),
+            (
+                "endpoints = [\"1.1.1.1:3\"]\n[[service]]\nprefix = \"/b\"\nname = \"/a\"\nendpoints = [\"1.1.1.1:4\"]",
+                "two services are called \"/a\"",
+            ),
+            (
+                "endpoints = [\"1.1.1.1:3\"]\n[[service]]\nprefix = \"/a\"\nname = \"b\"\nendpoints = [\"1.1.1.1:4\"]",
+                "two services have the prefix \"/a\"",
+            ),
+            ("name = \"zone:sh\"\nendpoints = [\"1.1.1.1:3\"]", "name = \"zone:sh\": expected 1 to 64"),
+        ] {
+            let said_all = problems(&format!("{GOOD}[[service]]\nprefix = \"/a\"\n{service}\n"));
+            assert!(said_all.contains(said), "{said:?} not in:\n{said_all}");
+        }
+    }
+
+    #[test]
+    fn another_zone_has_one_router_or_several() {
+        let routers = |value: &str| {
+            let c = Config::parse("f", &format!("{GOOD}[zones.sh]\nrouter = {value}\n")).unwrap();
+            c.zones[0].routers.iter().map(|e| e.at.port()).collect::<Vec<_>>()
+        };
+        assert_eq!(routers("\"1.1.1.1:3\""), [3]);
+        assert_eq!(routers("[\"1.1.1.1:3\", \"1.1.1.1:4\"]"), [3, 4]);
     }
 
     #[test]

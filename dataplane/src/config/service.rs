@@ -1,36 +1,59 @@
 //! Services: what requests of this zone are forwarded to.
 
 use super::check::Check;
+use super::endpoint::Endpoint;
 use serde::Deserialize;
-use std::net::SocketAddr;
-use toml::Spanned;
+use toml::{Spanned, Value};
+
+/// Bytes of a service's name: it stands in every line of figures.
+const NAME_BYTES_MAX: usize = 64;
 
 /// A plain upstream of this zone.
 #[derive(Clone, Debug)]
 pub struct Service {
+    /// What it is called in figures; its prefix unless it is given a name.
+    pub name: String,
     /// Paths that begin with this; the longest prefix wins.
     pub prefix: String,
-    /// Where it runs.
-    pub endpoints: Vec<SocketAddr>,
+    /// Where it runs in this node's zone.
+    pub endpoints: Vec<Endpoint>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawService {
+    pub(super) name: Option<String>,
     pub(super) prefix: String,
-    pub(super) endpoints: Spanned<Vec<String>>,
+    pub(super) endpoints: Spanned<Value>,
 }
 
 impl Check<'_> {
-    pub(super) fn service(&mut self, raw: Spanned<RawService>) -> Service {
+    /// A service, and where it stands.
+    pub(super) fn service(&mut self, raw: Spanned<RawService>, own: &str) -> (Spanned<()>, Service) {
         if !raw.get_ref().prefix.starts_with('/') {
             self.say(&raw, format!("prefix = \"{}\": expected a path that begins with /", raw.get_ref().prefix));
         }
-        let raw = raw.into_inner();
-        let endpoints = self.addresses(&raw.endpoints).unwrap_or_default();
-        if endpoints.is_empty() {
-            self.say(&raw.endpoints, "a service needs at least one endpoint");
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b"-_./".contains(&b);
+        if let Some(name) = &raw.get_ref().name
+            && (!(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(legal))
+        {
+            self.say(&raw, format!("name = \"{name}\": expected 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9 and -_./"));
         }
-        Service { prefix: raw.prefix, endpoints }
+        let at = Spanned::new(raw.span(), ());
+        let raw = raw.into_inner();
+        let endpoints = self.endpoints(&raw.endpoints, own);
+        let name = raw.name.unwrap_or_else(|| raw.prefix.clone());
+        (at, Service { name, prefix: raw.prefix, endpoints })
+    }
+
+    pub(super) fn services_told_apart(&mut self, all: &[(Spanned<()>, Service)]) {
+        for (i, (at, s)) in all.iter().enumerate() {
+            if all[..i].iter().any(|(_, other)| other.name == s.name) {
+                self.say(at, format!("two services are called \"{}\"", s.name));
+            }
+            if all[..i].iter().any(|(_, other)| other.prefix == s.prefix) {
+                self.say(at, format!("two services have the prefix \"{}\": the second would never be asked", s.prefix));
+            }
+        }
     }
 }

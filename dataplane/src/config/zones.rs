@@ -1,9 +1,10 @@
 //! The other zones: how their routers and logs are reached.
 
 use super::check::Check;
+use super::endpoint::Endpoint;
 use serde::Deserialize;
 use std::net::SocketAddr;
-use toml::Spanned;
+use toml::{Spanned, Value};
 
 /// Another zone.
 #[derive(Clone, Debug)]
@@ -11,7 +12,7 @@ pub struct Peer {
     /// Its name, as in the map.
     pub name: String,
     /// Its routers' `peer_listen`.
-    pub router: Option<SocketAddr>,
+    pub routers: Vec<Endpoint>,
     /// Its log's `listen`.
     pub link: Option<SocketAddr>,
 }
@@ -19,7 +20,7 @@ pub struct Peer {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawPeer {
-    pub(super) router: Option<Spanned<String>>,
+    pub(super) router: Option<Spanned<Value>>,
     pub(super) link: Option<Spanned<String>>,
 }
 
@@ -29,6 +30,7 @@ impl Check<'_> {
             self.say(&raw, format!("[zones.{name}] is this node's own zone: list the others"));
         }
         let raw = raw.into_inner();
-        Peer { router: raw.router.and_then(|a| self.address(&a)), link: raw.link.and_then(|a| self.address(&a)), name }
+        let routers = raw.router.map(|r| self.endpoints(&r, &name)).unwrap_or_default();
+        Peer { routers, link: raw.link.and_then(|a| self.address(&a)), name }
     }
 }

@@ -119,9 +119,9 @@ fn check_histogram(name: &str, family: &Family) {
 
 /// A core that has answered one request with 404, and shows it.
 fn shown() -> Arc<Shared> {
-    let prefix = "/odd\"\\name\n/".to_string();
+    let prefix = "/odd\"\\name\n/";
     let settings = Arc::new(Settings {
-        services: vec![Service { prefix, endpoints: vec![] }],
+        services: vec![Service::new(prefix, &[])],
         map_lookup: false,
         ..Settings::default()
     });

@@ -1,6 +1,7 @@
 //! Control work on tokio: what is not on the order path. Configuration in, maps in, status out.
 
 pub mod admin;
+pub mod assemble;
 pub mod durable;
 pub mod figures;
 pub mod log;

@@ -1,10 +1,11 @@
 //! `ezone router`: control of a node's router. Maps in, status and metrics out; the cores do the rest.
 
 use super::admin::{self, Shown};
+use super::assemble::{self, Live};
 use super::maps::{self, Kept, News};
 use super::{Failed, asked_to_stop, data_dir, runtime};
 use crate::config::{self, Config};
-use crate::router::{Routes, Service, Settings, Shared, Side};
+use crate::router::{Routes, Settings, Shared, Side};
 use crate::uring::{self, Control, Listener, Waker};
 use shardmap::map::Map;
 use std::net::SocketAddr;
@@ -40,7 +41,8 @@ async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) 
         first = maps::first(&config.map, &kept, news, &mut newer) => first?,
         stopped = &mut stop => return Ok(stopped?),
     };
-    let settings = Arc::new(settings(config, router, &first).map_err(Failed::Input)?);
+    let mut live = Live::new(router.cores.len());
+    let settings = Arc::new(assemble::settings(config, router, &first, &mut live).map_err(Failed::Input)?);
     let shared = Arc::new(Shared::new(router.cores.len()));
     let (control, wakers) = uring::control(shared.clone()).map_err(|e| format!("waking the cores: {e}"))?;
     hand(&control, &first);
@@ -124,31 +126,6 @@ async fn drained(cores: Vec<JoinHandle<()>>) -> Result<(), String> {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     Ok(())
-}
-
-fn settings(config: &Config, router: &config::Router, map: &Map) -> Result<Settings, String> {
-    let mut peers = vec![];
-    for peer in &config.zones {
-        let Some(at) = peer.router else { continue };
-        let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
-        peers.push((zone, at));
-    }
-    Ok(Settings {
-        zone: config.zone_in(map)?,
-        zone_names: map.zones().iter().map(|z| (z.id, z.name.clone())).collect(),
-        listen: router.listen.clone(),
-        peer_listen: router.peer_listen.clone(),
-        peers,
-        log_ports: config.log.iter().flat_map(|l| 0..l.cores.len()).map(|i| config.port_path(i)).collect(),
-        streams: config.log.as_ref().map_or(1, |l| l.streams),
-        services: config
-            .services
-            .iter()
-            .map(|s| Service { prefix: s.prefix.clone(), endpoints: s.endpoints.clone() })
-            .collect(),
-        limits: config.limits.of_core(),
-        map_lookup: true,
-    })
 }
 
 fn taken(key: &str, at: SocketAddr, e: &std::io::Error) -> String {

@@ -242,10 +242,7 @@ mod tests {
     #[test]
     fn a_service_keeps_its_figures_over_a_reload_and_a_place_is_used_again_one_reload_after_it_was_left() {
         let settings = |prefixes: &[&str]| Settings {
-            services: prefixes
-                .iter()
-                .map(|p| super::super::Service { prefix: (*p).into(), endpoints: vec![] })
-                .collect(),
+            services: prefixes.iter().map(|p| super::super::Service::new(p, &[])).collect(),
             ..Settings::default()
         };
         let mut figures = Figures::new(&settings(&["/a", "/b"]));

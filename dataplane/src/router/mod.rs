@@ -21,7 +21,9 @@ pub mod figures;
 pub mod histogram;
 mod hold;
 mod route;
+pub mod service;
 pub mod settings;
+pub mod shown;
 pub mod stats;
 mod store;
 mod trace;
@@ -30,6 +32,7 @@ pub mod view;
 
 pub use conn::ConnId;
 pub use core::{Core, Now, Order, Side, Target};
-pub use settings::{Limits, Service, Settings};
+pub use service::{Endpoint, Peer, Service};
+pub use settings::{Limits, Settings};
 pub use stats::{Counts, Shared};
 pub use view::{Found, Routes, Tagged};

@@ -47,16 +47,16 @@ impl Destinations {
         self.pools.iter_mut().for_each(|p| p.live = false);
         let mut services: Vec<Route> = Vec::new();
         for s in &settings.services {
-            let pools = s.endpoints.iter().map(|a| self.pool(*a, false)).collect();
+            let pools = s.endpoints.iter().map(|e| self.pool(e.addr, false)).collect();
             services.push(Route { prefix: s.prefix.clone(), pools, next: 0, place: NO_SERVICE });
         }
         services.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
         self.services = services;
         self.peers = [None; ZONES];
-        for (zone, addr) in &settings.peers {
-            let pool = self.pool(*addr, true);
-            if let Some(p) = self.peers.get_mut(zone.0 as usize) {
-                *p = Some(pool);
+        for peer in &settings.peers {
+            let pool = peer.endpoints.first().map(|e| self.pool(e.addr, true));
+            if let Some(p) = self.peers.get_mut(peer.zone.0 as usize) {
+                *p = pool;
             }
         }
         self.pools.iter_mut().filter(|p| !p.live).flat_map(|p| std::mem::take(&mut p.idle)).collect()

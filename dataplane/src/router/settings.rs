@@ -1,5 +1,6 @@
 //! What a router is told at its start: plain values, already checked by whoever read the configuration.
 
+use super::service::{Peer, Service};
 use shardmap::Zone;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,8 +16,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Where the routers of other zones and edges connect: trusted.
     pub peer_listen: Vec<SocketAddr>,
-    /// The `peer_listen` of the other zones' routers.
-    pub peers: Vec<(Zone, SocketAddr)>,
+    /// The other zones' routers.
+    pub peers: Vec<Peer>,
     /// The Unix sockets of this node's log cores.
     pub log_ports: Vec<PathBuf>,
     /// Streams of this zone's log; shard mod streams, mod the number of ports, is a shard's port.
@@ -27,15 +28,6 @@ pub struct Settings {
     pub limits: Limits,
     /// Off only to measure what the lookup costs: each request goes to its service, whatever its tag.
     pub map_lookup: bool,
-}
-
-/// An upstream of this zone.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Service {
-    /// What the path starts with.
-    pub prefix: String,
-    /// Taken in turn.
-    pub endpoints: Vec<SocketAddr>,
 }
 
 /// Every bound of a router core.

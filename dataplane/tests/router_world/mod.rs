@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each test program uses some of it")]
 
 use super::router_table::Table;
-use dataplane::router::{ConnId, Core, Limits, Now, Order, Service, Settings, Side, Target};
+use dataplane::router::{ConnId, Core, Limits, Now, Order, Peer, Service, Settings, Side, Target};
 use shardmap::Zone;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ pub fn settings(limits: Limits) -> Settings {
     Settings {
         zone: Some(BJ),
         zone_names: vec![(BJ, "bj".into()), (SH, "sh".into())],
-        peers: vec![(SH, addr(2))],
+        peers: vec![Peer::new(SH, &[addr(2)])],
         log_ports: vec!["log".into()],
-        services: vec![Service { prefix: "/a".into(), endpoints: vec![addr(1)] }],
+        services: vec![Service::new("/a", &[addr(1)])],
         limits,
         ..Settings::default()
     }

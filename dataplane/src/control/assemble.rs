@@ -1,0 +1,72 @@
+//! Settings out of all that decides them: the configuration, the map, and what is shown. The one place where they are made,
+//! at the start and at every change.
+
+use crate::config::{self, Config};
+use crate::router::shown::{EndpointShown, ServiceShown};
+use crate::router::{Endpoint, Peer, Service, Settings};
+use shardmap::map::Map;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// What is known beside the configuration and the map, and outlives both.
+pub struct Live {
+    /// The number of router cores.
+    cores: usize,
+    services: HashMap<String, Arc<ServiceShown>>,
+    endpoints: HashMap<(String, SocketAddr), Arc<EndpointShown>>,
+}
+
+impl Live {
+    /// Nothing is known yet.
+    pub fn new(cores: usize) -> Live {
+        Live { cores, services: HashMap::new(), endpoints: HashMap::new() }
+    }
+
+    fn service(&mut self, name: &str) -> Arc<ServiceShown> {
+        let cores = self.cores;
+        self.services.entry(name.into()).or_insert_with(|| Arc::new(ServiceShown::new(cores))).clone()
+    }
+
+    fn endpoint(&mut self, service: &str, e: &config::Endpoint) -> Endpoint {
+        let cores = self.cores;
+        let shown = self.endpoints.entry((service.into(), e.at)).or_insert_with(|| Arc::new(EndpointShown::new(cores)));
+        Endpoint { weight: e.weight, shown: shown.clone(), ..Endpoint::new(e.at) }
+    }
+
+    /// Forgets what nobody shows any more.
+    fn prune(&mut self) {
+        self.services.retain(|_, shown| Arc::strong_count(shown) > 1);
+        self.endpoints.retain(|_, shown| Arc::strong_count(shown) > 1);
+    }
+}
+
+/// The settings of a router, or why the configuration does not fit the map.
+pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut Live) -> Result<Settings, String> {
+    let mut peers = vec![];
+    for peer in config.zones.iter().filter(|p| !p.routers.is_empty()) {
+        let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
+        let name = format!("zone:{}", peer.name);
+        let endpoints = peer.routers.iter().map(|e| live.endpoint(&name, e)).collect();
+        peers.push(Peer { shown: live.service(&name), name, endpoints, ..Peer::new(zone, &[]) });
+    }
+    let of_zone = |s: &config::Service| {
+        let endpoints = s.endpoints.iter().map(|e| live.endpoint(&s.name, e)).collect();
+        Service { name: s.name.clone(), endpoints, shown: live.service(&s.name), ..Service::new(&s.prefix, &[]) }
+    };
+    let services = config.services.iter().map(of_zone).collect();
+    let settings = Settings {
+        zone: config.zone_in(map)?,
+        zone_names: map.zones().iter().map(|z| (z.id, z.name.clone())).collect(),
+        listen: router.listen.clone(),
+        peer_listen: router.peer_listen.clone(),
+        peers,
+        log_ports: config.log.iter().flat_map(|l| 0..l.cores.len()).map(|i| config.port_path(i)).collect(),
+        streams: config.log.as_ref().map_or(1, |l| l.streams),
+        services,
+        limits: config.limits.of_core(),
+        map_lookup: true,
+    };
+    live.prune();
+    Ok(settings)
+}

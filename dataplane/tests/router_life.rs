@@ -31,7 +31,7 @@ impl Cores {
         let settings = Arc::new(Settings {
             zone: Some(BJ),
             zone_names: vec![(BJ, "bj".into()), (SH, "sh".into())],
-            services: vec![Service { prefix: "/".into(), endpoints: vec![backend] }],
+            services: vec![Service::new("/", &[backend])],
             ..Settings::default()
         });
         let shared = Arc::new(Shared::new(listeners.len()));

@@ -120,11 +120,8 @@ fn check_histogram(name: &str, family: &Family) {
 /// A core that has answered one request with 404, and shows it.
 fn shown() -> Arc<Shared> {
     let prefix = "/odd\"\\name\n/";
-    let settings = Arc::new(Settings {
-        services: vec![Service::new(prefix, &[])],
-        map_lookup: false,
-        ..Settings::default()
-    });
+    let settings =
+        Arc::new(Settings { services: vec![Service::new(prefix, &[])], map_lookup: false, ..Settings::default() });
     let shared = Arc::new(Shared::new(2));
     for number in 0..2 {
         let mut core = Core::new(settings.clone());

@@ -82,7 +82,7 @@ fn refused(w: &mut World, c: ConnId, status: u16, untouched: bool, at: &str) {
     w.give(c, GET);
     let answer = w.took(c);
     assert_eq!(status_of(&answer), status, "{at}: {answer:?}");
-    assert_eq!(answer.matches("HTTP/1.1 4").count(), 1, "{at}: {answer:?}");
+    assert_eq!(answer.matches("connection: close").count(), 1, "{at}: {answer:?}");
     assert!(answer.contains("\r\nconnection: close\r\n"), "{at}: {answer:?}");
     assert!(w.shut.contains(&c) || w.closed.contains(&c), "{at}: the connection stays");
     if untouched {
@@ -277,6 +277,10 @@ fn a_chunk_that_could_be_read_in_two_ways_breaks_the_request_off() {
         "0\r\n x: 1\r\n\r\n",
         "0\r\nx\0: 1\r\n\r\n",
         "0\r\nx: 1\0\r\n\r\n",
+        "0\r\nx\r\n\r\n",
+        "0\r\n: 1\r\n\r\n",
+        "0\r\nx : 1\r\n\r\n",
+        "0\r\nx y: 1\r\n\r\n",
     ] {
         from_client("chunk", &chunked(body), Broken(400));
     }
@@ -289,6 +293,95 @@ fn a_chunk_that_could_be_read_in_two_ways_breaks_the_request_off() {
     let c = w.client();
     w.give(c, chunked(&"1;abcdefgh\r\nx\r\n".repeat(2000)));
     refused(&mut w, c, 400, false, "extensions without end");
+}
+
+/// PITFALLS: trailers that name protected fields. (Of an upstream: the test of chunks of an answer.)
+#[test]
+fn a_trailer_that_names_a_protected_field_breaks_the_request_off() {
+    for name in [
+        "Content-Length",
+        "Transfer-Encoding",
+        "Host",
+        "X-Ezone-Shard",
+        "x-ezone",
+        "x-shard",
+        "Connection",
+        "Upgrade",
+        "TE",
+        "Trailer",
+        "Cookie",
+        "Set-Cookie",
+        "Authorization",
+        "Proxy-Authorization",
+        "X-Forwarded-For",
+        "Forwarded",
+        "If-Match",
+        "Content-Type",
+        "Expect",
+    ] {
+        from_client("trailer", &chunked(&format!("5\r\nhello\r\n0\r\n{name}: 1\r\n\r\n")), Broken(400));
+        from_client("trailer", &chunked(&format!("0\r\nx: 1\r\n{name}: 1\r\n\r\n")), Broken(400));
+    }
+}
+
+#[test]
+fn a_target_or_host_that_names_no_resource_of_ours_is_refused() {
+    for (line, host, status) in [
+        ("CONNECT h:443", "Host: h:443\r\n", 501),
+        ("CONNECT /a", "Host: h\r\n", 501),
+        ("GET *", "Host: h\r\n", 400),
+        ("GET a", "Host: h\r\n", 400),
+        ("GET h:80", "Host: h\r\n", 400),
+        ("GET ftp://h/a", "Host: h\r\n", 400),
+        ("GET http:///a", "Host: h\r\n", 400),
+        ("GET http://user@h/a", "Host: h\r\n", 400),
+        ("GET http://h:x/a", "Host: h\r\n", 400),
+        ("GET http://h/a#b", "Host: h\r\n", 400),
+        ("GET http://h/a", "", 400),
+        ("GET http://h/a", "Host: h\r\nHost: h\r\n", 400),
+        ("GET http://h/a", "Host: h/\r\n", 400),
+        ("GET /a", "", 400),
+        ("GET /a", "Host:\r\n", 400),
+        ("GET /a", "Host: \t \r\n", 400),
+        ("GET /a", "Host: h\r\nHost: h\r\n", 400),
+        ("GET /a", "Host: h\r\nHost: i\r\n", 400),
+        ("GET /a", "Host: h, i\r\n", 400),
+        ("GET /a", "Host: h i\r\n", 400),
+        ("GET /a", "Host: h/a\r\n", 400),
+        ("GET /a", "Host: user@h\r\n", 400),
+        ("GET /a", "Host: http://h\r\n", 400),
+        ("GET /a", "Host: h:80:80\r\n", 400),
+        ("GET /a", "Host: h:http\r\n", 400),
+        ("GET /a", "Host: [::1\r\n", 400),
+        ("GET /a", "Host: h\\\r\n", 400),
+        ("GET /a", "Host : h\r\n", 400),
+    ] {
+        let raw = format!("{line} HTTP/1.1\r\n{host}x-shard: shopid=1\r\n\r\n");
+        from_client("target or host", raw.as_bytes(), Refused(status));
+    }
+}
+
+#[test]
+fn more_fields_or_a_longer_target_than_configured_have_their_own_statuses() {
+    let limits = Limits { fields_max: 10, uri_bytes_max: 100, ..Limits::default() };
+    for (raw, status) in [
+        (format!("GET /a HTTP/1.1\r\nHost: h\r\n{}\r\n", "x: 1\r\n".repeat(10)), 431),
+        (format!("GET /{} HTTP/1.1\r\nHost: h\r\n\r\n", "a".repeat(100)), 414),
+    ] {
+        for cut in cuts(raw.as_bytes()) {
+            let mut w = World::with(limits);
+            let c = w.client();
+            cut.iter().for_each(|part| w.give(c, part));
+            refused(&mut w, c, status, true, &raw);
+        }
+    }
+    let mut w = World::with(limits);
+    let c = w.client();
+    w.give(
+        c,
+        format!("GET /a{} HTTP/1.1\r\nHost: h\r\nx-shard: shopid=1\r\n{}\r\n", "a".repeat(98), "x: 1\r\n".repeat(8)),
+    );
+    assert_eq!(w.connects.len(), 1, "the limit itself is legal");
 }
 
 #[test]
@@ -310,6 +403,16 @@ fn what_is_lenient_reaches_the_upstream_in_one_form() {
         (whole("Connection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n", "1\r\nx\r\n0\r\n\r\n"), coded, "x"),
         (whole("", ""), plain, ""),
         ([b"\r\n\r\n".to_vec(), whole("", "")].concat(), plain, ""),
+        (
+            b"POST http://i:1/a HTTP/1.1\r\nHost: h\r\nx-shard: shopid=1\r\n\r\n".to_vec(),
+            "POST /a HTTP/1.1\r\nhost: i:1\r\nx-shard: shopid=1\r\n",
+            "",
+        ),
+        (
+            b"POST /a HTTP/1.0\r\nx-shard: shopid=1\r\n\r\n".to_vec(),
+            "POST /a HTTP/1.1\r\nx-shard: shopid=1\r\nhost: 127.0.0.1:1\r\n",
+            "",
+        ),
     ] {
         let underscore =
             "POST /a HTTP/1.1\r\nHost: h\r\nx-shard: shopid=1\r\nContent_Length: 7\r\ncontent-length: 5\r\n";
@@ -321,7 +424,7 @@ fn what_is_lenient_reaches_the_upstream_in_one_form() {
 fn a_head_without_end_is_refused_however_slowly_it_comes() {
     let limits = Limits { head_bytes_max: 1000, ..Limits::default() };
     for (name, raw, status) in [
-        ("line", [b"GET /a".as_slice(), &[b'a'; 2000]].concat(), 431),
+        ("line", [b"GET /a".as_slice(), &[b'a'; 2000]].concat(), 414),
         ("field", [b"GET /a HTTP/1.1\r\nHost: h\r\nx: ".as_slice(), &[b'a'; 2000]].concat(), 431),
         ("fields", [b"GET /a HTTP/1.1\r\nHost: h\r\n".as_slice(), &b"x: 1\r\n".repeat(300)].concat(), 431),
     ] {
@@ -442,6 +545,9 @@ fn a_chunk_of_an_answer_that_could_be_read_in_two_ways_cuts_the_answer_off() {
         "10000000000000004\r\ngood\r\n0\r\n\r\n",
         "0\r\nx: 1\n\r\n",
         "0\r\n x: 1\r\n\r\n",
+        "0\r\nSet-Cookie: a=evil\r\n\r\n",
+        "0\r\nx-ezone: evil\r\n\r\n",
+        "0\r\nContent-Length: 4\r\n\r\n",
     ] {
         let raw = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{body}{EVIL}");
         from_upstream("chunk", "GET", raw.as_bytes(), CutOff);

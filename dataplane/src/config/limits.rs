@@ -37,6 +37,16 @@ macro_rules! limits {
 limits! {
     /// Bytes of a request or response head.
     head_bytes_max = 8192, 256..=1 << 20 => head_bytes_max;
+    /// Bytes of a request's target.
+    uri_bytes_max = 8192, 16..=1 << 20 => uri_bytes_max;
+    /// Fields of a request or response head.
+    fields_max = 100, 8..=crate::http::head::FIELDS_MAX as u64 => fields_max;
+    /// 1xx answers to one request.
+    interim_max = 16, 0..=1000 => interim_max;
+    /// How long a client that expects a 100 waits for the upstream's.
+    continue_ms_max = 1_000, 1..=60_000 => continue_ms;
+    /// How long a tunnel (WebSocket) may carry nothing.
+    tunnel_idle_ms_max = 3_600_000, 1..=86_400_000 => tunnel_idle_ms;
     /// Bytes of a record's value.
     record_bytes_max = 1 << 20, 1..=replog::limits::VALUE_MAX as u64 => record_bytes_max;
     /// Connections of one core, both sides together.

@@ -1,6 +1,7 @@
 //! Decodes a message body in pieces, wherever the bytes happen to be split: by length, by chunks, or until the close.
 //!
-//! Chunk extensions and trailers are read, bounded, and dropped: a trailer can therefore never set a protected field.
+//! Chunk extensions are read, bounded, and dropped. Trailer lines are given out as they stand, bounded too; `trailer` judges
+//! them once they are whole.
 
 use super::Fault;
 use std::ops::Range;
@@ -54,6 +55,8 @@ enum At {
 pub enum Piece {
     /// Payload, at this place of the bytes given.
     Data(Range<usize>),
+    /// Of the trailer section: whole lines or parts of them with their CR LF, without the empty line that ends it.
+    Trailer(Range<usize>),
     /// Not known yet: give more bytes.
     More,
     /// The body is whole.
@@ -98,6 +101,7 @@ impl Body {
 
 impl Chunk {
     fn next(&mut self, from: &[u8]) -> Result<(usize, Piece), Fault> {
+        let mut trailer = matches!(self.at, At::Trailer | At::TrailerLf).then_some(0);
         for (i, &b) in from.iter().enumerate() {
             if self.at == At::Data {
                 let n = (from.len() - i).min(usize::try_from(self.left).unwrap_or(usize::MAX));
@@ -112,11 +116,18 @@ impl Chunk {
             if self.overhead > OVERHEAD_MAX {
                 return Err(Fault::bad("chunk extensions or trailers too long", "", "at most 8192 bytes of them"));
             }
+            if self.at == At::Line {
+                match trailer {
+                    Some(since) if b == b'\r' => return Ok((i, Piece::Trailer(since..i))),
+                    None if b != b'\r' => trailer = Some(i),
+                    Some(_) | None => {}
+                }
+            }
             if self.step(b)? {
                 return Ok((i + 1, Piece::End));
             }
         }
-        Ok((from.len(), Piece::More))
+        Ok((from.len(), trailer.map_or(Piece::More, |since| Piece::Trailer(since..from.len()))))
     }
 
     /// Takes one byte that is not data; true at the end of the body.
@@ -172,8 +183,12 @@ mod tests {
     use super::*;
 
     /// Decodes `raw` given in two parts split at `at`: the payload and how many bytes were used, or the error.
-    fn decode(mut body: Body, raw: &[u8], at: usize) -> Result<(Vec<u8>, usize), &'static str> {
-        let (mut out, mut used) = (vec![], 0);
+    fn decode(body: Body, raw: &[u8], at: usize) -> Result<(Vec<u8>, usize), &'static str> {
+        decode_all(body, raw, at).map(|(out, _, used)| (out, used))
+    }
+
+    fn decode_all(mut body: Body, raw: &[u8], at: usize) -> Result<(Vec<u8>, Vec<u8>, usize), &'static str> {
+        let (mut out, mut trailers, mut used) = (vec![], vec![], 0);
         for part_end in [at, raw.len()] {
             loop {
                 let from = &raw[used..part_end];
@@ -181,8 +196,9 @@ mod tests {
                 used += n;
                 match piece {
                     Piece::Data(r) => out.extend_from_slice(&from[r]),
+                    Piece::Trailer(r) => trailers.extend_from_slice(&from[r]),
                     Piece::More => break,
-                    Piece::End => return Ok((out, used)),
+                    Piece::End => return Ok((out, trailers, used)),
                 }
             }
         }
@@ -202,6 +218,18 @@ mod tests {
         }
         for at in 0..=9 {
             assert_eq!(decode(Body::Length(5), b"helloNEXT", at), Ok((b"hello".to_vec(), 5)));
+        }
+    }
+
+    #[test]
+    fn trailers_are_given_out_as_they_stand_wherever_they_are_split() {
+        for trailers in ["", "a: 1\r\n", "a: 1\r\nb:\r\nlong-name: some value\r\n"] {
+            let raw = format!("1\r\nx\r\n0\r\n{trailers}\r\nNEXT");
+            for at in 0..=raw.len() {
+                let (out, got, used) = decode_all(Body::chunked(), raw.as_bytes(), at).unwrap();
+                let got = String::from_utf8(got).unwrap();
+                assert_eq!((out.as_slice(), got.as_str(), used), (&b"x"[..], trailers, raw.len() - 4), "split at {at}");
+            }
         }
     }
 

@@ -2,12 +2,16 @@
 //!
 //! A head that two readers could read differently is refused (RFC 9112 §11): nothing here repairs or guesses.
 
-use super::{Body, Fault};
+use super::survey::survey;
+use super::{Body, Fault, target};
 use httparse::Header;
 use std::mem::MaybeUninit;
 
-/// Fields in one head; a bit of `u64` stands for each.
-pub const FIELDS_MAX: usize = 64;
+/// Fields in one head; a bit of [`Fieldset`] stands for each.
+pub const FIELDS_MAX: usize = 128;
+
+/// A set of a head's fields, by their places.
+pub type Fieldset = u128;
 
 /// Room for the fields of one head, on the caller's stack.
 pub type Slots<'b> = [MaybeUninit<Header<'b>>; FIELDS_MAX];
@@ -32,6 +36,15 @@ pub struct Request<'s, 'b> {
     pub body: Body,
     /// The client waits for `100 Continue`.
     pub expects: bool,
+    /// The client takes trailers: `te: trailers`.
+    pub trailers: bool,
+    /// The protocols that the client would like to change to, if it may: a GET without a body whose `connection` names
+    /// `upgrade`, and none of them HTTP/2.
+    pub upgrade: Option<&'b [u8]>,
+    /// The `host`; `None`: an HTTP/1.0 request without.
+    pub host: Option<&'b [u8]>,
+    /// Fields about the request's way: `via`, `forwarded`, `x-forwarded-*`, `traceparent`, `tracestate`.
+    pub way: Fieldset,
     /// The tag in `x-shard`.
     pub tag: Option<&'b [u8]>,
     /// The protected fields, to be believed only from a trusted peer.
@@ -56,6 +69,8 @@ pub struct Response<'s, 'b> {
     pub length: Option<u64>,
     /// The protected fields, to be believed only from a peer.
     pub ezone: Ezone<'b>,
+    /// The protocol that a 101 changes to: `upgrade`, if `connection` names it.
+    pub upgrade: Option<&'b [u8]>,
     fields: Fields<'s, 'b>,
 }
 
@@ -82,26 +97,38 @@ pub struct Ezone<'b> {
 #[derive(Debug)]
 struct Fields<'s, 'b> {
     all: &'s [Header<'b>],
-    dropped: u64,
+    dropped: Fieldset,
 }
 
 impl<'b> Request<'_, 'b> {
     /// The fields that travel on.
     pub fn fields(&self) -> impl Iterator<Item = &Header<'b>> {
-        self.fields.kept()
+        self.fields.without(0)
+    }
+
+    /// The fields that travel on, but for some.
+    pub fn fields_without(&self, some: Fieldset) -> impl Iterator<Item = &Header<'b>> {
+        self.fields.without(some)
+    }
+
+    /// The fields about the request's way that travel on unless the router says otherwise, each with its place in the set.
+    pub fn way(&self) -> impl Iterator<Item = (Fieldset, &Header<'b>)> {
+        let all = self.fields.all.iter().enumerate().map(|(i, h)| (1 << i, h));
+        all.filter(|(bit, _)| self.way & !self.fields.dropped & bit != 0)
     }
 }
 
 impl<'b> Response<'_, 'b> {
     /// The fields that travel on.
     pub fn fields(&self) -> impl Iterator<Item = &Header<'b>> {
-        self.fields.kept()
+        self.fields.without(0)
     }
 }
 
 impl<'b> Fields<'_, 'b> {
-    fn kept(&self) -> impl Iterator<Item = &Header<'b>> {
-        self.all.iter().enumerate().filter(|(i, _)| self.dropped >> i & 1 == 0).map(|(_, h)| h)
+    fn without(&self, some: Fieldset) -> impl Iterator<Item = &Header<'b>> {
+        let dropped = self.dropped | some;
+        self.all.iter().enumerate().filter(move |(i, _)| dropped >> i & 1 == 0).map(|(_, h)| h)
     }
 }
 
@@ -121,20 +148,29 @@ pub fn scan(buf: &[u8], scanned: &mut usize, head_bytes_max: usize) -> Result<Op
     }
     if buf.len() > head_bytes_max {
         let seen = format!("more than {head_bytes_max} bytes");
+        if !buf[..head_bytes_max].contains(&b'\n') {
+            return Err(Fault {
+                status: 414,
+                ..Fault::bad("first line too long", seen, "a line within head_bytes_max")
+            });
+        }
         return Err(Fault { status: 431, ..Fault::bad("head too long", seen, "a head within head_bytes_max") });
     }
     *scanned = buf.len();
     Ok(None)
 }
 
-/// Judges the request head `raw`, which ends with its empty line.
-pub fn parse_request<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<Request<'s, 'b>, Fault> {
+/// Judges the request head `raw`, which ends with its empty line and has at most as many fields as there is `room` for. Its
+/// target is a path, or `*`: other forms go through `target::to_origin` first.
+pub fn parse_request<'s, 'b>(raw: &'b [u8], room: &'s mut [MaybeUninit<Header<'b>>]) -> Result<Request<'s, 'b>, Fault> {
+    let fields_max = room.len();
     let mut r = httparse::Request::new(&mut []);
     match r.parse_with_uninit_headers(raw, room) {
         Ok(httparse::Status::Complete(n)) if n == raw.len() => {}
         Ok(_) => return Err(Fault::bad("malformed head", raw, "one head up to its empty line")),
         Err(httparse::Error::TooManyHeaders) => {
-            return Err(Fault { status: 431, ..Fault::bad("too many fields", "more than 64", "at most 64 fields") });
+            let seen = format!("more than {fields_max}");
+            return Err(Fault { status: 431, ..Fault::bad("too many fields", seen, "fields within fields_max") });
         }
         Err(e) => return Err(Fault::bad("malformed head", e.to_string(), "a request head as in RFC 9112")),
     }
@@ -144,10 +180,19 @@ pub fn parse_request<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<R
     if !(path.starts_with('/') || (path == "*" && method == "OPTIONS")) || !path.is_ascii() || path.contains('#') {
         return Err(Fault::bad("unsupported request target", path, "a path of ASCII that starts with '/'"));
     }
+    if method == "CONNECT" {
+        return Err(target::connect(path));
+    }
     let http11 = minor == 1;
-    let seen = survey(r.headers)?;
+    let mut seen = survey(r.headers)?;
     if seen.hosts != 1 && (http11 || seen.hosts > 1) {
         return Err(Fault::bad("not exactly one host field", seen.hosts.to_string(), "one host field"));
+    }
+    if let Some(host) = seen.host
+        && !target::is_host(host)
+        && !(host.is_empty() && path == "*")
+    {
+        return Err(Fault::bad("malformed host", host, "a name or an address, and perhaps a port"));
     }
     let body = match (seen.coded, seen.length) {
         (false, None) => Body::Done,
@@ -156,13 +201,19 @@ pub fn parse_request<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<R
         (true, None) => return Err(Fault::bad("transfer-encoding in HTTP/1.0", "", "content-length or HTTP/1.1")),
         (true, Some(_)) => return Err(both()),
     };
+    seen.settle();
+    let bodiless = matches!(body, Body::Done | Body::Length(0));
     Ok(Request {
         method,
         path,
         http11,
         keep_alive: if http11 { !seen.close } else { seen.keep && !seen.close },
         body,
-        expects: seen.expects && http11 && !matches!(body, Body::Done | Body::Length(0)),
+        expects: seen.expects && http11 && !bodiless,
+        trailers: seen.trailers && http11,
+        upgrade: seen.upgrade().filter(|names| http11 && method == "GET" && bodiless && !names_http2(names)),
+        host: seen.host,
+        way: seen.way,
         tag: seen.tag,
         ezone: seen.ezone,
         condition: seen.condition,
@@ -171,7 +222,10 @@ pub fn parse_request<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<R
 }
 
 /// Judges the response head `raw`, which ends with its empty line.
-pub fn parse_response<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<Response<'s, 'b>, Fault> {
+pub fn parse_response<'s, 'b>(
+    raw: &'b [u8],
+    room: &'s mut [MaybeUninit<Header<'b>>],
+) -> Result<Response<'s, 'b>, Fault> {
     let mut r = httparse::Response::new(&mut []);
     match httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut r, raw, room) {
         Ok(httparse::Status::Complete(n)) if n == raw.len() => {}
@@ -184,7 +238,7 @@ pub fn parse_response<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<
     if !(100..600).contains(&status) {
         return Err(Fault::bad("malformed status", status.to_string(), "a status from 100 to 599"));
     }
-    let seen = survey(r.headers)?;
+    let mut seen = survey(r.headers)?;
     let claims_body = seen.coded || seen.length.is_some_and(|n| n > 0);
     if status < 200 && claims_body {
         return Err(Fault::bad("a body in a 1xx answer", status.to_string(), "none, as in RFC 9112 §6.3"));
@@ -195,6 +249,7 @@ pub fn parse_response<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<
         (true, None) if minor == 1 => Body::chunked(),
         (true, _) => return Err(both()),
     };
+    seen.settle();
     Ok(Response {
         status,
         reason: r.reason.unwrap_or(""),
@@ -205,154 +260,24 @@ pub fn parse_response<'s, 'b>(raw: &'b [u8], room: &'s mut Slots<'b>) -> Result<
         body,
         length: seen.length,
         ezone: seen.ezone,
+        upgrade: seen.upgrade(),
         fields: Fields { all: r.headers, dropped: seen.dropped },
     })
+}
+
+/// HTTP/2 is never passed on as an upgrade: what follows would be requests that nobody judged.
+fn names_http2(protocols: &[u8]) -> bool {
+    let begins = |p: &[u8], with: &[u8]| p.len() >= with.len() && p[..with.len()].eq_ignore_ascii_case(with);
+    tokens(protocols).any(|p| begins(p, b"h2") || begins(p, b"http"))
 }
 
 fn both() -> Fault {
     Fault::bad("content-length and transfer-encoding", "both", "one of them, transfer-encoding in HTTP/1.1 only")
 }
 
-/// What the fields of one head say.
-#[derive(Default)]
-struct Survey<'b> {
-    dropped: u64,
-    hosts: u32,
-    length: Option<u64>,
-    coded: bool,
-    close: bool,
-    keep: bool,
-    expects: bool,
-    tag: Option<&'b [u8]>,
-    ezone: Ezone<'b>,
-    condition: Option<&'b str>,
-    /// `connection` fields that name something beside `close` and `keep-alive`.
-    nominating: u64,
-}
-
-fn survey<'b>(all: &[Header<'b>]) -> Result<Survey<'b>, Fault> {
-    let mut s = Survey::default();
-    for (i, h) in all.iter().enumerate() {
-        if s.field(h.name, h.value, i)? {
-            s.dropped |= 1 << i;
-        }
-    }
-    for (i, h) in all.iter().enumerate() {
-        if s.nominating >> i & 1 == 1 {
-            s.nominate(all, h.value);
-        }
-    }
-    Ok(s)
-}
-
-impl<'b> Survey<'b> {
-    /// Takes note of one field; true if it stays behind.
-    fn field(&mut self, name: &'b str, value: &'b [u8], index: usize) -> Result<bool, Fault> {
-        let is = |other: &str| name.eq_ignore_ascii_case(other);
-        match name.len() {
-            2 if is("te") => return Ok(true),
-            4 if is("host") => self.hosts += 1,
-            6 if is("expect") => {
-                if !value.eq_ignore_ascii_case(b"100-continue") {
-                    let fault = Fault::bad("unknown expectation", value, "100-continue");
-                    return Err(Fault { status: 417, ..fault });
-                }
-                self.expects = true;
-                return Ok(true);
-            }
-            7 if is("x-shard") && self.tag.replace(value).is_some() => {
-                return Err(Fault::bad("several x-shard fields", value, "one tag"));
-            }
-            7 if is("upgrade") || is("trailer") => return Ok(true),
-            8 if is("if-match") => self.condition = Some(name),
-            10 if is("connection") => {
-                self.connection(value, index);
-                return Ok(true);
-            }
-            10 if is("keep-alive") => return Ok(true),
-            14 if is("content-length") => {
-                let n =
-                    length(value).ok_or_else(|| Fault::bad("malformed content-length", value, "one whole number"))?;
-                if self.length.replace(n).is_some() {
-                    return Err(Fault::bad("several content-length fields", value, "one content-length"));
-                }
-                return Ok(true);
-            }
-            15 if is("idempotency-key") => self.condition = Some(name),
-            16 if is("proxy-connection") => return Ok(true),
-            17 if is("transfer-encoding") => {
-                if self.coded || !value.eq_ignore_ascii_case(b"chunked") {
-                    return Err(Fault::bad("unsupported transfer-encoding", value, "chunked, once"));
-                }
-                self.coded = true;
-                return Ok(true);
-            }
-            _ => {}
-        }
-        if is_ezone(name) {
-            self.protected(name, value)?;
-            return Ok(true);
-        }
-        Ok(false)
-    }
-
-    fn connection(&mut self, value: &[u8], index: usize) {
-        for token in tokens(value) {
-            if token.eq_ignore_ascii_case(b"close") {
-                self.close = true;
-            } else if token.eq_ignore_ascii_case(b"keep-alive") {
-                self.keep = true;
-            } else {
-                self.nominating |= 1 << index;
-            }
-        }
-    }
-
-    fn protected(&mut self, name: &'b str, value: &'b [u8]) -> Result<(), Fault> {
-        let bad = || Fault::bad("malformed x-ezone field", value, "a whole number");
-        let e = &mut self.ezone;
-        match name[7..].to_ascii_lowercase().as_str() {
-            "" => e.zone = Some(value),
-            "-shard" => e.shard = Some(length(value).and_then(|n| u16::try_from(n).ok()).ok_or_else(bad)?),
-            "-epoch" => e.epoch = Some(length(value).ok_or_else(bad)?),
-            "-hop" => e.hop = true,
-            "-read" => e.read_local = value.eq_ignore_ascii_case(b"local"),
-            "-version" => e.version = Some(value),
-            "-outcome" => e.outcome = Some(value),
-            "-ack" => self.condition = Some(name),
-            _ => {}
-        }
-        Ok(())
-    }
-
-    /// Drops the fields that a `connection` field names, but for those that it has no say in.
-    fn nominate(&mut self, all: &[Header<'_>], value: &[u8]) {
-        for token in tokens(value) {
-            for (i, h) in all.iter().enumerate() {
-                let safe = ["host", "x-shard", "content-length", "transfer-encoding"];
-                if h.name.as_bytes().eq_ignore_ascii_case(token) && !safe.iter().any(|s| h.name.eq_ignore_ascii_case(s))
-                {
-                    self.dropped |= 1 << i;
-                }
-            }
-        }
-    }
-}
-
-fn is_ezone(name: &str) -> bool {
-    name.len() >= 7 && name.as_bytes()[..7].eq_ignore_ascii_case(b"x-ezone")
-}
-
-fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+/// The elements of a comma-separated list.
+pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|b| *b == b',').map(|t| t.trim_ascii()).filter(|t| !t.is_empty())
-}
-
-/// A whole number of at most 18 digits and nothing else.
-fn length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || value.len() > 18 {
-        return None;
-    }
-    value.iter().try_fold(0u64, |n, b| b.is_ascii_digit().then(|| n * 10 + u64::from(b - b'0')))
 }
 
 #[cfg(test)]
@@ -399,7 +324,7 @@ mod tests {
             ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\n\r\n", 400),
             ("GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n", 400),
-            ("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+            ("CONNECT /a HTTP/1.1\r\nHost: a\r\n\r\n", 501),
             ("GET  / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
             ("GET / HTTP/2.0\r\nHost: a\r\n\r\n", 400),
             ("GET / HTTP/1.1\r\nHost: a\r\nx-shard: a\r\nx-shard: b\r\n\r\n", 400),
@@ -439,6 +364,6 @@ mod tests {
             assert_eq!(end, Some(raw.len() - 3), "split at {at}");
         }
         let long = [b'a'; 9000];
-        assert_eq!(scan(&long, &mut 0, 8192).unwrap_err().status, 431);
+        assert_eq!(scan(&long, &mut 0, 8192).unwrap_err().status, 414);
     }
 }

@@ -2,6 +2,9 @@
 
 pub mod body;
 pub mod head;
+mod survey;
+pub mod target;
+pub mod trailer;
 pub mod write;
 
 pub use body::{Body, Piece};

@@ -1,5 +1,6 @@
 //! Writes heads and chunk frames into a buffer that the caller keeps from request to request.
 
+use super::head::Fieldset;
 use super::{Request, Response};
 
 /// `value` in decimal.
@@ -40,8 +41,12 @@ pub fn piece(out: &mut Vec<u8>, data: &[u8], chunked: bool) {
     }
 }
 
-/// The end of a chunked body.
-pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// The end of a chunked body, with its trailer section: whole lines that `trailer::check` has judged, or nothing.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: &[u8]) {
+    for part in [b"0\r\n", trailers, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
 
 /// One field whose value is a number.
 pub fn number_field(out: &mut Vec<u8>, name_colon: &str, value: u64) {
@@ -50,13 +55,13 @@ pub fn number_field(out: &mut Vec<u8>, name_colon: &str, value: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The first line of a request that travels on, and its fields that do.
-pub fn request(out: &mut Vec<u8>, r: &Request<'_, '_>) {
+/// The first line of a request that travels on, and its fields that do, but for some.
+pub fn request(out: &mut Vec<u8>, r: &Request<'_, '_>, without: Fieldset) {
     out.extend_from_slice(r.method.as_bytes());
     out.push(b' ');
     out.extend_from_slice(r.path.as_bytes());
     out.extend_from_slice(b" HTTP/1.1\r\n");
-    fields(out, r.fields());
+    fields(out, r.fields_without(without));
 }
 
 /// The first line of a response that travels on, and its fields that do.
@@ -93,6 +98,7 @@ pub fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         413 => "Content Too Large",
+        414 => "URI Too Long",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
         423 => "Locked",

@@ -2,7 +2,7 @@
 
 use super::Core;
 use super::conn::{About, ConnId, Exchange, Phase, Stage};
-use crate::http::{Body, Piece, parse_request, scan, slots, write};
+use crate::http::{Body, Fault, Piece, parse_request, scan, slots, target, trailer, write};
 
 /// Empty lines before a head that are forgiven (RFC 9112 §2.2).
 const BLANKS_MAX: u8 = 4;
@@ -45,6 +45,7 @@ impl Core {
                     None => {}
                 },
                 Phase::Await => return at,
+                Phase::Tunnel => return at + self.through(id, rest),
                 Phase::Drain => return bytes.len(),
             }
         }
@@ -52,7 +53,7 @@ impl Core {
 
     /// A whole head has come.
     fn begin(&mut self, id: ConnId, raw: &[u8]) {
-        let deadline = self.now.ms + self.limits.answer_ms;
+        let (limits, deadline) = (self.limits, self.now.ms + self.limits.answer_ms);
         let (stopping, now_us) = (self.stopping, self.now.us);
         let Some((io, c)) = self.client(id) else { return };
         if c.trace.began_us == 0 {
@@ -61,9 +62,14 @@ impl Core {
         let mut head = std::mem::take(&mut c.head);
         head.clear();
         head.extend_from_slice(raw);
+        let form = if target::is_origin(&head) { Ok(()) } else { target::to_origin(&mut head) };
         let mut room = slots();
-        match parse_request(&head, &mut room) {
+        match form.and_then(|()| parse_request(&head, &mut room[..limits.fields_max])) {
             Err(fault) => self.refuse(id, &fault),
+            Ok(r) if r.path.len() > limits.uri_bytes_max => {
+                let fault = Fault::bad("target too long", format!("{} bytes", r.path.len()), "within uri_bytes_max");
+                self.refuse(id, &Fault { status: 414, ..fault });
+            }
             Ok(r) => {
                 io.deadline = deadline;
                 c.about = About {
@@ -73,10 +79,14 @@ impl Core {
                     idempotent: matches!(r.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE"),
                     chunked: matches!(r.body, Body::Chunked(_)),
                     expects: r.expects,
+                    continued: false,
+                    trailers: r.trailers,
+                    upgrade: r.upgrade.is_some(),
                     head_bytes: head.len(),
                 };
                 c.body = r.body;
                 c.kept.clear();
+                c.trailers.clear();
                 (c.kept_whole, c.discarded) = (true, 0);
                 c.phase = if c.body.is_done() { Phase::Await } else { Phase::Body };
                 c.exchange = Some(Exchange::new());
@@ -97,7 +107,7 @@ impl Core {
         }
         let head = std::mem::take(&mut c.head);
         let mut room = slots();
-        match parse_request(&head, &mut room) {
+        match parse_request(&head, &mut room[..self.limits.fields_max]) {
             Ok(r) => self.route(id, &r),
             Err(fault) => self.refuse(id, &fault),
         }
@@ -110,12 +120,24 @@ impl Core {
 
     /// Lets the body come once there is somewhere for it to go.
     fn go_on(&mut self, id: ConnId) {
+        let wait = self.now.ms + self.limits.continue_ms;
         let Some((io, c)) = self.client(id) else { return };
-        let waits = matches!(c.exchange.as_ref().map(|e| e.stage), Some(Stage::Gather | Stage::Upstream(_)));
-        if waits && std::mem::take(&mut c.about.expects) {
-            io.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
-            self.send(id);
+        match c.exchange.as_ref().map(|e| e.stage) {
+            Some(Stage::Gather) if c.about.expects => self.say_continue(id),
+            // The upstream decides, for a while; `client_late` goes on without it.
+            Some(Stage::Upstream(_)) if c.about.expects => io.deadline = wait,
+            Some(_) | None => {}
         }
+    }
+
+    /// 100 in our own name.
+    pub(super) fn say_continue(&mut self, id: ConnId) {
+        let late = self.now.ms + self.limits.read_ms;
+        let Some((io, c)) = self.client(id) else { return };
+        (c.about.expects, c.about.continued) = (false, true);
+        io.deadline = late;
+        io.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+        self.send(id);
     }
 
     /// Reads on in a body: bytes used, 0 if it has to wait, `None` to look again.
@@ -136,8 +158,16 @@ impl Core {
                 self.deliver(id, &from[range], stage);
                 Some(n)
             }
+            Ok((n, Piece::Trailer(range))) => {
+                c.trailers.extend_from_slice(&from[range]);
+                Some(n)
+            }
             Ok((n, Piece::More)) => Some(n),
             Ok((n, Piece::End)) => {
+                if let Err(fault) = trailer::check(&mut c.trailers) {
+                    self.refuse(id, &fault);
+                    return None;
+                }
                 self.body_done(id, stage);
                 Some(n).filter(|n| *n > 0)
             }
@@ -153,6 +183,8 @@ impl Core {
         let late = self.now.ms + limits.read_ms;
         let Some((io, c)) = self.client(id) else { return };
         io.deadline = late;
+        // It did not wait.
+        c.about.expects = false;
         let Some(stage) = stage else {
             c.discarded += data.len();
             if c.discarded > DISCARD_BYTES_MAX {
@@ -193,9 +225,13 @@ impl Core {
         let chunked = c.about.chunked;
         match stage {
             Some(Stage::Upstream(up)) if chunked => {
+                let trailers = std::mem::take(&mut c.trailers);
                 if let Some((io, _)) = self.upstream(up) {
-                    io.out.extend_from_slice(write::LAST_CHUNK);
+                    write::last_chunk(&mut io.out, &trailers);
                     self.send(up);
+                }
+                if let Some((_, c)) = self.client(id) {
+                    c.trailers = trailers;
                 }
             }
             Some(Stage::Gather) => self.again(id),
@@ -256,6 +292,7 @@ impl Core {
                 }
             }
             Phase::Await => {}
+            Phase::Tunnel => self.tunnel_half(id),
             Phase::Drain if io.sending || !io.out.is_empty() => {}
             Phase::Drain => self.close(id),
         }
@@ -263,6 +300,9 @@ impl Core {
 
     /// Nobody waits for an answer any more.
     pub(super) fn client_gone(&mut self, id: ConnId) {
+        if self.tunnel_close(id) {
+            return;
+        }
         self.detach(id);
         self.close(id);
     }
@@ -274,7 +314,9 @@ impl Core {
         let stage = c.exchange.as_ref().map(|e| e.stage);
         match (c.phase, stage) {
             (Phase::Drain, _) => self.close(id),
+            (Phase::Tunnel, _) => self.tunnel_late(id),
             (_, Some(Stage::Held)) => self.hold_over(id),
+            (Phase::Body, Some(Stage::Upstream(_))) if c.about.expects => self.say_continue(id),
             (Phase::Head, None) if !partial => self.close(id),
             (Phase::Head | Phase::Body, _) => {
                 c.about.keep_alive = false;

@@ -41,6 +41,8 @@ pub(super) struct Io {
     pub eof: bool,
     /// Close the sending half once `out` is sent.
     pub finishing: bool,
+    /// Of a tunnel: our half is closed.
+    pub shut: bool,
     /// A `Close` order was given: only `on_closed` counts from here on.
     pub closing: bool,
     /// When patience ends; `u64::MAX`: never. Set at least `Limits::shortest_ms` ahead, or tell `Core::look_by`.
@@ -68,6 +70,8 @@ pub(super) enum Phase {
     Body,
     /// Its answer: nothing more is read of this connection.
     Await,
+    /// Bytes go to and fro after a 101.
+    Tunnel,
     /// What comes is thrown away until the client has seen our end.
     Drain,
 }
@@ -86,6 +90,8 @@ pub(super) struct Client {
     pub kept: Vec<u8>,
     /// `kept` is all of it so far.
     pub kept_whole: bool,
+    /// Its trailer section so far; whole and judged once the body is done.
+    pub trailers: Vec<u8>,
     pub discarded: usize,
     pub about: About,
     pub exchange: Option<Exchange>,
@@ -106,7 +112,14 @@ pub(super) struct About {
     /// RFC 9110 §9.2.2: doing it twice is doing it once.
     pub idempotent: bool,
     pub chunked: bool,
+    /// The client waits for a 100 before it sends its body.
     pub expects: bool,
+    /// We said 100 ourselves: the upstream's is not for the client.
+    pub continued: bool,
+    /// The client takes trailers.
+    pub trailers: bool,
+    /// It asked to change to another protocol, and may.
+    pub upgrade: bool,
     pub head_bytes: usize,
 }
 
@@ -153,6 +166,7 @@ pub(super) enum UpPhase {
     Idle,
     Head,
     Body,
+    Tunnel,
 }
 
 pub(super) struct Upstream {
@@ -161,6 +175,10 @@ pub(super) struct Upstream {
     pub phase: UpPhase,
     pub scanned: usize,
     pub body: Body,
+    /// The answer's trailer section so far.
+    pub trailers: Vec<u8>,
+    /// 1xx answers to the request being served.
+    pub interims: u32,
     /// The client gets it chunked.
     pub chunk_out: bool,
     pub keep_alive: bool,
@@ -195,6 +213,7 @@ impl Client {
             head: Vec::new(),
             kept: Vec::new(),
             kept_whole: true,
+            trailers: Vec::new(),
             discarded: 0,
             about: About::default(),
             exchange: None,

@@ -216,6 +216,8 @@ impl Core {
             // Nothing can be sent any more, but an answer may have come before: reading it tells the end.
             conn.io.open = false;
             conn.io.out.clear();
+            // A tunnel's end may have been read before: nothing else would tell.
+            self.tunnel_close(id);
             return;
         }
         let (drained, finishing) = (conn.io.out.len() <= low, conn.io.finishing && conn.io.out.is_empty());
@@ -412,6 +414,9 @@ impl Core {
     /// Everything is sent: end our half and wait, bounded, for the client's end, so that no reset destroys the answer.
     pub(super) fn shut(&mut self, id: ConnId) {
         let linger = self.now.ms + self.limits.linger_ms;
+        if self.tunnel_shut(id) {
+            return;
+        }
         let Some(conn) = self.conn(id) else { return };
         if conn.io.eof {
             return self.close(id);

@@ -35,6 +35,16 @@ pub struct Settings {
 pub struct Limits {
     /// A request or response head.
     pub head_bytes_max: usize,
+    /// A request's target: 414 beyond.
+    pub uri_bytes_max: usize,
+    /// Fields of a head, at most `http::head::FIELDS_MAX`: 431 beyond.
+    pub fields_max: usize,
+    /// 1xx answers to one request.
+    pub interim_max: u32,
+    /// How long a client that waits for a 100 waits for its upstream's before we say it ourselves.
+    pub continue_ms: u64,
+    /// How long a tunnel may carry nothing.
+    pub tunnel_idle_ms: u64,
     /// A record's value.
     pub record_bytes_max: usize,
     /// Body that is kept so that a second attempt is possible.
@@ -75,6 +85,11 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             head_bytes_max: 8192,
+            uri_bytes_max: 8192,
+            fields_max: 100,
+            interim_max: 16,
+            continue_ms: 1000,
+            tunnel_idle_ms: 3_600_000,
             record_bytes_max: 1024 * 1024,
             kept_bytes_max: 64 * 1024,
             buffer_bytes_max: 64 * 1024,

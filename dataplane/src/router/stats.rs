@@ -75,6 +75,10 @@ counts! {
     retried_421,
     /// Second attempts after a pooled connection or a connect failed.
     retried_lost,
+    /// Tunnels open now.
+    tunnels,
+    /// Tunnels opened by a 101.
+    tunnelled,
     /// Requests in flight on shards that the core's map calls moving or ownerless.
     in_flight_moving,
     /// Requests in flight.

@@ -3,7 +3,7 @@
 use super::answer::stamp;
 use super::conn::{ConnId, Io, Kind, Phase, Stage, UpPhase, Upstream};
 use super::{Core, Order, Target};
-use crate::http::{Body, Piece, Request, Response, parse_response, scan, slots, write};
+use crate::http::{Body, Piece, Request, Response, parse_response, scan, slots, trailer, write};
 use shardmap::MapEpoch;
 
 impl Core {
@@ -26,16 +26,16 @@ impl Core {
         let Some(e) = c.exchange.as_mut() else { return };
         io.deadline = patience;
         e.stage = Stage::Upstream(up);
-        let (shard, epoch) = (e.shard, e.epoch.0);
-        self.forwarded_head(&mut out, r, pool, shard.map(|s| s.0), epoch);
+        let (shard, epoch, expects) = (e.shard, e.epoch.0, c.about.expects);
+        self.forwarded_head(&mut out, r, (pool, expects), shard.map(|s| s.0), epoch);
         let Some((_, c)) = self.client(id) else { return };
         write::piece(&mut out, &c.kept, c.about.chunked);
         if c.about.chunked && c.body.is_done() {
-            out.extend_from_slice(write::LAST_CHUNK);
+            write::last_chunk(&mut out, &c.trailers);
         }
         let Some((io, u)) = self.upstream(up) else { return };
         io.out = out;
-        (u.client, u.shard, u.scanned) = (Some(id), shard, 0);
+        (u.client, u.shard, u.scanned, u.interims) = (Some(id), shard, 0, 0);
         if u.phase == UpPhase::Idle {
             u.phase = UpPhase::Head;
             io.deadline = u64::MAX;
@@ -44,13 +44,21 @@ impl Core {
         self.send(up);
     }
 
-    fn forwarded_head(&self, out: &mut Vec<u8>, r: &Request<'_, '_>, pool: usize, shard: Option<u16>, epoch: u64) {
-        write::request(out, r);
+    fn forwarded_head(
+        &self,
+        out: &mut Vec<u8>,
+        r: &Request<'_, '_>,
+        (pool, expects): (usize, bool),
+        shard: Option<u16>,
+        epoch: u64,
+    ) {
+        write::request(out, r, 0);
         match r.body {
             Body::Length(n) => write::number_field(out, "content-length: ", n),
             Body::Chunked(_) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             Body::Done | Body::UntilClose => {}
         }
+        self.hop_fields(out, r, expects, pool);
         if self.to.pools[pool].peer {
             out.extend_from_slice(b"x-ezone-hop: 1\r\n");
         }
@@ -74,6 +82,8 @@ impl Core {
             phase: UpPhase::Connecting,
             scanned: 0,
             body: Body::Done,
+            trailers: Vec::new(),
+            interims: 0,
             chunk_out: false,
             keep_alive: false,
             served: 0,
@@ -92,6 +102,10 @@ impl Core {
         loop {
             let Some((_, u)) = self.upstream(id) else { return bytes.len() };
             let rest = &bytes[at..];
+            if u.interims > 0 && u.phase == UpPhase::Head && self.client_is_full(id) {
+                return at;
+            }
+            let Some((_, u)) = self.upstream(id) else { return bytes.len() };
             match u.phase {
                 UpPhase::Connecting | UpPhase::Idle if rest.is_empty() => return at,
                 // Nobody asked for these bytes: whoever came next would take them for an answer.
@@ -100,6 +114,7 @@ impl Core {
                     return bytes.len();
                 }
                 UpPhase::Head if rest.is_empty() => return at,
+                UpPhase::Tunnel => return at + self.back(id, rest),
                 UpPhase::Head => match scan(rest, &mut u.scanned, limits.head_bytes_max) {
                     Ok(None) => return at,
                     Ok(Some(n)) => {
@@ -121,8 +136,8 @@ impl Core {
     fn answer_head(&mut self, id: ConnId, raw: &[u8]) {
         let mut room = slots();
         let r = match parse_response(raw, &mut room) {
-            Ok(r) if r.status == 101 => return self.bad_answer(id, "an upgrade that was not asked for"),
-            Ok(r) if r.status < 200 => return,
+            Ok(r) if r.status == 101 => return self.switch(id, &r),
+            Ok(r) if r.status < 200 => return self.interim(id, &r),
             Ok(r) => r,
             Err(fault) => return self.bad_answer(id, fault.error),
         };
@@ -131,6 +146,7 @@ impl Core {
         client.into_iter().for_each(|c| self.wait_ends(c));
         let Some((_, u)) = self.upstream(id) else { return };
         (u.keep_alive, u.body, u.phase) = (r.keep_alive, r.body, UpPhase::Body);
+        u.trailers.clear();
         let Some(client) = client else { return self.upstream_close(id) };
         let bodiless = matches!(r.status, 204 | 304) || self.client(client).is_some_and(|(_, c)| c.about.is_head);
         if let Some((_, u)) = self.upstream(id).filter(|_| bodiless) {
@@ -158,7 +174,8 @@ impl Core {
         let bodiless = c.about.is_head || matches!(r.status, 204 | 304);
         let chunk_out = !bodiless && c.about.http11 && matches!(r.body, Body::Chunked(_) | Body::UntilClose);
         let until_close = !bodiless && !chunk_out && r.length.is_none();
-        c.about.keep_alive &= !until_close && !stopping;
+        // A client that still waits for a 100 may or may not send its body now: what follows could not be told apart.
+        c.about.keep_alive &= !until_close && !stopping && !c.about.expects;
         let (keep_alive, http11) = (c.about.keep_alive, c.about.http11);
         let mut out = std::mem::take(&mut io.out);
         write::response(&mut out, r);
@@ -216,8 +233,16 @@ impl Core {
                 }
                 Some(n)
             }
+            Ok((n, Piece::Trailer(range))) => {
+                u.trailers.extend_from_slice(&from[range]);
+                Some(n)
+            }
             Ok((n, Piece::More)) => Some(n),
             Ok((n, Piece::End)) => {
+                if let Err(fault) = trailer::check(&mut u.trailers) {
+                    self.bad_answer(id, fault.error);
+                    return None;
+                }
                 self.answer_done(id, n == from.len());
                 Some(n).filter(|n| *n > 0)
             }
@@ -233,6 +258,7 @@ impl Core {
         let idle_until = self.now.ms + self.limits.upstream_idle_ms;
         let Some((_, u)) = self.upstream(id) else { return };
         let (client, pool, chunk_out) = (u.client.take(), u.target, u.chunk_out);
+        let trailers = std::mem::take(&mut u.trailers);
         let shard = u.shard.take();
         u.served += 1;
         let keep = u.keep_alive && clean;
@@ -253,7 +279,7 @@ impl Core {
         let Some(client) = client else { return };
         if let Some((io, c)) = self.client(client) {
             if chunk_out {
-                io.out.extend_from_slice(write::LAST_CHUNK);
+                write::last_chunk(&mut io.out, if c.about.trailers { &trailers } else { &[] });
             }
             if let Some(e) = &mut c.exchange {
                 e.stage = Stage::New;
@@ -277,6 +303,8 @@ impl Core {
         let Some((_, u)) = self.upstream(id) else { return };
         match (u.phase, u.body) {
             (UpPhase::Idle, _) => self.upstream_close(id),
+            (UpPhase::Tunnel, _) if reset => self.tunnel_broken(id),
+            (UpPhase::Tunnel, _) => self.tunnel_half(id),
             (UpPhase::Body, Body::UntilClose) if !reset => self.answer_done(id, false),
             (UpPhase::Body, Body::Done | Body::Length(_) | Body::Chunked(_) | Body::UntilClose) => {
                 let client = u.client;
@@ -319,7 +347,7 @@ impl Core {
         self.fail_with(client, 502, &fields, "the upstream closed the connection", "no whole answer", expected);
     }
 
-    fn bad_answer(&mut self, id: ConnId, error: &str) {
+    pub(super) fn bad_answer(&mut self, id: ConnId, error: &str) {
         let Some((_, u)) = self.upstream(id) else { return };
         let client = u.client;
         self.upstream_close(id);

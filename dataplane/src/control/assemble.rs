@@ -4,6 +4,7 @@
 use crate::config::{self, Config};
 use crate::router::shown::{EndpointShown, ServiceShown};
 use crate::router::{Endpoint, Peer, Service, Settings};
+use crate::tls::Contexts;
 use shardmap::map::Map;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -64,6 +65,7 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         log_ports: config.log.iter().flat_map(|l| 0..l.cores.len()).map(|i| config.port_path(i)).collect(),
         streams: config.log.as_ref().map_or(1, |l| l.streams),
         services,
+        tls: Contexts::default(),
         limits: config.limits.of_core(),
         map_lookup: true,
     };

@@ -285,6 +285,7 @@ impl Core {
         let Some((io, c)) = self.client(id) else { return };
         match c.phase {
             Phase::Head if c.exchange.is_none() && (io.sending || !io.out.is_empty()) => self.end_client(id),
+            Phase::Head if c.exchange.is_none() && io.stash.is_empty() => self.take_leave(id),
             Phase::Head | Phase::Body => {
                 let held = matches!(c.exchange.as_ref().map(|e| e.stage), Some(Stage::Held));
                 if !held || io.stash.is_empty() {
@@ -317,7 +318,7 @@ impl Core {
             (Phase::Tunnel, _) => self.tunnel_late(id),
             (_, Some(Stage::Held)) => self.hold_over(id),
             (Phase::Body, Some(Stage::Upstream(_))) if c.about.expects => self.say_continue(id),
-            (Phase::Head, None) if !partial => self.close(id),
+            (Phase::Head, None) if !partial => self.take_leave(id),
             (Phase::Head | Phase::Body, _) => {
                 c.about.keep_alive = false;
                 self.fail(id, 408, "the request did not come whole in time", "", "head and body within read_ms");

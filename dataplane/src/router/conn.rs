@@ -39,6 +39,12 @@ pub(super) struct Io {
     pub ready: bool,
     /// The other side has ended.
     pub eof: bool,
+    /// It ended without anyone having said so.
+    pub cut: bool,
+    /// It speaks TLS.
+    pub secure: bool,
+    /// It is a client's, and its handshake is under way.
+    pub handshaking: bool,
     /// Close the sending half once `out` is sent.
     pub finishing: bool,
     /// Of a tunnel: our half is closed.

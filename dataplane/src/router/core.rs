@@ -6,6 +6,7 @@ use super::hold::Holds;
 use super::route::Destinations;
 use super::store::Ports;
 use super::{Counts, Limits, Routes, Settings};
+use crate::tls::{Reason, TlsId};
 use shardmap::Shard;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -42,6 +43,8 @@ pub enum Side {
 pub enum Target {
     /// An upstream or a peer.
     Tcp(SocketAddr),
+    /// The same, by TLS of this kind.
+    Tls(SocketAddr, TlsId),
     /// The log port with this index in `Settings::log_ports`.
     Port(usize),
 }
@@ -83,6 +86,8 @@ pub struct Core {
     pub(super) now: Now,
     next_sweep_ms: u64,
     pub(super) stopping: bool,
+    /// Handshakes of clients that are under way.
+    pub(super) handshaking: usize,
 }
 
 impl Core {
@@ -110,6 +115,7 @@ impl Core {
             now: Now::default(),
             next_sweep_ms: 0,
             stopping: false,
+            handshaking: 0,
             settings,
         }
     }
@@ -266,6 +272,7 @@ impl Core {
             Kind::Port(_) | Kind::Free => {}
         }
         let conn = &mut self.conns[id.index as usize];
+        self.handshaking -= usize::from(conn.io.handshaking);
         conn.kind = Kind::Free;
         conn.io = Io::default();
         conn.generation = (conn.generation + 1) & 0xff_ffff;
@@ -419,7 +426,7 @@ impl Core {
         }
         let Some(conn) = self.conn(id) else { return };
         if conn.io.eof {
-            return self.close(id);
+            return self.take_leave(id);
         }
         conn.io.finishing = false;
         conn.io.deadline = linger;
@@ -513,8 +520,14 @@ impl Core {
         let Some(conn) = self.conn(id) else { return };
         conn.io.deadline = u64::MAX;
         match &conn.kind {
+            Kind::Client(_) if conn.io.handshaking => self.handshake_late(id),
             Kind::Client(_) => self.client_late(id),
-            Kind::Upstream(up) if up.phase == UpPhase::Connecting => self.upstream_lost(id),
+            Kind::Upstream(up) if up.phase == UpPhase::Connecting => {
+                if conn.io.secure {
+                    self.counts.insecure(Reason::Late);
+                }
+                self.upstream_lost(id);
+            }
             Kind::Upstream(_) => self.upstream_close(id),
             Kind::Port(p) => {
                 let port = p.port;

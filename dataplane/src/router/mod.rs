@@ -10,8 +10,8 @@
 //! A pure core: bytes, `now` and maps go in; bytes and [`Order`]s come out. It never names a socket, a clock or a thread.
 //! One attempt at a request sees one map. Files: `core` the tables and the driver's calls, `client` a client's side of an
 //! exchange, `route` where it goes, `upstream` the other side, `interim` 1xx answers, `tunnel` what follows a 101, `store` the
-//! record store, `hold` the waiting, `answer` what the router itself says, `trace` what a request took, `figures`,
-//! `histogram` and `stats` what is shown of it.
+//! record store, `hold` the waiting, `secure` what a core knows of TLS, `answer` what the router itself says, `trace` what a
+//! request took, `figures`, `histogram` and `stats` what is shown of it.
 
 mod answer;
 mod client;
@@ -23,6 +23,7 @@ pub mod histogram;
 mod hold;
 mod interim;
 mod route;
+mod secure;
 pub mod service;
 pub mod settings;
 pub mod shown;

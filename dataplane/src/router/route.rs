@@ -3,8 +3,9 @@
 use super::conn::{ConnId, Exchange, Stage};
 use super::figures::{FORWARD, Figures, NO_SERVICE, RECORDS};
 use super::store::Place;
-use super::{Core, Found, Settings, Tagged};
+use super::{Core, Found, Settings, Tagged, Target};
 use crate::http::Request;
+use crate::tls::TlsId;
 use shardmap::ownership::Kind;
 use shardmap::tag::Tag;
 use shardmap::{Shard, ZONES, Zone};
@@ -24,12 +25,24 @@ pub(super) struct Pool {
     pub addr: SocketAddr,
     /// Another zone's router.
     pub peer: bool,
+    /// How TLS is spoken to it, if it is.
+    pub tls: Option<TlsId>,
     /// Newest last: the newest is used, so that the oldest can go.
     pub idle: Vec<ConnId>,
     /// Connections of it in the core's table, idle ones among them.
     pub open: usize,
     /// The present settings name it.
     pub live: bool,
+}
+
+impl Pool {
+    /// Where a new connection of it goes.
+    pub fn target(&self) -> Target {
+        match self.tls {
+            Some(tls) => Target::Tls(self.addr, tls),
+            None => Target::Tcp(self.addr),
+        }
+    }
 }
 
 struct Route {
@@ -47,14 +60,14 @@ impl Destinations {
         self.pools.iter_mut().for_each(|p| p.live = false);
         let mut services: Vec<Route> = Vec::new();
         for s in &settings.services {
-            let pools = s.endpoints.iter().map(|e| self.pool(e.addr, false)).collect();
+            let pools = s.endpoints.iter().map(|e| self.pool(e.addr, false, e.tls)).collect();
             services.push(Route { prefix: s.prefix.clone(), pools, next: 0, place: NO_SERVICE });
         }
         services.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
         self.services = services;
         self.peers = [None; ZONES];
         for peer in &settings.peers {
-            let pool = peer.endpoints.first().map(|e| self.pool(e.addr, true));
+            let pool = peer.endpoints.first().map(|e| self.pool(e.addr, true, e.tls));
             if let Some(p) = self.peers.get_mut(peer.zone.0 as usize) {
                 *p = pool;
             }
@@ -68,11 +81,12 @@ impl Destinations {
     }
 
     /// The place of the pool for `addr`, made if there is none.
-    fn pool(&mut self, addr: SocketAddr, peer: bool) -> usize {
-        let known = self.pools.iter().position(|p| p.addr == addr && p.peer == peer && (p.live || p.open > 0));
+    fn pool(&mut self, addr: SocketAddr, peer: bool, tls: Option<TlsId>) -> usize {
+        let same = |p: &Pool| (p.addr, p.peer, p.tls) == (addr, peer, tls);
+        let known = self.pools.iter().position(|p| same(p) && (p.live || p.open > 0));
         let at = known.or_else(|| self.pools.iter().position(|p| !p.live && p.open == 0)).unwrap_or(self.pools.len());
         if known.is_none() {
-            let new = Pool { addr, peer, idle: Vec::new(), open: 0, live: true };
+            let new = Pool { addr, peer, tls, idle: Vec::new(), open: 0, live: true };
             if at == self.pools.len() {
                 self.pools.push(new);
             } else {

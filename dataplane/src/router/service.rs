@@ -2,6 +2,7 @@
 //! Plain values, already checked by whoever read the configuration; made with `new`, so that more may be said of each later.
 
 use super::shown::{EndpointShown, ServiceShown};
+use crate::tls::TlsId;
 use shardmap::Zone;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -61,6 +62,8 @@ impl Peer {
 pub struct Endpoint {
     /// Where it listens.
     pub addr: SocketAddr,
+    /// How TLS is spoken to it; `None`: it is not.
+    pub tls: Option<TlsId>,
     /// Its share, against the weights of the others; at least 1.
     pub weight: u32,
     /// What the active checks say; true without any.
@@ -74,6 +77,6 @@ pub struct Endpoint {
 impl Endpoint {
     /// Healthy, of weight 1; for one core.
     pub fn new(addr: SocketAddr) -> Endpoint {
-        Endpoint { addr, weight: 1, healthy: true, draining: false, shown: Arc::new(EndpointShown::new(1)) }
+        Endpoint { addr, tls: None, weight: 1, healthy: true, draining: false, shown: Arc::new(EndpointShown::new(1)) }
     }
 }

@@ -1,6 +1,7 @@
 //! What a router is told at its start: plain values, already checked by whoever read the configuration.
 
 use super::service::{Peer, Service};
+use crate::tls::Contexts;
 use shardmap::Zone;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,6 +25,8 @@ pub struct Settings {
     pub streams: u32,
     /// Upstreams of this zone; the longest prefix wins. `/records/` is the record store, if there are ports.
     pub services: Vec<Service>,
+    /// What TLS handshakes go by.
+    pub tls: Contexts,
     /// Bounds.
     pub limits: Limits,
     /// Off only to measure what the lookup costs: each request goes to its service, whatever its tag.
@@ -79,6 +82,10 @@ pub struct Limits {
     pub drain_ms: u64,
     /// How long an idle connection of a stopping core may ask once more.
     pub drain_idle_ms: u64,
+    /// A client's time for a TLS handshake.
+    pub tls_handshake_ms: u64,
+    /// TLS handshakes of clients at once.
+    pub tls_handshakes_max: usize,
 }
 
 impl Default for Limits {
@@ -107,6 +114,8 @@ impl Default for Limits {
             linger_ms: 1000,
             drain_ms: 10_000,
             drain_idle_ms: 1000,
+            tls_handshake_ms: 5000,
+            tls_handshakes_max: 1000,
         }
     }
 }
@@ -122,6 +131,7 @@ impl Limits {
             self.idle_ms,
             self.upstream_idle_ms,
             self.linger_ms,
+            self.tls_handshake_ms,
         ];
         all.into_iter().min().expect("the list is not empty")
     }
@@ -138,6 +148,7 @@ impl Default for Settings {
             log_ports: vec![],
             streams: 1,
             services: vec![],
+            tls: Contexts::default(),
             limits: Limits::default(),
             map_lookup: true,
         }

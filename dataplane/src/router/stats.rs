@@ -83,6 +83,36 @@ counts! {
     in_flight_moving,
     /// Requests in flight.
     in_flight,
+    /// TLS handshakes done, in either direction.
+    tls_handshakes,
+    /// Those among them that were resumed by a ticket.
+    tls_resumed,
+    /// TLS handshakes or sessions that failed: what came was not TLS.
+    tls_failed_not_tls,
+    /// TLS handshakes or sessions that failed: nothing in common to speak.
+    tls_failed_incompatible,
+    /// TLS handshakes or sessions that failed: no certificate was shown.
+    tls_failed_no_certificate,
+    /// TLS handshakes or sessions that failed: the certificate is not of a trusted authority.
+    tls_failed_untrusted,
+    /// TLS handshakes or sessions that failed: the certificate is not valid now.
+    tls_failed_expired,
+    /// TLS handshakes or sessions that failed: the certificate is of someone else.
+    tls_failed_wrong_identity,
+    /// TLS handshakes or sessions that failed: the other side refused us.
+    tls_failed_refused,
+    /// TLS handshakes or sessions that failed: the other side broke the protocol.
+    tls_failed_broken,
+    /// TLS handshakes or sessions that failed: too many bytes.
+    tls_failed_too_long,
+    /// TLS handshakes or sessions that failed: too much time.
+    tls_failed_late,
+    /// TLS handshakes or sessions that failed: the connection was closed.
+    tls_failed_gone,
+    /// TLS handshakes or sessions that failed: too many were under way.
+    tls_failed_crowded,
+    /// TLS handshakes or sessions that failed: no certificate of ours is configured.
+    tls_failed_unprepared,
     /// The map that the core has adopted; 0: none yet.
     map_epoch,
 }
@@ -145,7 +175,6 @@ pub struct Loops {
 }
 
 /// What control and one core share; of its own cache lines, so that no core slows another.
-#[derive(Default)]
 #[repr(align(128))]
 pub struct Slot {
     counts: [AtomicU64; Counts::LEN],
@@ -155,6 +184,17 @@ pub struct Slot {
     adopted: Mutex<Adopted>,
     /// How its loop turns.
     loops: Loops,
+}
+
+impl Default for Slot {
+    fn default() -> Slot {
+        Slot {
+            counts: std::array::from_fn(|_| AtomicU64::new(0)),
+            news: Mutex::default(),
+            adopted: Mutex::default(),
+            loops: Loops::default(),
+        }
+    }
 }
 
 impl Slot {

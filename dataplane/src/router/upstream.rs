@@ -2,7 +2,7 @@
 
 use super::answer::stamp;
 use super::conn::{ConnId, Io, Kind, Phase, Stage, UpPhase, Upstream};
-use super::{Core, Order, Target};
+use super::{Core, Order};
 use crate::http::{Body, Piece, Request, Response, parse_response, scan, slots, trailer, write};
 use shardmap::MapEpoch;
 
@@ -92,7 +92,7 @@ impl Core {
         self.to.pools[pool].open += 1;
         let deadline = self.now.ms + self.limits.connect_ms;
         self.upstream(up)?.0.deadline = deadline;
-        self.orders.push_back(Order::Connect(up, Target::Tcp(self.to.pools[pool].addr)));
+        self.orders.push_back(Order::Connect(up, self.to.pools[pool].target()));
         Some(up)
     }
 
@@ -300,7 +300,8 @@ impl Core {
 
     /// The other side has ended.
     pub(super) fn upstream_end(&mut self, id: ConnId, reset: bool) {
-        let Some((_, u)) = self.upstream(id) else { return };
+        let Some((io, u)) = self.upstream(id) else { return };
+        let reset = reset || io.cut;
         match (u.phase, u.body) {
             (UpPhase::Idle, _) => self.upstream_close(id),
             (UpPhase::Tunnel, _) if reset => self.tunnel_broken(id),

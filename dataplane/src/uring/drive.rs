@@ -6,9 +6,11 @@
 
 use super::doors::{self, Doors, Step};
 use super::ring::{self, Buffers, GROUP};
+use super::secure::{Secure, Shelf};
+use super::socket::Entrance;
 use super::wake::Handed;
 use super::{Listener, Waker, socket};
-use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Side, Target};
+use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Target};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
@@ -51,34 +53,37 @@ fn conn_of(user_data: u64) -> ConnId {
 
 /// The driver's half of a connection.
 #[derive(Default)]
-struct Sock {
-    socket: Option<Socket>,
+pub(super) struct Sock {
+    pub(super) socket: Option<Socket>,
     generation: u32,
     /// A receive is under way.
     receiving: bool,
     /// The core wants bytes.
     wanted: bool,
     /// A send is under way out of `buffer`, from `sent` on.
-    sending: bool,
-    buffer: Vec<u8>,
-    sent: usize,
+    pub(super) sending: bool,
+    pub(super) buffer: Vec<u8>,
+    pub(super) sent: usize,
     /// A connect is under way to this address.
     connecting: Option<Box<SockAddr>>,
-    closing: bool,
+    pub(super) closing: bool,
+    /// It speaks TLS: `buffer` is ciphertext.
+    pub(super) secure: Option<Box<Secure>>,
 }
 
-struct Driver {
+pub(super) struct Driver {
     // Dropped first: the kernel must be done with the rest.
     ring: IoUring,
-    buffers: Buffers,
-    socks: Vec<Sock>,
+    pub(super) buffers: Buffers,
+    pub(super) socks: Vec<Sock>,
+    pub(super) shelf: Shelf,
     wake_word: Box<[u8; 8]>,
     /// When the timer goes off, and the time that the kernel reads when it takes an entry of it.
     timer_ms: Option<u64>,
     timer: Box<types::Timespec>,
-    core: Core,
+    pub(super) core: Core,
     number: usize,
-    settings: Arc<Settings>,
+    pub(super) settings: Arc<Settings>,
     shared: Arc<Shared>,
     doors: Doors,
     waker: Waker,
@@ -107,6 +112,7 @@ pub fn run(
         ring,
         buffers,
         socks: Vec::new(),
+        shelf: Shelf::default(),
         wake_word: Box::new([0; 8]),
         timer_ms: None,
         timer: Box::default(),
@@ -230,7 +236,7 @@ impl Driver {
         if result >= 0 {
             // SAFETY: a completed accept gives a new descriptor that nobody else owns.
             let socket = unsafe { Socket::from_raw_fd(result) };
-            self.arrived(socket, self.doors.side(listener), now);
+            self.arrived(socket, self.doors.entrance(listener), now);
         } else if result != -libc::ECANCELED {
             self.doors.pause(now.ms);
         }
@@ -240,18 +246,21 @@ impl Driver {
     }
 
     /// A connection is served here, unless this core has clearly more of them than another.
-    fn arrived(&mut self, socket: Socket, side: Side, now: Now) {
+    fn arrived(&mut self, socket: Socket, entrance: Entrance, now: Now) {
         let others = (0..self.waker.cores()).filter(|c| *c != self.number).map(|c| (c, self.waker.clients(c)));
-        let Some(other) = doors::lighter(self.core.clients(), others) else { return self.enter(socket, side, now) };
-        match self.waker.hand(other, Handed { socket, side }) {
+        let Some(other) = doors::lighter(self.core.clients(), others) else { return self.enter(socket, entrance, now) };
+        match self.waker.hand(other, Handed { socket, entrance }) {
             Ok(()) => self.core.on_handed_over(),
-            Err(back) => self.enter(back.socket, back.side, now),
+            Err(back) => self.enter(back.socket, back.entrance, now),
         }
     }
 
-    fn enter(&mut self, socket: Socket, side: Side, now: Now) {
-        if let Some(id) = self.core.on_accept(side, now) {
+    fn enter(&mut self, socket: Socket, entrance: Entrance, now: Now) {
+        if let Some(id) = self.core.on_accept(entrance.side, now) {
             self.place(id, socket);
+            if entrance.tls {
+                self.guard(id, entrance.side, now);
+            }
             self.arm_recv(id);
         }
     }
@@ -262,10 +271,12 @@ impl Driver {
             return buffer.into_iter().for_each(|b| self.buffers.give(b));
         };
         sock.receiving = cqueue::more(flags);
-        let closing = sock.closing;
+        let (closing, secure) = (sock.closing, sock.secure.is_some());
         match (result, buffer) {
             (1.., Some(b)) => {
-                if !closing {
+                if !closing && secure {
+                    self.open(id, b, result as usize, now);
+                } else if !closing {
                     self.core.on_bytes(id, self.buffers.bytes(b, result as usize), now);
                 }
                 self.buffers.give(b);
@@ -282,7 +293,11 @@ impl Driver {
                 };
                 if let Some(reset) = ended.filter(|_| !closing) {
                     self.want(id, false);
-                    self.core.on_end(id, reset, now);
+                    if secure {
+                        self.cut(id, reset, now);
+                    } else {
+                        self.core.on_end(id, reset, now);
+                    }
                 }
             }
         }
@@ -298,6 +313,9 @@ impl Driver {
         if ok && sock.sent < sock.buffer.len() && !sock.closing {
             return self.send(id);
         }
+        if sock.secure.is_some() {
+            return self.sealed_sent(id, ok, now);
+        }
         let buffer = std::mem::take(&mut sock.buffer);
         if !sock.closing {
             self.core.on_sent(id, buffer, ok, now);
@@ -308,8 +326,14 @@ impl Driver {
     fn connected(&mut self, id: ConnId, result: i32, now: Now) {
         let Some(sock) = sock(&mut self.socks, id) else { return };
         sock.connecting = None;
+        let secure = sock.secure.is_some();
         if !sock.closing && result == 0 {
-            self.core.on_connected(id, now);
+            if secure {
+                self.core.on_reached(id);
+                self.flush(id);
+            } else {
+                self.core.on_connected(id, now);
+            }
             self.want(id, true);
             self.arm_recv(id);
         } else if !sock.closing {
@@ -333,9 +357,9 @@ impl Driver {
         }
         let left = self.waker.take();
         left.changes.into_iter().for_each(|change| self.doors.change(change, now.ms));
-        for Handed { socket, side } in left.handed {
+        for Handed { socket, entrance } in left.handed {
             self.core.on_taken_over();
-            self.enter(socket, side, now);
+            self.enter(socket, entrance, now);
         }
         if self.shared.stopping() && self.stopping_since_ms.is_none() {
             self.stopping_since_ms = Some(now.ms);
@@ -350,9 +374,13 @@ impl Driver {
             match order {
                 Order::Send(id) => {
                     let buffer = self.core.take_out(id);
-                    if let Some(sock) = sock(&mut self.socks, id) {
-                        (sock.buffer, sock.sent) = (buffer, 0);
-                        self.send(id);
+                    match sock(&mut self.socks, id) {
+                        Some(sock) if sock.secure.is_none() => {
+                            (sock.buffer, sock.sent) = (buffer, 0);
+                            self.send(id);
+                        }
+                        Some(_) => self.hand_over(id, buffer, self.now()),
+                        None => {}
                     }
                 }
                 Order::Connect(id, target) => self.connect(id, target),
@@ -361,18 +389,20 @@ impl Driver {
                     self.want(id, true);
                     self.arm_recv(id);
                 }
-                Order::Shutdown(id) => {
-                    if let Some(socket) = sock(&mut self.socks, id).and_then(|s| s.socket.as_ref()) {
+                Order::Shutdown(id) => match sock(&mut self.socks, id) {
+                    Some(Sock { secure: None, socket: Some(socket), .. }) => {
                         // It fails only if the other side is gone already, which the receive tells.
                         let _ = socket.shutdown(std::net::Shutdown::Write);
                     }
-                }
+                    Some(_) => self.end(id),
+                    None => {}
+                },
                 Order::Close(id) => self.close(id),
             }
         }
     }
 
-    fn send(&mut self, id: ConnId) {
+    pub(super) fn send(&mut self, id: ConnId) {
         let Some(sock) = sock(&mut self.socks, id) else { return };
         let Some(socket) = &sock.socket else { return };
         let rest = &sock.buffer[sock.sent..];
@@ -384,11 +414,18 @@ impl Driver {
     }
 
     fn connect(&mut self, id: ConnId, target: Target) {
-        let addr = match target {
-            Target::Tcp(addr) => Ok(SockAddr::from(addr)),
-            Target::Port(port) => SockAddr::unix(&self.settings.log_ports[port]),
-        };
         let now = self.now();
+        let (addr, secure) = match target {
+            Target::Tcp(addr) => (Ok(SockAddr::from(addr)), None),
+            Target::Tls(addr, tls) => match self.session_to(addr, tls) {
+                Ok(secure) => (Ok(SockAddr::from(addr)), Some(secure)),
+                Err(fault) => {
+                    self.tell(&fault, now);
+                    return self.core.on_insecure(id, fault.reason, now);
+                }
+            },
+            Target::Port(port) => (SockAddr::unix(&self.settings.log_ports[port]), None),
+        };
         match addr.and_then(|a| socket::towards(&a).map(|s| (a, s))) {
             Ok((addr, socket)) => {
                 let addr = Box::new(addr);
@@ -398,6 +435,7 @@ impl Driver {
                 if let Some(sock) = sock(&mut self.socks, id) {
                     sock.connecting = Some(addr);
                     sock.wanted = false;
+                    sock.secure = secure;
                 }
                 self.begin(entry, Op::Connect.on(id));
             }
@@ -408,7 +446,7 @@ impl Driver {
         }
     }
 
-    fn pause(&mut self, id: ConnId) {
+    pub(super) fn pause(&mut self, id: ConnId) {
         self.want(id, false);
         if sock(&mut self.socks, id).is_some_and(|s| s.receiving) {
             let entry = opcode::AsyncCancel::new(Op::Recv.on(id)).build().user_data(Op::Cancel.on(id));
@@ -417,6 +455,7 @@ impl Driver {
     }
 
     fn close(&mut self, id: ConnId) {
+        self.part(id);
         let Some(sock) = sock(&mut self.socks, id) else { return self.core.on_closed(id) };
         sock.closing = true;
         let busy = sock.receiving || sock.sending || sock.connecting.is_some();
@@ -429,7 +468,7 @@ impl Driver {
     }
 
     /// Closes a closing socket once none of its operations is under way.
-    fn end_if_done(&mut self, id: ConnId) {
+    pub(super) fn end_if_done(&mut self, id: ConnId) {
         let Some(sock) = sock(&mut self.socks, id) else { return };
         if sock.closing && !sock.receiving && !sock.sending && sock.connecting.is_none() {
             *sock = Sock::default();
@@ -478,7 +517,7 @@ impl Driver {
                 }
                 Step::Empty(listener) => {
                     while let Some(socket) = listener.next() {
-                        self.enter(socket, listener.side(), now);
+                        self.enter(socket, listener.entrance(), now);
                     }
                 }
             }
@@ -563,7 +602,7 @@ impl Driver {
 }
 
 /// The socket of `id`, unless its place is empty or in another use.
-fn sock(socks: &mut [Sock], id: ConnId) -> Option<&mut Sock> {
+pub(super) fn sock(socks: &mut [Sock], id: ConnId) -> Option<&mut Sock> {
     socks.get_mut(id.index as usize).filter(|s| s.generation == id.generation && s.socket.is_some())
 }
 

@@ -6,12 +6,13 @@
 //!          └────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
-//! `ring` sets up the ring and its buffers, `socket` makes sockets, `drive` is the loop, `wake` how control and the other
-//! cores reach it, `doors` its listeners.
+//! `ring` sets up the ring and its buffers, `socket` makes sockets, `drive` is the loop, `secure` the sockets that speak TLS,
+//! `wake` how control and the other cores reach it, `doors` its listeners.
 
 mod doors;
 mod drive;
 mod ring;
+mod secure;
 mod socket;
 mod wake;
 

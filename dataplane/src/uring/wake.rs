@@ -2,7 +2,8 @@
 //! eventfd for each core.
 
 use super::Listener;
-use crate::router::{Routes, Settings, Shared, Side};
+use super::socket::Entrance;
+use crate::router::{Routes, Settings, Shared};
 use socket2::Socket;
 use std::fs::File;
 use std::io::{self, Write};
@@ -64,7 +65,7 @@ pub(super) enum Change {
 /// A connection that another core accepted.
 pub(super) struct Handed {
     pub socket: Socket,
-    pub side: Side,
+    pub entrance: Entrance,
 }
 
 /// Control's end and, for each core, its own.

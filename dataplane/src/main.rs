@@ -34,6 +34,9 @@ enum Program {
     /// Say all that is wrong with a configuration, with file and line
     #[command(after_help = "Example: ezone check --config /etc/ezone.toml")]
     Check(File),
+    /// Make a cluster's authority and certificates, for tests, trials and small clusters
+    #[command(subcommand, after_help = "Example: ezone cert ca --dir /etc/ezone/tls --cluster ezone")]
+    Cert(control::cert::What),
 }
 
 #[derive(Args)]
@@ -72,6 +75,7 @@ fn main() -> ExitCode {
     let done = match cli.program {
         Program::Demo(options) => return demo::run(options),
         Program::Check(file) => load(&file).map(|_| println!("{}: fine", file.config.display())),
+        Program::Cert(what) => control::cert::run(&what).map(|made| println!("{made}")).map_err(failed),
         Program::Run(file) => load(&file).and_then(|c| control::run::run(&file.config, &c).map_err(failed)),
         Program::Router(part) => {
             load(&part.file).and_then(|c| control::router::run(&c, part.stop_with_stdin).map_err(failed))

@@ -2,6 +2,7 @@
 
 pub mod admin;
 pub mod assemble;
+pub mod cert;
 pub mod durable;
 pub mod figures;
 pub mod log;

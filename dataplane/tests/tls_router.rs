@@ -38,7 +38,7 @@ impl Router {
     /// Of `zone`, with listeners for clients by TLS and without, and for peers by TLS.
     fn start(settings: Settings) -> Router {
         let listen = |side| uring::listen("127.0.0.1:0".parse().unwrap(), side).unwrap();
-        let listeners = vec![listen(Side::Client), listen(Side::Client).with_tls(), listen(Side::Peer).with_tls()];
+        let listeners = vec![listen(Side::Client), listen(Side::TlsClient), listen(Side::TlsPeer)];
         let at: Vec<_> = listeners.iter().map(|l| l.local_addr().unwrap()).collect();
         let shared = Arc::new(Shared::new(1));
         let (control, mut wakers) = uring::control(shared.clone()).unwrap();

@@ -36,6 +36,28 @@ pub enum Side {
     Client,
     /// A router of another zone, or an edge: trusted.
     Peer,
+    /// Anyone, by TLS.
+    TlsClient,
+    /// A router of another zone, or an edge, that proves it by its certificate.
+    TlsPeer,
+}
+
+impl Side {
+    /// Is what they say of themselves believed?
+    pub fn is_peer(self) -> bool {
+        match self {
+            Side::Client | Side::TlsClient => false,
+            Side::Peer | Side::TlsPeer => true,
+        }
+    }
+
+    /// Do they have to speak TLS?
+    pub fn is_tls(self) -> bool {
+        match self {
+            Side::Client | Side::Peer => false,
+            Side::TlsClient | Side::TlsPeer => true,
+        }
+    }
 }
 
 /// Where to connect to.
@@ -125,7 +147,7 @@ impl Core {
     /// Someone connected; `None`: there is no room, close it.
     pub fn on_accept(&mut self, side: Side, now: Now) -> Option<ConnId> {
         self.now = now;
-        let id = self.add(Kind::Client(Box::new(Client::new(side == Side::Peer))))?;
+        let id = self.add(Kind::Client(Box::new(Client::new(side.is_peer()))))?;
         let io = &mut self.conns[id.index as usize].io;
         io.open = true;
         io.deadline = now.ms + self.limits.idle_ms;

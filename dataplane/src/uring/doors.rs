@@ -6,7 +6,8 @@
 //!     └──── leave ─────────────────────────────────────────────────────────▶ cancelled ─▶ dropped: another has the socket
 //! ```
 
-use super::{Listener, socket::Entrance, wake::Change};
+use super::{Listener, wake::Change};
+use crate::router::Side;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 
 /// How long handshakes that were begun before a listener's end may take.
@@ -67,9 +68,9 @@ impl Doors {
         }
     }
 
-    /// What kind of listener `number` is.
-    pub fn entrance(&self, number: usize) -> Entrance {
-        self.doors[number].as_ref().expect("a place is kept while an accept on it is under way").listener.entrance()
+    /// For whom listener `number` listens.
+    pub fn side(&self, number: usize) -> Side {
+        self.doors[number].as_ref().expect("a place is kept while an accept on it is under way").listener.side()
     }
 
     /// No descriptor or no memory is left: accepts wait a while.

@@ -7,10 +7,9 @@
 use super::doors::{self, Doors, Step};
 use super::ring::{self, Buffers, GROUP};
 use super::secure::{Secure, Shelf};
-use super::socket::Entrance;
 use super::wake::Handed;
 use super::{Listener, Waker, socket};
-use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Target};
+use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Side, Target};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
@@ -236,7 +235,7 @@ impl Driver {
         if result >= 0 {
             // SAFETY: a completed accept gives a new descriptor that nobody else owns.
             let socket = unsafe { Socket::from_raw_fd(result) };
-            self.arrived(socket, self.doors.entrance(listener), now);
+            self.arrived(socket, self.doors.side(listener), now);
         } else if result != -libc::ECANCELED {
             self.doors.pause(now.ms);
         }
@@ -246,20 +245,20 @@ impl Driver {
     }
 
     /// A connection is served here, unless this core has clearly more of them than another.
-    fn arrived(&mut self, socket: Socket, entrance: Entrance, now: Now) {
+    fn arrived(&mut self, socket: Socket, side: Side, now: Now) {
         let others = (0..self.waker.cores()).filter(|c| *c != self.number).map(|c| (c, self.waker.clients(c)));
-        let Some(other) = doors::lighter(self.core.clients(), others) else { return self.enter(socket, entrance, now) };
-        match self.waker.hand(other, Handed { socket, entrance }) {
+        let Some(other) = doors::lighter(self.core.clients(), others) else { return self.enter(socket, side, now) };
+        match self.waker.hand(other, Handed { socket, side }) {
             Ok(()) => self.core.on_handed_over(),
-            Err(back) => self.enter(back.socket, back.entrance, now),
+            Err(back) => self.enter(back.socket, back.side, now),
         }
     }
 
-    fn enter(&mut self, socket: Socket, entrance: Entrance, now: Now) {
-        if let Some(id) = self.core.on_accept(entrance.side, now) {
+    fn enter(&mut self, socket: Socket, side: Side, now: Now) {
+        if let Some(id) = self.core.on_accept(side, now) {
             self.place(id, socket);
-            if entrance.tls {
-                self.guard(id, entrance.side, now);
+            if side.is_tls() {
+                self.guard(id, side, now);
             }
             self.arm_recv(id);
         }
@@ -357,9 +356,9 @@ impl Driver {
         }
         let left = self.waker.take();
         left.changes.into_iter().for_each(|change| self.doors.change(change, now.ms));
-        for Handed { socket, entrance } in left.handed {
+        for Handed { socket, side } in left.handed {
             self.core.on_taken_over();
-            self.enter(socket, entrance, now);
+            self.enter(socket, side, now);
         }
         if self.shared.stopping() && self.stopping_since_ms.is_none() {
             self.stopping_since_ms = Some(now.ms);
@@ -517,7 +516,7 @@ impl Driver {
                 }
                 Step::Empty(listener) => {
                     while let Some(socket) = listener.next() {
-                        self.enter(socket, listener.entrance(), now);
+                        self.enter(socket, listener.side(), now);
                     }
                 }
             }

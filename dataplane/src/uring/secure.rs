@@ -93,8 +93,8 @@ impl Driver {
     /// An accepted connection is to speak TLS.
     pub(super) fn guard(&mut self, id: ConnId, side: Side, now: Now) {
         let config = match side {
-            Side::Client => self.settings.tls.clients(),
-            Side::Peer => self.settings.tls.peers(),
+            Side::Client | Side::TlsClient => self.settings.tls.clients(),
+            Side::Peer | Side::TlsPeer => self.settings.tls.peers(),
         };
         let unprepared = || Fault::new(Reason::Unprepared, "no certificate is configured for this listener");
         match config.ok_or_else(unprepared).and_then(Session::incoming) {

@@ -14,26 +14,12 @@ const BACKLOG: i32 = 4096;
 pub struct Listener {
     pub(super) socket: Socket,
     pub(super) side: Side,
-    /// Who connects has to speak TLS.
-    pub(super) tls: bool,
-}
-
-/// By which kind of listener a connection came in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Entrance {
-    pub side: Side,
-    pub tls: bool,
 }
 
 impl Listener {
     /// Another handle of the same socket: closing one of several that share a port would lose its queue.
     pub fn try_clone(&self) -> io::Result<Listener> {
-        Ok(Listener { socket: self.socket.try_clone()?, side: self.side, tls: self.tls })
-    }
-
-    /// The same listener; who connects has to speak TLS.
-    pub fn with_tls(self) -> Listener {
-        Listener { tls: true, ..self }
+        Ok(Listener { socket: self.socket.try_clone()?, side: self.side })
     }
 
     /// A listening socket that another process handed over.
@@ -42,11 +28,7 @@ impl Listener {
         if !socket.is_listener()? || socket.r#type()? != Type::STREAM || socket.local_addr()?.as_socket().is_none() {
             return Err(io::Error::other("expected a TCP socket that listens"));
         }
-        Ok(Listener { socket, side, tls: false })
-    }
-
-    pub(super) fn entrance(&self) -> Entrance {
-        Entrance { side: self.side, tls: self.tls }
+        Ok(Listener { socket, side })
     }
 
     /// For whom it listens.
@@ -115,7 +97,7 @@ pub fn listen(addr: SocketAddr, side: Side) -> io::Result<Listener> {
     socket.set_tcp_nodelay(true).map_err(named)?;
     socket.bind(&SockAddr::from(addr)).map_err(named)?;
     socket.listen(BACKLOG).map_err(named)?;
-    Ok(Listener { socket, side, tls: false })
+    Ok(Listener { socket, side })
 }
 
 /// A socket for a connection to `addr`.

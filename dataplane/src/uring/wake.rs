@@ -2,8 +2,7 @@
 //! eventfd for each core.
 
 use super::Listener;
-use super::socket::Entrance;
-use crate::router::{Routes, Settings, Shared};
+use crate::router::{Routes, Settings, Shared, Side};
 use socket2::Socket;
 use std::fs::File;
 use std::io::{self, Write};
@@ -65,7 +64,7 @@ pub(super) enum Change {
 /// A connection that another core accepted.
 pub(super) struct Handed {
     pub socket: Socket,
-    pub entrance: Entrance,
+    pub side: Side,
 }
 
 /// Control's end and, for each core, its own.

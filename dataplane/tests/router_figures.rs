@@ -3,8 +3,9 @@
 mod router_table;
 mod router_world;
 
-use dataplane::router::Limits;
+use dataplane::router::access::{self, Access, Ended, Record};
 use dataplane::router::figures::{CoreFigures, ServiceFigures, group_name};
+use dataplane::router::{Limits, Settings};
 use router_table::Table;
 use router_world::{BJ, GET, SH, World, status_of};
 use std::sync::Arc;
@@ -170,4 +171,103 @@ fn a_head_that_nobody_understands_is_counted_and_an_idle_client_that_leaves_is_n
     w.pass(6000);
     assert_eq!(statuses(&of(&w, "none")), [(400, 1)]);
     assert_eq!(core(&w).client_aborts.get(), 0);
+}
+
+/// What the access log is told, in order.
+fn logged(w: &mut World) -> Vec<Record> {
+    let batch = w.core.access();
+    if batch.is_empty() {
+        return vec![];
+    }
+    let bytes = batch.sealed(5, 7).to_vec();
+    batch.clear(false);
+    let mut rest = bytes.as_slice();
+    let (wall_us, us, mut records) = access::batch(&mut rest).unwrap();
+    assert_eq!((wall_us, us, rest.len()), (5, 7, 0));
+    let all = std::iter::from_fn(|| access::take(&mut records)).collect();
+    assert!(records.is_empty(), "a record that cannot be read: {records:?}");
+    all
+}
+
+fn with_log(sample: u64) -> World {
+    let access = Some(Access { sample, min_status_always: 500, query: false });
+    World::of(Settings { access, ..router_world::settings(Limits::default()) })
+}
+
+#[test]
+fn the_log_is_told_what_was_asked_and_what_became_of_it() {
+    let mut w = with_log(access::SAMPLE_ALL);
+    let client = w.client();
+    w.give(client, GET.replace("/a ", "/a/b?secret=1 "));
+    w.later(900);
+    w.give(w.last_connect(), format!("{OK}body"));
+    let all = logged(&mut w);
+    let bytes_out = w.sent[&client].len() as u64;
+    let [r] = all.as_slice() else { panic!("{all:?}") };
+    assert_eq!((r.method.as_slice(), r.path.as_slice(), r.status), (&b"GET"[..], &b"/a/b"[..], 200));
+    assert_eq!((r.whole_us, r.upstream_us, r.held_us, r.bytes_out), (900, Some(900), 0, bytes_out));
+    assert_eq!((r.shard, r.zone, r.epoch, r.retries), (Some(1), Some(BJ.0), 1, 0));
+    assert_eq!((r.ended, r.upstream), (Ended::Ok, Some(router_world::addr(1))));
+}
+
+#[test]
+fn pipelined_requests_are_logged_each_with_its_own_path() {
+    let mut w = with_log(access::SAMPLE_ALL);
+    let client = w.client();
+    w.stuck.push(client);
+    let all: String = ["/x1", "/x2", "/x3"].map(|p| GET.replace("/a ", &format!("{p} "))).concat();
+    w.give(client, all + "GET / HTTP/1.1\nbare");
+    for _ in 0..2 {
+        w.core.on_sent(client, vec![], true, w.now);
+        w.run();
+    }
+    let all = logged(&mut w);
+    let paths: Vec<_> =
+        all.iter().map(|r| (String::from_utf8_lossy(&r.path).into_owned(), r.status, r.ended)).collect();
+    let line = |path: &str, status| (path.to_string(), status, Ended::Refused);
+    assert_eq!(paths, [line("/x1", 404), line("/x2", 404), line("/x3", 404), line("", 400)]);
+    assert_eq!(all[3].reason, b"bare LF in the head");
+}
+
+#[test]
+fn errors_are_logged_whatever_the_sample_and_endings_are_told_apart() {
+    let mut w = with_log(0);
+    let client = w.client();
+    w.give(client, GET);
+    w.give(w.last_connect(), format!("{OK}body"));
+    w.give(client, GET);
+    w.give(w.last_connect(), "nonsense\r\n\r\n");
+    assert_eq!(logged(&mut w).iter().map(|r| (r.status, r.ended)).collect::<Vec<_>>(), [(502, Ended::Refused)]);
+    let mut w = with_log(access::SAMPLE_ALL);
+    let gone = w.client();
+    w.give(gone, GET);
+    w.end(gone, true);
+    let broken = w.client();
+    w.give(broken, GET);
+    w.give(w.last_connect(), OK);
+    w.end(w.last_connect(), true);
+    let ends: Vec<_> = logged(&mut w).iter().map(|r| (r.status, r.ended, r.path.clone())).collect();
+    assert_eq!(ends, [(499, Ended::ClientGone, b"/a".to_vec()), (200, Ended::UpstreamLost, b"/a".to_vec())]);
+}
+
+#[test]
+fn records_that_nobody_takes_are_dropped_and_counted_and_memory_stays_bounded() {
+    let mut w = with_log(access::SAMPLE_ALL);
+    let client = w.client();
+    let long = GET.replace("/a ", &format!("/{} ", "x".repeat(2000)));
+    for _ in 0..1000 {
+        w.give(client, &long);
+    }
+    let batch = w.core.access();
+    let (bytes, dropped) = (batch.sealed(0, 0).len(), batch.dropped);
+    assert!(dropped > 500 && bytes < access::BATCH_BYTES_MAX + 2 * access::PATH_BYTES_MAX, "{dropped} {bytes}");
+    assert_eq!(logged(&mut w).len() as u64, 1000 - dropped);
+}
+
+#[test]
+fn without_a_log_nothing_is_recorded() {
+    let mut w = World::new();
+    let client = w.client();
+    w.give(client, "GET / HTTP/1.1\nbare");
+    assert!(w.core.access().is_empty());
 }

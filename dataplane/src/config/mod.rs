@@ -2,6 +2,7 @@
 //!
 //! The annotated example is `dataplane/ezone.example.toml`; a test loads it.
 
+mod access;
 mod check;
 mod endpoint;
 mod limits;
@@ -11,6 +12,7 @@ mod router;
 mod service;
 mod zones;
 
+pub use access::{AccessFormat, AccessLog};
 pub use endpoint::Endpoint;
 pub use limits::Limits;
 pub use log::Log;
@@ -19,6 +21,7 @@ pub use router::Router;
 pub use service::Service;
 pub use zones::Peer;
 
+use access::RawAccess;
 use check::{Check, line_of};
 use limits::RawLimits;
 use log::RawLog;
@@ -48,6 +51,8 @@ pub struct Config {
     pub zones: Vec<Peer>,
     /// What this zone's requests are forwarded to.
     pub services: Vec<Service>,
+    /// What the router writes down of requests, if it does.
+    pub access_log: Option<AccessLog>,
     /// What the router accepts.
     pub limits: Limits,
 }
@@ -84,6 +89,7 @@ struct Raw {
     zones: BTreeMap<String, Spanned<RawPeer>>,
     #[serde(default)]
     service: Vec<Spanned<RawService>>,
+    access_log: Option<RawAccess>,
     #[serde(default = "limits::default_limits")]
     limits: RawLimits,
 }
@@ -165,6 +171,7 @@ impl Check<'_> {
             log: log.flatten(),
             zones,
             services,
+            access_log: raw.access_log.map(|a| self.access(a)),
             limits: raw.limits.into_inner(),
         })
     }

@@ -1,5 +1,6 @@
 //! The router's admin pages. Each part of control brings its own routes: one line in `pages`, the rest in its own file.
 
+use super::access;
 use super::report::RouterStatus;
 use crate::router::Shared;
 use axum::extract::State;
@@ -14,11 +15,13 @@ pub struct Shown {
     pub zone: String,
     /// What the cores show.
     pub shared: Arc<Shared>,
+    /// The access log, if there is one.
+    pub access: Option<Arc<access::Figures>>,
 }
 
 /// Every page of the router.
 pub fn pages(shown: Shown) -> Router {
-    Router::new().merge(basic()).merge(super::figures::routes()).with_state(shown)
+    Router::new().merge(basic()).merge(super::figures::routes()).merge(access::routes()).with_state(shown)
 }
 
 fn basic() -> Router<Shown> {

@@ -66,6 +66,7 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         streams: config.log.as_ref().map_or(1, |l| l.streams),
         services,
         tls: Contexts::default(),
+        access: config.access_log.as_ref().map(|l| l.which),
         limits: config.limits.of_core(),
         map_lookup: true,
     };

@@ -3,6 +3,7 @@
 //! Series are bounded: services are those of the configuration, zones at most 15, shards are shown in 18 groups, cores in one
 //! series each. Exact statuses are shown only by service, and only those that were given.
 
+use super::access;
 use super::admin::Shown;
 use super::metrics::{Kind, Page};
 use super::threads;
@@ -17,6 +18,7 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 static STARTED: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
@@ -26,7 +28,7 @@ pub fn routes() -> Router<Shown> {
     LazyLock::force(&STARTED);
     let text = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Router::new()
-        .route("/metrics", get(async move |State(s): State<Shown>| (text, metrics(&s.shared))))
+        .route("/metrics", get(async move |State(s): State<Shown>| (text, metrics(&s.shared, s.access.as_deref()))))
         .route("/histograms", get(async |State(s): State<Shown>| Json(histograms(&s.shared))))
 }
 
@@ -67,9 +69,12 @@ const SECOND: &str = "Requests sent a second time, by reason";
 const ELSEWHERE: [&str; 4] = ["answered_2xx_3xx", "answered_4xx", "answered_5xx", "held_ms_max"];
 
 /// The page for Prometheus.
-pub fn metrics(shared: &Shared) -> String {
+pub fn metrics(shared: &Shared, access: Option<&access::Figures>) -> String {
     let mut page = Page::default();
     process(&mut page);
+    if let Some(log) = access {
+        log_of_requests(&mut page, shared, log);
+    }
     let adopted: Vec<Adopted> = (0..shared.cores()).map(|c| shared.adopted(c)).collect();
     for (core, adopted) in adopted.iter().enumerate() {
         of_core(&mut page, shared, core, adopted);
@@ -99,6 +104,15 @@ fn process(page: &mut Page) {
         );
         let help = "Time that the core's thread was ready to run and another ran";
         page.seconds(Counter, "ezone_core_run_delay_seconds_total", help, &label, thread.waited_us);
+    }
+}
+
+fn log_of_requests(page: &mut Page, shared: &Shared, log: &access::Figures) {
+    page.counter("ezone_access_log_lines_total", "Lines that are in the access log", &[], log.written.load(Relaxed));
+    let by_core = (0..shared.cores()).map(|c| shared.loops(c).access_dropped.get()).sum();
+    for (place, n) in [("core", by_core), ("disk", log.lost.load(Relaxed))] {
+        let help = "Lines that found no room on their way to the access log, or on its disk";
+        page.counter("ezone_access_log_dropped_total", help, &[("at", place)], n);
     }
 }
 

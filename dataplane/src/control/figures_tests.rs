@@ -143,7 +143,7 @@ fn shown() -> Arc<Shared> {
 
 #[test]
 fn the_page_is_what_prometheus_expects_to_the_letter() {
-    let page = metrics(&shown());
+    let page = metrics(&shown(), Some(&super::access::Figures::default()));
     let all = families(&page);
     all.iter().for_each(|(name, family)| check(name, family));
     let value = |name: &str, of: &[(&str, &str)]| {

@@ -1,5 +1,6 @@
 //! Control work on tokio: what is not on the order path. Configuration in, maps in, status out.
 
+pub mod access;
 pub mod admin;
 pub mod assemble;
 pub mod cert;

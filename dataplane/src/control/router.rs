@@ -1,5 +1,6 @@
 //! `ezone router`: control of a node's router. Maps in, status and metrics out; the cores do the rest.
 
+use super::access;
 use super::admin::{self, Shown};
 use super::assemble::{self, Live};
 use super::maps::{self, Kept, News};
@@ -46,10 +47,16 @@ async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) 
     let shared = Arc::new(Shared::new(router.cores.len()));
     let (control, wakers) = uring::control(shared.clone()).map_err(|e| format!("waking the cores: {e}"))?;
     hand(&control, &first);
+    let start = |log| access::Writer::start(log, &shared).map_err(Failed::Input);
+    let access = config.access_log.as_ref().map(start).transpose()?;
     let (ended, mut end) = mpsc::unbounded_channel();
     let cores = start_cores(router, &settings, listeners, wakers, &shared, &ended)?;
     tracing::info!("zone {}: routing on {:?}, map {}", settings.name(settings.zone), router.listen, first.epoch());
-    let shown = Shown { zone: settings.name(settings.zone).to_owned(), shared };
+    let shown = Shown {
+        zone: settings.name(settings.zone).to_owned(),
+        shared,
+        access: access.as_ref().map(|a| a.figures().clone()),
+    };
     if let Some(admin) = admin {
         tokio::spawn(async move { axum::serve(admin, admin::pages(shown)).await });
     }

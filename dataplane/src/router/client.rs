@@ -54,10 +54,13 @@ impl Core {
     /// A whole head has come.
     fn begin(&mut self, id: ConnId, raw: &[u8]) {
         let (limits, deadline) = (self.limits, self.now.ms + self.limits.answer_ms);
-        let (stopping, now_us) = (self.stopping, self.now.us);
+        let (stopping, now_us, logged) = (self.stopping, self.now.us, self.settings.access.is_some());
         let Some((io, c)) = self.client(id) else { return };
         if c.trace.began_us == 0 {
             c.trace.began_us = now_us;
+        }
+        if logged {
+            c.keep_line();
         }
         let mut head = std::mem::take(&mut c.head);
         head.clear();

@@ -1,5 +1,6 @@
 //! The tables of one router core, and the calls of its driver: what happened goes in, orders come out.
 
+use super::access::{Batch, Sampler};
 use super::conn::{Client, Conn, ConnId, Io, Kind, UpPhase, Upstream};
 use super::figures::Figures;
 use super::hold::Holds;
@@ -105,6 +106,8 @@ pub struct Core {
     in_flight: Vec<u32>,
     pub(super) counts: Counts,
     pub(super) figures: Figures,
+    pub(super) access: Batch,
+    pub(super) sampler: Sampler,
     pub(super) now: Now,
     next_sweep_ms: u64,
     pub(super) stopping: bool,
@@ -134,6 +137,8 @@ impl Core {
             in_flight: vec![0; 1 << 16],
             counts: Counts::default(),
             figures,
+            access: Batch::default(),
+            sampler: Sampler::default(),
             now: Now::default(),
             next_sweep_ms: 0,
             stopping: false,
@@ -372,6 +377,11 @@ impl Core {
         self.counts.connections = (self.conns.len() - self.free.len()) as u64;
         self.counts.in_flight_moving = self.unsettled.iter().map(|s| u64::from(self.in_flight[s.0 as usize])).sum();
         &self.counts
+    }
+
+    /// Records for the access log: the driver takes them, and clears them.
+    pub fn access(&mut self) -> &mut Batch {
+        &mut self.access
     }
 
     /// What is shown of its requests: the same for the life of a core, but for services that a reload names first.

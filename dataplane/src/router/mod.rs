@@ -11,8 +11,9 @@
 //! One attempt at a request sees one map. Files: `core` the tables and the driver's calls, `client` a client's side of an
 //! exchange, `route` where it goes, `upstream` the other side, `interim` 1xx answers, `tunnel` what follows a 101, `store` the
 //! record store, `hold` the waiting, `secure` what a core knows of TLS, `answer` what the router itself says, `trace` what a
-//! request took, `figures`, `histogram` and `stats` what is shown of it.
+//! request took, `access` what the log is told, `figures`, `histogram` and `stats` what is shown of it.
 
+pub mod access;
 mod answer;
 mod client;
 mod conn;

@@ -1,5 +1,6 @@
 //! What a router is told at its start: plain values, already checked by whoever read the configuration.
 
+use super::access::Access;
 use super::service::{Peer, Service};
 use crate::tls::Contexts;
 use shardmap::Zone;
@@ -27,6 +28,8 @@ pub struct Settings {
     pub services: Vec<Service>,
     /// What TLS handshakes go by.
     pub tls: Contexts,
+    /// Which requests the access log has; `None`: there is no log.
+    pub access: Option<Access>,
     /// Bounds.
     pub limits: Limits,
     /// Off only to measure what the lookup costs: each request goes to its service, whatever its tag.
@@ -149,6 +152,7 @@ impl Default for Settings {
             streams: 1,
             services: vec![],
             tls: Contexts::default(),
+            access: None,
             limits: Limits::default(),
             map_lookup: true,
         }

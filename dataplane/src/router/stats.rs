@@ -142,6 +142,7 @@ impl Counts {
 pub(crate) struct News {
     pub map: Option<Arc<dyn Routes>>,
     pub settings: Option<Arc<Settings>>,
+    pub access: Option<rtrb::Producer<u8>>,
 }
 
 /// What a core goes by.
@@ -172,6 +173,8 @@ pub struct Loops {
     pub queue_full: Single,
     /// Entries that wait so now.
     pub backlog: Single,
+    /// Records that found no room on their way to the access log.
+    pub access_dropped: Single,
 }
 
 /// What control and one core share; of its own cache lines, so that no core slows another.
@@ -231,6 +234,11 @@ impl Shared {
     /// Leaves `settings` for every core. The caller then wakes them.
     pub(crate) fn leave_settings(&self, settings: &Arc<Settings>) {
         self.slots.iter().for_each(|slot| slot.news().settings = Some(settings.clone()));
+    }
+
+    /// Leaves `core` its end of the ring to the access log.
+    pub(crate) fn leave_access(&self, core: usize, ring: rtrb::Producer<u8>) {
+        self.slots[core].news().access = Some(ring);
     }
 
     /// What was left for `core` since it last looked.

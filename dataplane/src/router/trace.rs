@@ -11,11 +11,16 @@
 //! does not count: the scheduler's delay of the thread (`ezone_core_run_delay_seconds_total`) is shown beside it.
 
 use super::Core;
+use super::access::line_of;
 use super::conn::{Client, ConnId, Io, Kind};
-use shardmap::{Shard, Zone};
+use shardmap::{MapEpoch, Shard, Zone};
+use std::net::SocketAddr;
 
 /// What a client that was gone before the head of its answer is counted as.
 const CLIENT_GONE: u16 = 499;
+
+/// Bytes of a head that are copied for the access log: method, target and what parts them.
+const LINE_BYTES_MAX: usize = 1100;
 
 /// How a request ended.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -50,6 +55,8 @@ pub(super) struct Trace {
     pub zone: Option<Zone>,
     /// What was wrong, if the router answered by itself.
     pub reason: Option<&'static str>,
+    /// The last upstream that was asked.
+    pub upstream: Option<SocketAddr>,
     outcome: Outcome,
 }
 
@@ -62,6 +69,8 @@ pub(super) struct Done {
     pub service: u16,
     pub zone: Option<Zone>,
     pub shard: Option<Shard>,
+    pub epoch: MapEpoch,
+    pub retries: u8,
     pub reason: Option<&'static str>,
     pub outcome: Outcome,
     /// `None`: it went to no upstream.
@@ -69,6 +78,13 @@ pub(super) struct Done {
     pub held_us: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+    pub client: Option<SocketAddr>,
+    pub upstream: Option<SocketAddr>,
+    pub trace_id: [u8; 16],
+    /// Its head was understood.
+    read: bool,
+    /// Its head, once another has taken its place.
+    head: Option<Vec<u8>>,
 }
 
 impl Client {
@@ -84,18 +100,33 @@ impl Client {
             service: t.service,
             zone: t.zone,
             shard: e.and_then(|e| e.shard),
+            epoch: e.map_or(MapEpoch(0), |e| e.epoch),
+            retries: e.map_or(0, |e| e.retries_421 + e.retries_lost),
             reason: t.reason,
             outcome: t.outcome,
             upstream_us: t.went_up.then_some(t.upstream_us),
             held_us: t.held_us,
             bytes_in: t.body_bytes + if e.is_some() { self.about.head_bytes as u64 } else { 0 },
             bytes_out: end - self.ended,
+            client: None,
+            upstream: t.upstream,
+            trace_id: [0; 16],
+            read: e.is_some(),
+            head: None,
         };
         self.ended = end;
         if self.dones.is_empty() {
             self.dones.reserve_exact(1);
         }
         self.dones.push(done);
+    }
+
+    /// The head of the request before makes room for another: whose answer is not sent yet keeps a copy, for the access log.
+    pub(super) fn keep_line(&mut self) {
+        if let Some(done) = self.dones.last_mut().filter(|d| d.read && d.head.is_none()) {
+            let end = self.head.len().min(LINE_BYTES_MAX);
+            done.head = Some(self.head[..end].to_vec());
+        }
     }
 }
 
@@ -140,6 +171,13 @@ impl Core {
         }
     }
 
+    /// An upstream is about to be asked.
+    pub(super) fn asks(&mut self, client: ConnId, upstream: SocketAddr) {
+        if let Some((_, c)) = self.client(client) {
+            c.trace.upstream = Some(upstream);
+        }
+    }
+
     /// The answer has a status; with a reason, it is the router's own and something was wrong.
     pub(super) fn answers(&mut self, client: ConnId, status: u16, reason: Option<&'static str>) {
         if let Some((_, c)) = self.client(client) {
@@ -176,9 +214,10 @@ impl Core {
         let sent = io.taken_bytes;
         let mut dones = std::mem::take(&mut c.dones);
         let over = dones.partition_point(|d| d.end <= sent);
-        dones.drain(..over).for_each(|done| self.over(&done));
+        let head = std::mem::take(&mut c.head);
+        dones.drain(..over).for_each(|done| self.over(&done, &head));
         if let Some((_, c)) = self.client(id) {
-            c.dones = dones;
+            (c.dones, c.head) = (dones, head);
         }
     }
 
@@ -193,16 +232,23 @@ impl Core {
             }
             c.end_request(&conn.io);
         }
-        let mut dones = std::mem::take(&mut c.dones);
+        let (mut dones, head) = (std::mem::take(&mut c.dones), std::mem::take(&mut c.head));
         for (i, done) in dones.iter_mut().enumerate() {
             if i < unsent || done.outcome == Outcome::Answered {
                 done.outcome = Outcome::ClientGone;
             }
-            self.over(done);
+            self.over(done, &head);
         }
     }
 
-    fn over(&mut self, done: &Done) {
-        self.figures.record(done, self.now.us.saturating_sub(done.began_us));
+    /// A request is over; `head` is the newest of its connection.
+    fn over(&mut self, done: &Done, head: &[u8]) {
+        let (us, whole_us) = (self.now.us, self.now.us.saturating_sub(done.began_us));
+        self.figures.record(done, whole_us);
+        let Some(access) = &self.settings.access else { return };
+        if done.status >= access.min_status_always || self.sampler.draw(access) {
+            let head = if done.read { done.head.as_deref().unwrap_or(head) } else { &[] };
+            self.access.put(done, us, whole_us, line_of(head, access.query));
+        }
     }
 }

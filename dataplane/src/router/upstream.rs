@@ -10,6 +10,7 @@ impl Core {
     /// Sends the request to a connection of `pool`: head, and as much of its body as has come.
     pub(super) fn dispatch(&mut self, id: ConnId, r: &Request<'_, '_>, pool: usize) {
         let fresh = self.exchange(id).is_some_and(|e| e.retries_lost > 0);
+        self.asks(id, self.to.pools[pool].addr);
         let pooled = if fresh { None } else { self.pooled(pool) };
         if pooled.is_none() {
             self.wait_begins(id);

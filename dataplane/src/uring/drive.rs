@@ -86,6 +86,8 @@ pub(super) struct Driver {
     shared: Arc<Shared>,
     doors: Doors,
     waker: Waker,
+    /// This core's end of the ring to the access log.
+    access: Option<rtrb::Producer<u8>>,
     batch: Vec<cqueue::Entry>,
     /// Entries that found the submission queue full.
     backlog: VecDeque<squeue::Entry>,
@@ -121,6 +123,7 @@ pub fn run(
         shared,
         doors: Doors::new(listeners),
         waker,
+        access: None,
         batch: Vec::new(),
         backlog: VecDeque::new(),
         under_way: 0,
@@ -151,6 +154,7 @@ impl Driver {
             self.tend_doors(now);
             self.orders();
             self.shared.publish(self.number, self.core.counts());
+            self.log_access();
             self.show_clients();
             if self.stopping_since_ms.is_some_and(|since| self.ends(since, now)) {
                 return Ok(());
@@ -217,6 +221,27 @@ impl Driver {
                 self.submit(entry);
             }
         }
+    }
+
+    /// Hands records over to the access log; what finds no room there is lost, and counted.
+    fn log_access(&mut self) {
+        if self.core.access().is_empty() {
+            return;
+        }
+        let (wall_us, us) = (wall_us(), self.now().us);
+        let batch = self.core.access();
+        let bytes = batch.sealed(wall_us, us);
+        let room = self.access.as_mut().and_then(|ring| ring.write_chunk(bytes.len()).ok());
+        let lost = room.is_none();
+        if let Some(mut chunk) = room {
+            let (first, second) = chunk.as_mut_slices();
+            let (to_first, to_second) = bytes.split_at(first.len());
+            first.copy_from_slice(to_first);
+            second.copy_from_slice(to_second);
+            chunk.commit_all();
+        }
+        batch.clear(lost);
+        self.shared.loops(self.number).access_dropped.set(batch.dropped);
     }
 
     fn turned(&self, completions: u64) {
@@ -349,6 +374,9 @@ impl Driver {
             self.settings = settings.clone();
             self.core.on_settings(settings, now);
             self.shared.show_settings(self.number, &self.settings, self.core.figures());
+        }
+        if news.access.is_some() {
+            self.access = news.access;
         }
         if let Some(map) = news.map {
             self.core.on_map(map.clone(), now);
@@ -605,6 +633,10 @@ pub(super) fn sock(socks: &mut [Sock], id: ConnId) -> Option<&mut Sock> {
     socks.get_mut(id.index as usize).filter(|s| s.generation == id.generation && s.socket.is_some())
 }
 
+fn wall_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64)
+}
+
 fn wall_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    wall_us() / 1000
 }

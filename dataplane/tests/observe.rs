@@ -1,0 +1,147 @@
+//! What an operator sees of a running router: its pages and its access log, as a process shows them.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// How long anything may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A router of zone bj with a map that never changes and one service whose upstream answers everything.
+struct Router {
+    dir: PathBuf,
+    client: SocketAddr,
+    admin: SocketAddr,
+    process: Child,
+}
+
+impl Router {
+    fn start(name: &str) -> Router {
+        let dir = std::env::temp_dir().join(format!("ezone-observe-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        let held: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let [client, admin] = [0, 1].map(|i| held[i].local_addr().unwrap());
+        drop(held);
+        let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+        let text = format!(
+            "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n\
+             [router]\nlisten = [\"{client}\"]\nadmin = \"{admin}\"\ncores = [0]\n\
+             [[service]]\nprefix = \"/api/\"\nendpoints = [\"{}\"]\n[access_log]\npath = \"access.log\"\n",
+            map.display(),
+            upstream(),
+        );
+        let config = dir.join("ezone.toml");
+        fs::write(&config, text).unwrap();
+        let said = fs::File::create(dir.join("said")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ezone"));
+        command.args(["router", "--stop-with-stdin", "--config"]).arg(&config).stdin(Stdio::piped());
+        let process = command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap();
+        let router = Router { dir, client, admin, process };
+        router.within("the router answers", || router.page("/healthz").ok().filter(|(s, _)| *s == 200));
+        router
+    }
+
+    fn within<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(found) = look() {
+                return found;
+            }
+            let said = || fs::read_to_string(self.dir.join("said")).unwrap_or_default();
+            assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}; it said: {}", said());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn ask(&self, path: &str) -> (u16, String) {
+        http(self.client, "GET", path, "x-shard: loc=116.40,39.90\r\n").unwrap()
+    }
+
+    fn page(&self, path: &str) -> std::io::Result<(u16, String)> {
+        http(self.admin, "GET", path, "")
+    }
+
+    /// Waits until the file has a line with `part`.
+    fn logged(&self, file: &str, part: &str) -> String {
+        self.within(part, || {
+            let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
+            text.lines().find(|l| l.contains(part)).map(String::from)
+        })
+    }
+}
+
+impl Drop for Router {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Answers each request of each connection with 200 and four bytes.
+fn upstream() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            std::thread::spawn(move || {
+                let (mut head, mut byte) = (vec![], [0]);
+                while stream.read_exact(&mut byte).is_ok() {
+                    head.push(byte[0]);
+                    if head.ends_with(b"\r\n\r\n") {
+                        head.clear();
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine");
+                    }
+                }
+            });
+        }
+    });
+    at
+}
+
+fn http(at: SocketAddr, method: &str, path: &str, fields: &str) -> std::io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(at)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned());
+    status.zip(body).ok_or_else(|| std::io::Error::other(format!("no HTTP: {answer:?}")))
+}
+
+#[test]
+fn requests_are_in_the_log_and_on_the_page_and_a_moved_log_is_opened_anew() {
+    let router = Router::start("log");
+    assert_eq!(router.ask("/api/one?q=1"), (200, "fine".into()));
+    assert_eq!(router.ask("/nowhere").0, 404);
+    let line = router.logged("access.log", "\"GET /api/one?q=1\" 200");
+    assert!(line.contains("service=\"/api/\" zone=bj shard=121 epoch=1 retries=0 end=ok"), "{line}");
+    let line = router.logged("access.log", "\"GET /nowhere\" 404");
+    assert!(line.contains("end=refused why=\"no service for this path\""), "{line}");
+    fs::rename(router.dir.join("access.log"), router.dir.join("access.log.1")).unwrap();
+    assert_eq!(http(router.admin, "POST", "/reopen", "content-length: 0\r\n").unwrap().0, 200);
+    router.within("the log is opened anew", || fs::metadata(router.dir.join("access.log")).ok());
+    assert_eq!(router.ask("/api/two").0, 200);
+    router.logged("access.log", "\"GET /api/two\" 200");
+    let (status, page) = router.page("/metrics").unwrap();
+    assert_eq!(status, 200);
+    for line in [
+        "ezone_requests_total{service=\"/api/\",status=\"200\"} 2",
+        "ezone_requests_total{service=\"none\",status=\"404\"} 1",
+        "ezone_zone_requests_total{zone=\"bj\",class=\"2xx\"} 2",
+        "ezone_shard_requests_total{shards=\"64-127\",class=\"2xx\"} 2",
+        "ezone_router_own_seconds_count{service=\"/api/\"} 2",
+        "ezone_access_log_lines_total 3",
+        "ezone_access_log_dropped_total{at=\"core\"} 0",
+        "ezone_map_epoch{core=\"0\"} 1",
+    ] {
+        assert!(page.lines().any(|l| l == line), "{line} not in:\n{page}");
+    }
+    assert!(page.contains("ezone_core_cpu_seconds_total{core=\"0\"} "), "{page}");
+}

@@ -271,3 +271,21 @@ fn without_a_log_nothing_is_recorded() {
     w.give(client, "GET / HTTP/1.1\nbare");
     assert!(w.core.access().is_empty());
 }
+
+#[test]
+fn a_tunnel_is_one_request_that_is_over_with_its_101() {
+    let mut w = with_log(access::SAMPLE_ALL);
+    let client = w.client();
+    w.give(client, GET.replace("\r\n\r\n", "\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n"));
+    let up = w.last_connect();
+    w.later(50);
+    w.give(up, "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: echo\r\n\r\n");
+    w.later(5000);
+    w.give(up, "hello");
+    w.end(up, true);
+    w.end(client, true);
+    w.pass(60);
+    assert_eq!(statuses(&of(&w, "/a")), [(101, 1)]);
+    assert_eq!((of(&w, "/a").request.reading().sum_us(), core(&w).client_aborts.get()), (50, 0));
+    assert_eq!(logged(&mut w).len(), 1);
+}

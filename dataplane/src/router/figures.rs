@@ -52,7 +52,7 @@ impl Statuses {
 /// What one core shows of one service.
 #[derive(Debug)]
 pub struct ServiceFigures {
-    /// The prefix of a service, or `none`, `records`, `forward`.
+    /// A service's name, or `none`, `records`, `forward`.
     pub name: String,
     /// Answers by status.
     pub statuses: Statuses,
@@ -155,22 +155,22 @@ impl Figures {
     /// that a request under way counts where it began.
     pub(super) fn renew(&mut self, settings: &Settings) {
         let before = std::mem::take(&mut self.live);
-        let named = |f: &ServiceFigures| settings.services.iter().any(|s| s.prefix == f.name);
+        let named = |f: &ServiceFigures| settings.services.iter().any(|s| s.name == f.name);
         self.live = self.services.iter().enumerate().map(|(i, f)| i < OWN_NAMES.len() || named(f)).collect();
         for service in &settings.services {
-            if self.place(&service.prefix) != NO_SERVICE {
+            if self.place(&service.name) != NO_SERVICE {
                 continue;
             }
             match (0..self.live.len()).find(|i| !self.live[*i] && !before[*i]) {
-                Some(free) => (self.services[free], self.live[free]) = (new(&service.prefix), true),
-                None => self.put(&service.prefix),
+                Some(free) => (self.services[free], self.live[free]) = (new(&service.name), true),
+                None => self.put(&service.name),
             }
         }
     }
 
-    /// The place of the service with that prefix; `NO_SERVICE`: there is none.
-    pub(super) fn place(&self, prefix: &str) -> u16 {
-        self.services.iter().position(|f| f.name == prefix).map_or(NO_SERVICE, |i| i as u16)
+    /// The place of the service of that name; `NO_SERVICE`: there is none.
+    pub(super) fn place(&self, name: &str) -> u16 {
+        self.services.iter().position(|f| f.name == name).map_or(NO_SERVICE, |i| i as u16)
     }
 
     fn put(&mut self, name: &str) {

@@ -46,6 +46,7 @@ impl Pool {
 }
 
 struct Route {
+    name: String,
     prefix: String,
     pools: Vec<usize>,
     next: usize,
@@ -61,7 +62,7 @@ impl Destinations {
         let mut services: Vec<Route> = Vec::new();
         for s in &settings.services {
             let pools = s.endpoints.iter().map(|e| self.pool(e.addr, false, e.tls)).collect();
-            services.push(Route { prefix: s.prefix.clone(), pools, next: 0, place: NO_SERVICE });
+            services.push(Route { name: s.name.clone(), prefix: s.prefix.clone(), pools, next: 0, place: NO_SERVICE });
         }
         services.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
         self.services = services;
@@ -77,7 +78,7 @@ impl Destinations {
 
     /// Says where each service counts.
     pub fn place(&mut self, figures: &Figures) {
-        self.services.iter_mut().for_each(|s| s.place = figures.place(&s.prefix));
+        self.services.iter_mut().for_each(|s| s.place = figures.place(&s.name));
     }
 
     /// The place of the pool for `addr`, made if there is none.

@@ -12,7 +12,7 @@
 
 use super::Core;
 use super::access::line_of;
-use super::conn::{Client, ConnId, Io, Kind};
+use super::conn::{Client, ConnId, Io, Kind, Phase};
 use shardmap::{MapEpoch, Shard, Zone};
 use std::net::SocketAddr;
 
@@ -226,7 +226,8 @@ impl Core {
         let conn = &mut self.conns[index];
         let Kind::Client(c) = &mut conn.kind else { return };
         let unsent = c.dones.len();
-        if c.exchange.is_some() {
+        // Of a tunnel the request was over with its 101.
+        if c.exchange.is_some() && c.phase != Phase::Tunnel {
             if c.trace.status == 0 {
                 c.trace.status = CLIENT_GONE;
             }

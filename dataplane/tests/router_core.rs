@@ -195,7 +195,8 @@ fn a_421_of_a_peer_is_tried_again_once_with_the_newer_map_and_the_body_it_still_
     w.give(c, "POST /a HTTP/1.1\r\nHost: h\r\nx-shard: shopid=2\r\nContent-Length: 5\r\n\r\nhello");
     let up = w.last_connect();
     w.took(up);
-    let refused = "HTTP/1.1 421 Misdirected Request\r\nx-ezone-epoch: 4\r\nContent-Length: 2\r\n\r\n{}";
+    let refused =
+        "HTTP/1.1 421 Misdirected Request\r\nx-ezone-owner: 0\r\nx-ezone-epoch: 4\r\nContent-Length: 2\r\n\r\n{}";
     w.give(up, refused);
     assert_eq!((w.counts().holding, w.took(c)), (1, String::new()));
     w.map(Table::new(3, &[(1, BJ), (2, BJ)]));
@@ -214,7 +215,9 @@ fn retrying_on_a_wrong_zone_is_bounded_and_does_not_loop() {
     let mut w = World::new();
     let c = w.client();
     w.give(c, GET.replace("shopid=1", "shopid=2"));
-    let refused = |epoch: u64| format!("HTTP/1.1 421 No\r\nx-ezone-epoch: {epoch}\r\nContent-Length: 0\r\n\r\n");
+    let refused = |epoch: u64| {
+        format!("HTTP/1.1 421 No\r\nx-ezone-owner: 1\r\nx-ezone-epoch: {epoch}\r\nContent-Length: 0\r\n\r\n")
+    };
     let up = w.last_connect();
     w.give(up, refused(2));
     w.map(Table::new(2, &[(1, BJ), (2, SH)]).entry(2, SH, 2));
@@ -236,7 +239,7 @@ fn a_body_that_is_no_longer_held_is_not_replayed_after_a_421() {
     }
     let up = w.last_connect();
     assert_eq!(body_of(&w.took(up)).len(), size);
-    w.give(up, "HTTP/1.1 421 No\r\nx-ezone-epoch: 2\r\nContent-Length: 0\r\n\r\n");
+    w.give(up, "HTTP/1.1 421 No\r\nx-ezone-owner: 0\r\nx-ezone-epoch: 2\r\nContent-Length: 0\r\n\r\n");
     assert_eq!(status_of(&w.took(c)), 503);
 }
 

@@ -89,6 +89,8 @@ pub struct Ezone<'b> {
     pub read_local: bool,
     /// `x-ezone-version`: of a record.
     pub version: Option<&'b [u8]>,
+    /// `x-ezone-owner` is there: a router says with it that it has not done the request and who may.
+    pub owner: bool,
     /// `x-ezone-outcome`: `unknown`, if a write may or may not have happened.
     pub outcome: Option<&'b [u8]>,
 }

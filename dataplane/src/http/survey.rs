@@ -175,6 +175,7 @@ impl<'b> Survey<'b> {
             "-hop" => e.hop = true,
             "-read" => e.read_local = value.eq_ignore_ascii_case(b"local"),
             "-version" => e.version = Some(value),
+            "-owner" => e.owner = true,
             "-outcome" => e.outcome = Some(value),
             "-ack" => self.condition = Some(name),
             _ => {}

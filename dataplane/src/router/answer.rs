@@ -1,7 +1,7 @@
 //! What the router itself says: short JSON that tells why, and the clean-up before it.
 
 use super::Core;
-use super::conn::{ConnId, Stage};
+use super::conn::{ConnId, Phase, Stage};
 use crate::http::{Fault, write};
 use serde_json::{Map, Value};
 
@@ -62,13 +62,17 @@ impl Core {
             self.breaks(id, reason);
             return self.close(id);
         }
+        if c.exchange.is_none() && c.phase == Phase::Body {
+            // Answered before its end, and what is left of it is late or malformed: nobody waits for a second answer.
+            return self.end_client(id);
+        }
         self.counts.answered(status);
         self.answers(id, status, reason);
         let name = std::mem::take(&mut self.name);
-        let map = self.counts.map_epoch;
+        let (map, stopping) = (self.counts.map_epoch, self.stopping);
         let Some((io, c)) = self.client(id) else { return };
         // It waits for `100 Continue` and may or may not send its body now: what follows could not be told apart.
-        c.about.keep_alive &= !c.about.expects;
+        c.about.keep_alive &= !c.about.expects && !stopping;
         let out = &mut io.out;
         write::status_line(out, status, write::reason(status));
         out.extend_from_slice(b"content-type: application/json\r\n");

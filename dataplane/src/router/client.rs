@@ -150,7 +150,10 @@ impl Core {
         let stage = c.exchange.as_ref().map(|e| e.stage);
         match stage {
             Some(Stage::Held | Stage::New | Stage::Port(_)) => return Some(0),
-            Some(Stage::Upstream(up)) if self.upstream(up).is_some_and(|(io, _)| io.out.len() > high) => {
+            // With no bytes left over nothing would call again: the end of a body must be seen at once.
+            Some(Stage::Upstream(up))
+                if !from.is_empty() && self.upstream(up).is_some_and(|(io, _)| io.out.len() > high) =>
+            {
                 return Some(0);
             }
             Some(Stage::Gather | Stage::Upstream(_)) | None => {}
@@ -283,18 +286,17 @@ impl Core {
         }
     }
 
-    /// The client has ended its half and everything that it sent has been looked at.
+    /// The client has ended its half. What it sent before that and has not been looked at, because the other side is slow or
+    /// a map has to come, is a request all the same.
     pub(super) fn client_end(&mut self, id: ConnId) {
+        let high = self.limits.buffer_bytes_max;
         let Some((io, c)) = self.client(id) else { return };
         match c.phase {
+            Phase::Head if !io.stash.is_empty() && io.out.len() > high => {}
             Phase::Head if c.exchange.is_none() && (io.sending || !io.out.is_empty()) => self.end_client(id),
             Phase::Head if c.exchange.is_none() && io.stash.is_empty() => self.take_leave(id),
-            Phase::Head | Phase::Body => {
-                let held = matches!(c.exchange.as_ref().map(|e| e.stage), Some(Stage::Held));
-                if !held || io.stash.is_empty() {
-                    self.client_gone(id);
-                }
-            }
+            Phase::Body if !io.stash.is_empty() => {}
+            Phase::Head | Phase::Body => self.client_gone(id),
             Phase::Await => {}
             Phase::Tunnel => self.tunnel_half(id),
             Phase::Drain if io.sending || !io.out.is_empty() => {}
@@ -316,11 +318,12 @@ impl Core {
         let Some((io, c)) = self.client(id) else { return };
         let partial = !io.stash.is_empty();
         let stage = c.exchange.as_ref().map(|e| e.stage);
+        let answered = c.exchange.as_ref().is_some_and(|e| e.answered);
         match (c.phase, stage) {
             (Phase::Drain, _) => self.close(id),
             (Phase::Tunnel, _) => self.tunnel_late(id),
             (_, Some(Stage::Held)) => self.hold_over(id),
-            (Phase::Body, Some(Stage::Upstream(_))) if c.about.expects => self.say_continue(id),
+            (Phase::Body, Some(Stage::Upstream(_))) if c.about.expects && !answered => self.say_continue(id),
             (Phase::Head, None) if !partial => self.take_leave(id),
             (Phase::Head | Phase::Body, _) => {
                 c.about.keep_alive = false;

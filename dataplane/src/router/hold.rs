@@ -21,6 +21,11 @@ impl Holds {
             self.queue.clear();
         }
     }
+
+    /// How many are held, and of how many bytes.
+    pub fn held(&self) -> (usize, usize) {
+        (self.count, self.bytes)
+    }
 }
 
 impl Core {

@@ -15,6 +15,7 @@
 
 pub mod access;
 mod answer;
+mod audit;
 mod client;
 mod conn;
 mod core;
@@ -35,6 +36,7 @@ mod tunnel;
 mod upstream;
 pub mod view;
 
+pub use audit::Footprint;
 pub use conn::ConnId;
 pub use core::{Core, Now, Order, Side, Target};
 pub use service::{Endpoint, Peer, Service};

@@ -136,6 +136,17 @@ impl Ports {
         Some(pending)
     }
 
+    /// How many asks are in flight.
+    pub fn asked(&self) -> usize {
+        self.asks.iter().filter(|s| s.ask.is_some()).count()
+    }
+
+    /// Is `corr` in flight for `client`?
+    pub fn asked_by(&self, corr: u64, client: ConnId) -> bool {
+        let slot = self.asks.get(corr as u32 as usize).filter(|s| s.generation == (corr >> 32) as u32);
+        slot.and_then(|s| s.ask.as_ref()).is_some_and(|p| p.client == Some(client))
+    }
+
     /// Every ask that was made on `port`.
     fn of_port(&self, port: usize) -> Vec<u64> {
         let on = |s: &Slot| s.ask.as_ref().is_some_and(|p| p.port == port);

@@ -91,7 +91,8 @@ impl Client {
     /// The request being served is over: its answer ends where the bytes written so far do.
     fn end_request(&mut self, io: &Io) {
         let t = std::mem::take(&mut self.trace);
-        let end = io.taken_bytes + io.out.len() as u64;
+        // What waited when a send failed was thrown away: an end never comes before the one before it.
+        let end = (io.taken_bytes + io.out.len() as u64).max(self.ended);
         let e = self.exchange.as_ref();
         let done = Done {
             end,

@@ -154,7 +154,8 @@ impl Core {
             u.body = Body::Done;
         }
         let peer = self.to.pools[pool].peer;
-        if let (421, true, Some(named)) = (r.status, peer, r.ezone.epoch) {
+        // The peer's own word that nothing was done; a 421 of one of its upstreams, which names no owner, proves nothing.
+        if let (421, true, true, Some(named)) = (r.status, peer, r.ezone.owner, r.ezone.epoch) {
             self.leave(id);
             return self.wrong_zone(client, MapEpoch(named));
         }
@@ -292,9 +293,13 @@ impl Core {
     /// Parts an exchange from a connection whose answer is still to be read, and thrown away.
     fn leave(&mut self, id: ConnId) {
         let late = self.now.ms + self.limits.linger_ms;
+        let Some((_, u)) = self.upstream(id) else { return };
+        let client = u.client.take();
+        let asked_whole = client.and_then(|c| self.client(c)).is_none_or(|(_, c)| c.phase != Phase::Body);
         let Some((io, u)) = self.upstream(id) else { return };
         io.deadline = late;
-        u.client = None;
+        // The other side still waits for the rest of the body: it would take the next request for that.
+        u.keep_alive &= asked_whole;
         let shard = u.shard.take();
         self.arrive(shard);
     }

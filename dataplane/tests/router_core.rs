@@ -472,7 +472,7 @@ fn bytes_after_an_upgrade_that_the_upstream_invents_are_not_passed_on() {
 
 #[test]
 fn slow_clients_and_silent_upstreams_are_given_up() {
-    let mut w = World::with(Limits { read_ms: 500, answer_ms: 500, idle_ms: 1000, ..Limits::default() });
+    let mut w = World::with(Limits { head_ms: 500, answer_ms: 500, idle_ms: 1000, ..Limits::default() });
     let (idle, slow, waits) = (w.client(), w.client(), w.client());
     w.give(slow, &GET[..20]);
     w.give(waits, GET);

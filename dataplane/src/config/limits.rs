@@ -49,8 +49,26 @@ limits! {
     tunnel_idle_ms_max = 3_600_000, 1..=86_400_000 => tunnel_idle_ms;
     /// Bytes of a record's value.
     record_bytes_max = 1 << 20, 1..=replog::limits::VALUE_MAX as u64 => record_bytes_max;
-    /// Connections of one core, both sides together.
-    connections_max = 10_000, 1..=1 << 20 => connections_max;
+    /// Bytes of a request's body.
+    body_bytes_max = 1 << 30, 0..=1 << 50 => body_bytes_max;
+    /// Clients' connections of one core.
+    connections_max = 10_000, 1..=1 << 20 => clients_max;
+    /// Requests of one connection.
+    requests_max = 1_000_000, 1..=u32::MAX as u64 => requests_max;
+    /// Bytes of all buffers of one core.
+    memory_bytes_max = 1 << 30, 1 << 20..=1 << 50 => memory_bytes_max;
+    /// Bytes that wait for one connection before its other side is no longer read.
+    buffer_bytes_max = 65_536, 4096..=1 << 30 => buffer_bytes_max;
+    /// Bytes of a body that are kept for a second attempt.
+    kept_bytes_max = 65_536, 0..=1 << 30 => kept_bytes_max;
+    /// Bytes of held requests on one core.
+    hold_bytes_max = 1 << 24, 0..=1 << 40 => hold_bytes_max;
+    /// From the first byte of a request's head to its end.
+    head_ms_max = 15_000, 1..=3_600_000 => head_ms;
+    /// Between two pieces of a request's body.
+    read_ms_max = 15_000, 1..=3_600_000 => read_ms;
+    /// How long a connection that ends is read so that its client can see the answer.
+    linger_ms_max = 1_000, 1..=60_000 => linger_ms;
     /// How long a request may wait for a shard that is moving.
     hold_ms_max = 5_000, 0..=60_000 => hold_ms_max;
     /// How many requests may wait so on one core.

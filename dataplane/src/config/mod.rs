@@ -5,6 +5,7 @@
 mod access;
 mod check;
 mod endpoint;
+mod forwarded;
 mod limits;
 mod log;
 mod node;
@@ -23,6 +24,7 @@ pub use zones::Peer;
 
 use access::RawAccess;
 use check::{Check, line_of};
+use forwarded::RawForwarded;
 use limits::RawLimits;
 use log::RawLog;
 use node::{RawMap, RawNode};
@@ -55,6 +57,8 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// What the router accepts.
     pub limits: Limits,
+    /// What requests that are sent on say of where they come from.
+    pub forwarding: crate::router::forward::Forwarding,
 }
 
 /// All that is wrong with a configuration.
@@ -92,6 +96,8 @@ struct Raw {
     access_log: Option<RawAccess>,
     #[serde(default = "limits::default_limits")]
     limits: RawLimits,
+    #[serde(default)]
+    forwarded: RawForwarded,
 }
 
 impl Config {
@@ -173,6 +179,7 @@ impl Check<'_> {
             services,
             access_log: raw.access_log.map(|a| self.access(a)),
             limits: raw.limits.into_inner(),
+            forwarding: raw.forwarded.of_core(),
         })
     }
 }

@@ -68,6 +68,7 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         tls: Contexts::default(),
         access: config.access_log.as_ref().map(|l| l.which),
         limits: config.limits.of_core(),
+        forwarding: config.forwarding,
         map_lookup: true,
     };
     live.prune();

@@ -38,7 +38,7 @@ type As = (&'static str, Kind, &'static str, Option<(&'static str, &'static str)
 use Kind::{Counter, Gauge};
 
 /// A field that is not here is shown as `ezone_core_<field>`, untyped.
-const SHOWN_AS: [As; 17] = [
+const SHOWN_AS: [As; 22] = [
     ("accepted", Counter, "ezone_connections_accepted_total", None, "Connections accepted"),
     ("connections", Gauge, "ezone_connections", None, "Connections open now, both sides"),
     ("by_shard", Counter, "ezone_tagged_requests_total", Some(("by", "shard")), TAGGED),
@@ -60,6 +60,11 @@ const SHOWN_AS: [As; 17] = [
         None,
         "Requests in flight on moving or ownerless shards",
     ),
+    ("tunnels", Gauge, "ezone_tunnels", None, "Tunnels open now"),
+    ("tunnelled", Counter, "ezone_tunnels_total", None, "Tunnels opened by a 101"),
+    ("refused", Counter, "ezone_connections_refused_total", None, "Connections closed at once for want of room"),
+    ("short_of_memory", Counter, "ezone_short_of_memory_total", None, "Requests that got 503 for want of memory"),
+    ("memory_bytes", Gauge, "ezone_buffers_bytes", None, "Bytes of all buffers"),
     ("map_epoch", Gauge, "ezone_map_epoch", None, "The map that the core has adopted; 0: none yet"),
     ("malformed_tag_parts", Counter, "ezone_malformed_tag_parts_total", None, "Parts of tags that could not be read"),
 ];

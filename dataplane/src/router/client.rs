@@ -1,6 +1,7 @@
 //! A client's side of an exchange: head, body, the next request; its end and its delays.
 
 use super::Core;
+use super::answer::TRY_LATER;
 use super::conn::{About, ConnId, Exchange, Phase, Stage};
 use crate::http::{Body, Fault, Piece, parse_request, scan, slots, target, trailer, write};
 
@@ -15,13 +16,14 @@ impl Core {
         let mut at = 0;
         loop {
             let (limits, now, now_us) = (self.limits, self.now.ms, self.now.us);
+            let high = self.buffer_max();
             let Some((io, c)) = self.client(id) else { return bytes.len() };
             let rest = &bytes[at..];
             match c.phase {
-                Phase::Head if rest.is_empty() || io.out.len() > limits.buffer_bytes_max => return at,
+                Phase::Head if rest.is_empty() || io.out.len() > high => return at,
                 Phase::Head => match scan(rest, &mut c.scanned, limits.head_bytes_max) {
                     Ok(None) => {
-                        io.deadline = io.deadline.min(now + limits.read_ms);
+                        io.deadline = io.deadline.min(now + limits.head_ms);
                         if c.trace.began_us == 0 {
                             c.trace.began_us = now_us;
                         }
@@ -55,6 +57,7 @@ impl Core {
     fn begin(&mut self, id: ConnId, raw: &[u8]) {
         let (limits, deadline) = (self.limits, self.now.ms + self.limits.answer_ms);
         let (stopping, now_us, logged) = (self.stopping, self.now.us, self.settings.access.is_some());
+        let short = self.is_short();
         let Some((io, c)) = self.client(id) else { return };
         if c.trace.began_us == 0 {
             c.trace.began_us = now_us;
@@ -77,7 +80,7 @@ impl Core {
                 io.deadline = deadline;
                 c.about = About {
                     http11: r.http11,
-                    keep_alive: r.keep_alive && !stopping,
+                    keep_alive: r.keep_alive && !stopping && !short && c.asked + 1 < limits.requests_max,
                     is_head: r.method == "HEAD",
                     idempotent: matches!(r.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE"),
                     chunked: matches!(r.body, Body::Chunked(_)),
@@ -90,10 +93,15 @@ impl Core {
                 c.body = r.body;
                 c.kept.clear();
                 c.trailers.clear();
+                c.asked = c.asked.saturating_add(1);
                 (c.kept_whole, c.discarded) = (true, 0);
                 c.phase = if c.body.is_done() { Phase::Await } else { Phase::Body };
                 c.exchange = Some(Exchange::new());
-                self.route(id, &r);
+                match r.body {
+                    _ if short => self.no_memory(id),
+                    Body::Length(n) if n > limits.body_bytes_max => self.too_long(id, n),
+                    Body::Done | Body::Length(_) | Body::Chunked(_) | Body::UntilClose => self.route(id, &r),
+                }
             }
         }
         if let Some((_, c)) = self.client(id) {
@@ -145,7 +153,7 @@ impl Core {
 
     /// Reads on in a body: bytes used, 0 if it has to wait, `None` to look again.
     fn body(&mut self, id: ConnId, from: &[u8]) -> Option<usize> {
-        let high = self.limits.buffer_bytes_max;
+        let high = self.buffer_max();
         let (_, c) = self.client(id)?;
         let stage = c.exchange.as_ref().map(|e| e.stage);
         match stage {
@@ -185,7 +193,7 @@ impl Core {
     }
 
     fn deliver(&mut self, id: ConnId, data: &[u8], stage: Option<Stage>) {
-        let limits = self.limits;
+        let (limits, short) = (self.limits, self.is_short());
         let late = self.now.ms + limits.read_ms;
         let Some((io, c)) = self.client(id) else { return };
         io.deadline = late;
@@ -199,7 +207,19 @@ impl Core {
             return;
         };
         c.trace.body_bytes += data.len() as u64;
-        let keep_max = if stage == Stage::Gather { limits.record_bytes_max } else { limits.kept_bytes_max };
+        let gathers = stage == Stage::Gather;
+        if c.trace.body_bytes > limits.body_bytes_max {
+            let seen = c.trace.body_bytes;
+            return self.too_long(id, seen);
+        }
+        if short && gathers {
+            return self.no_memory(id);
+        }
+        let keep_max = match gathers {
+            true => limits.record_bytes_max,
+            false if short => 0,
+            false => limits.kept_bytes_max,
+        };
         let chunked = c.about.chunked;
         if c.kept_whole && c.kept.len() + data.len() <= keep_max {
             c.kept.extend_from_slice(data);
@@ -245,14 +265,34 @@ impl Core {
         }
     }
 
+    fn too_long(&mut self, id: ConnId, seen: u64) {
+        self.last_answer(id);
+        let seen = format!("{seen} bytes or more");
+        self.fail(id, 413, "the request's body is too long", &seen, "a body within body_bytes_max");
+    }
+
+    fn no_memory(&mut self, id: ConnId) {
+        self.counts.short_of_memory += 1;
+        self.last_answer(id);
+        let seen = format!("{} bytes in use", self.memory_bytes);
+        let expected = "less than memory_bytes_max; nothing was done";
+        self.fail_with(id, 503, &TRY_LATER, "the router is short of memory", &seen, expected);
+    }
+
+    fn last_answer(&mut self, id: ConnId) {
+        if let Some((_, c)) = self.client(id) {
+            c.about.keep_alive = false;
+        }
+    }
+
     /// The answer is written whole: the next request, or the end.
     pub(super) fn finish(&mut self, id: ConnId) {
         let deadline = self.now.ms + self.limits.idle_ms;
-        let stopping = self.stopping;
+        let (stopping, short) = (self.stopping, self.is_short());
         self.answer_written(id);
         let Some((io, c)) = self.client(id) else { return };
         c.exchange = None;
-        if c.kept.capacity() > DISCARD_BYTES_MAX {
+        if c.kept.capacity() > DISCARD_BYTES_MAX || short {
             c.kept = Vec::new();
         }
         let (eof, has_more) = (io.eof && io.stash.is_empty(), !io.stash.is_empty() || io.paused);
@@ -313,6 +353,11 @@ impl Core {
         self.close(id);
     }
 
+    /// Do bytes wait that the upstream does not take?
+    fn is_stuck(&mut self, up: ConnId) -> bool {
+        self.upstream(up).is_some_and(|(io, _)| !io.open || io.sending || !io.out.is_empty())
+    }
+
     /// The client's patience or ours has ended.
     pub(super) fn client_late(&mut self, id: ConnId) {
         let Some((io, c)) = self.client(id) else { return };
@@ -325,8 +370,20 @@ impl Core {
             (_, Some(Stage::Held)) => self.hold_over(id),
             (Phase::Body, Some(Stage::Upstream(_))) if c.about.expects && !answered => self.say_continue(id),
             (Phase::Head, None) if !partial => self.take_leave(id),
+            (Phase::Body, Some(Stage::Upstream(up))) if self.is_stuck(up) => {
+                self.last_answer(id);
+                let fields = [("x-ezone-outcome", "unknown")];
+                self.fail_with(
+                    id,
+                    504,
+                    &fields,
+                    "the upstream does not take the request",
+                    "",
+                    "progress within read_ms",
+                );
+            }
             (Phase::Head | Phase::Body, _) => {
-                c.about.keep_alive = false;
+                self.last_answer(id);
                 self.fail(id, 408, "the request did not come whole in time", "", "head and body within read_ms");
             }
             (Phase::Await, _) => {

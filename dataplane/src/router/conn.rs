@@ -1,5 +1,6 @@
 //! The connections of a core: what is known of each, by kind, in a table whose places are used again under new generations.
 
+use super::forward::Origin;
 use super::trace::{Done, Trace};
 use crate::http::Body;
 use bytes::BytesMut;
@@ -23,6 +24,10 @@ pub(super) struct Io {
     pub spare: Vec<u8>,
     /// Received and not used yet.
     pub stash: Vec<u8>,
+    /// Room of the buffer that the driver holds.
+    pub flying: usize,
+    /// Bytes of its buffers as last counted.
+    pub weight: usize,
     /// All bytes that the driver has taken so far.
     pub taken_bytes: u64,
     /// It is connected.
@@ -85,6 +90,10 @@ pub(super) enum Phase {
 pub(super) struct Client {
     /// It came in on `peer_listen`.
     pub trusted: bool,
+    /// Where it comes from.
+    pub from: Origin,
+    /// Requests that it has asked.
+    pub asked: u32,
     pub phase: Phase,
     pub scanned: usize,
     /// Empty lines before the head.
@@ -212,6 +221,8 @@ impl Client {
     pub fn new(trusted: bool) -> Client {
         Client {
             trusted,
+            from: Origin::default(),
+            asked: 0,
             phase: Phase::Head,
             scanned: 0,
             blanks: 0,

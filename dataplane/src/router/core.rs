@@ -108,6 +108,10 @@ pub struct Core {
     pub(super) figures: Figures,
     pub(super) access: Batch,
     pub(super) sampler: Sampler,
+    /// Bytes of all buffers.
+    pub(super) memory_bytes: usize,
+    /// Where the names of traces come from.
+    pub(super) seed: u64,
     pub(super) now: Now,
     next_sweep_ms: u64,
     pub(super) stopping: bool,
@@ -139,6 +143,8 @@ impl Core {
             figures,
             access: Batch::default(),
             sampler: Sampler::default(),
+            memory_bytes: 0,
+            seed: 0,
             now: Now::default(),
             next_sweep_ms: 0,
             stopping: false,
@@ -147,12 +153,22 @@ impl Core {
         }
     }
 
+    /// Random bits from outside, so that no two cores name their traces alike.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+    }
+
     // ---- what happened --------------------------------------------------------------------------------------------
 
     /// Someone connected; `None`: there is no room, close it.
     pub fn on_accept(&mut self, side: Side, now: Now) -> Option<ConnId> {
         self.now = now;
-        let id = self.add(Kind::Client(Box::new(Client::new(side.is_peer()))))?;
+        let full = self.counts.clients >= self.limits.clients_max as u64 || self.is_short();
+        let new = || Kind::Client(Box::new(Client::new(side.is_peer())));
+        let Some(id) = Some(()).filter(|()| !full).and_then(|()| self.add(new())) else {
+            self.counts.refused += 1;
+            return None;
+        };
         let io = &mut self.conns[id.index as usize].io;
         io.open = true;
         io.deadline = now.ms + self.limits.idle_ms;
@@ -231,6 +247,7 @@ impl Core {
         conn.io.sending = true;
         conn.io.taken = true;
         conn.io.taken_bytes += conn.io.out.len() as u64;
+        conn.io.flying = conn.io.out.capacity();
         let spare = std::mem::take(&mut conn.io.spare);
         std::mem::replace(&mut conn.io.out, spare)
     }
@@ -240,11 +257,13 @@ impl Core {
         self.now = now;
         let low = self.limits.buffer_bytes_max / 4;
         let Some(conn) = self.conn(id) else { return };
-        conn.io.sending = false;
+        (conn.io.sending, conn.io.flying) = (false, 0);
         if buffer.capacity() <= BUFFER_KEPT_BYTES {
             buffer.clear();
             conn.io.spare = buffer;
         }
+        self.weigh(id);
+        let Some(conn) = self.conn(id) else { return };
         if !ok {
             // Nothing can be sent any more, but an answer may have come before: reading it tells the end.
             conn.io.open = false;
@@ -300,6 +319,7 @@ impl Core {
         }
         let conn = &mut self.conns[id.index as usize];
         self.handshaking -= usize::from(conn.io.handshaking);
+        self.memory_bytes -= conn.io.weight;
         conn.kind = Kind::Free;
         conn.io = Io::default();
         conn.generation = (conn.generation + 1) & 0xff_ffff;
@@ -374,6 +394,7 @@ impl Core {
 
     /// What was counted.
     pub fn counts(&mut self) -> &Counts {
+        self.counts.memory_bytes = self.memory_bytes as u64;
         self.counts.connections = (self.conns.len() - self.free.len()) as u64;
         self.counts.in_flight_moving = self.unsettled.iter().map(|s| u64::from(self.in_flight[s.0 as usize])).sum();
         &self.counts
@@ -440,6 +461,7 @@ impl Core {
             io.ordered = true;
             self.orders.push_back(Order::Send(id));
         }
+        self.weigh(id);
     }
 
     /// Orders the end of the connection, now.
@@ -507,7 +529,7 @@ impl Core {
             let used = self.pump(id, &stash);
             stash.drain(..used);
         }
-        let high = self.limits.buffer_bytes_max;
+        let high = self.buffer_max();
         let Some(conn) = self.conn(id) else { return };
         if stash.is_empty() && stash.capacity() > BUFFER_KEPT_BYTES {
             stash = Vec::new();
@@ -518,6 +540,7 @@ impl Core {
             conn.io.paused = full;
             self.orders.push_back(if full { Order::Pause(id) } else { Order::Resume(id) });
         }
+        self.weigh(id);
     }
 
     fn pump(&mut self, id: ConnId, bytes: &[u8]) -> usize {

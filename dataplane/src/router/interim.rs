@@ -52,7 +52,7 @@ impl Core {
 
     /// Does the client of this exchange have as much unsent as it may?
     pub(super) fn client_is_full(&mut self, id: ConnId) -> bool {
-        let high = self.limits.buffer_bytes_max;
+        let high = self.buffer_max();
         let client = self.upstream(id).and_then(|(_, u)| u.client);
         client.and_then(|c| self.client(c)).is_some_and(|(io, _)| io.out.len() > high)
     }

@@ -9,9 +9,10 @@
 //!
 //! A pure core: bytes, `now` and maps go in; bytes and [`Order`]s come out. It never names a socket, a clock or a thread.
 //! One attempt at a request sees one map. Files: `core` the tables and the driver's calls, `client` a client's side of an
-//! exchange, `route` where it goes, `upstream` the other side, `interim` 1xx answers, `tunnel` what follows a 101, `store` the
-//! record store, `hold` the waiting, `secure` what a core knows of TLS, `answer` what the router itself says, `trace` what a
-//! request took, `access` what the log is told, `figures`, `histogram` and `stats` what is shown of it.
+//! exchange, `route` where it goes, `upstream` the other side, `interim` 1xx answers, `tunnel` what follows a 101, `forward`
+//! what is told of the client, `memory` what all may hold, `store` the record store, `hold` the waiting, `secure` what a core
+//! knows of TLS, `answer` what the router itself says, `trace` what a request took, `access` what the log is told, `figures`,
+//! `histogram` and `stats` what is shown of it.
 
 pub mod access;
 mod answer;
@@ -21,9 +22,11 @@ mod conn;
 mod core;
 mod drain;
 pub mod figures;
+pub mod forward;
 pub mod histogram;
 mod hold;
 mod interim;
+mod memory;
 mod route;
 mod secure;
 pub mod service;

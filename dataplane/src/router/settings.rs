@@ -1,6 +1,7 @@
 //! What a router is told at its start: plain values, already checked by whoever read the configuration.
 
 use super::access::Access;
+use super::forward::Forwarding;
 use super::service::{Peer, Service};
 use crate::tls::Contexts;
 use shardmap::Zone;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub access: Option<Access>,
     /// Bounds.
     pub limits: Limits,
+    /// What requests that are sent on say of where they come from.
+    pub forwarding: Forwarding,
     /// Off only to measure what the lookup costs: each request goes to its service, whatever its tag.
     pub map_lookup: bool,
 }
@@ -57,6 +60,16 @@ pub struct Limits {
     pub kept_bytes_max: usize,
     /// Bytes that wait for one connection before its other side is no longer read.
     pub buffer_bytes_max: usize,
+    /// A request's body: 413 beyond.
+    pub body_bytes_max: u64,
+    /// Clients' connections of one core: closed beyond.
+    pub clients_max: usize,
+    /// Requests of one client's connection: the last one's answer says that it is.
+    pub requests_max: u32,
+    /// Buffers of one core together: beyond it new requests get 503, new connections none, and little is read.
+    pub memory_bytes_max: usize,
+    /// From the first byte of a request's head to its end: 408 beyond.
+    pub head_ms: u64,
     /// Connections of one core, both sides together.
     pub connections_max: usize,
     /// Idle connections kept for each upstream.
@@ -103,7 +116,12 @@ impl Default for Limits {
             record_bytes_max: 1024 * 1024,
             kept_bytes_max: 64 * 1024,
             buffer_bytes_max: 64 * 1024,
-            connections_max: 16 * 1024,
+            body_bytes_max: 1 << 30,
+            clients_max: 10_000,
+            requests_max: 1_000_000,
+            memory_bytes_max: 1 << 30,
+            head_ms: 15_000,
+            connections_max: 1 << 21,
             pool_idle_max: 256,
             asks_max: 64 * 1024,
             hold_ms_max: 5000,
@@ -131,6 +149,9 @@ impl Limits {
             self.connect_ms,
             self.answer_ms,
             self.read_ms,
+            self.head_ms,
+            self.continue_ms,
+            self.tunnel_idle_ms,
             self.idle_ms,
             self.upstream_idle_ms,
             self.linger_ms,
@@ -154,6 +175,7 @@ impl Default for Settings {
             tls: Contexts::default(),
             access: None,
             limits: Limits::default(),
+            forwarding: Forwarding::default(),
             map_lookup: true,
         }
     }

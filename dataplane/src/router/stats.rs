@@ -75,6 +75,12 @@ counts! {
     retried_421,
     /// Second attempts after a pooled connection or a connect failed.
     retried_lost,
+    /// Connections that were closed at once: too many clients, or too much memory in use.
+    refused,
+    /// Requests that got 503 because too much memory was in use.
+    short_of_memory,
+    /// Bytes of all buffers.
+    memory_bytes,
     /// Tunnels open now.
     tunnels,
     /// Tunnels opened by a 101.

@@ -109,7 +109,7 @@ impl Client {
             held_us: t.held_us,
             bytes_in: t.body_bytes + if e.is_some() { self.about.head_bytes as u64 } else { 0 },
             bytes_out: end - self.ended,
-            client: None,
+            client: self.from.addr,
             upstream: t.upstream,
             trace_id: [0; 16],
             read: e.is_some(),

@@ -71,7 +71,7 @@ impl Core {
 
     /// Puts `bytes` where they go; `client` is whose deadline the tunnel lives by.
     fn carry(&mut self, client: ConnId, to: ConnId, bytes: &[u8]) -> usize {
-        let (idle, high) = (self.now.ms + self.limits.tunnel_idle_ms, self.limits.buffer_bytes_max);
+        let (idle, high) = (self.now.ms + self.limits.tunnel_idle_ms, self.buffer_max());
         if bytes.is_empty() {
             return 0;
         }

@@ -28,7 +28,7 @@ impl Core {
         io.deadline = patience;
         e.stage = Stage::Upstream(up);
         let (shard, epoch, expects) = (e.shard, e.epoch.0, c.about.expects);
-        self.forwarded_head(&mut out, r, (pool, expects), shard.map(|s| s.0), epoch);
+        self.forwarded_head(&mut out, r, (id, pool, expects), shard.map(|s| s.0), epoch);
         let Some((_, c)) = self.client(id) else { return };
         write::piece(&mut out, &c.kept, c.about.chunked);
         if c.about.chunked && c.body.is_done() {
@@ -46,19 +46,21 @@ impl Core {
     }
 
     fn forwarded_head(
-        &self,
+        &mut self,
         out: &mut Vec<u8>,
         r: &Request<'_, '_>,
-        (pool, expects): (usize, bool),
+        (id, pool, expects): (ConnId, usize, bool),
         shard: Option<u16>,
         epoch: u64,
     ) {
-        write::request(out, r, 0);
+        let trusted = self.client(id).is_some_and(|(_, c)| c.trusted);
+        write::request(out, r, self.replaced(r, trusted));
         match r.body {
             Body::Length(n) => write::number_field(out, "content-length: ", n),
             Body::Chunked(_) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
             Body::Done | Body::UntilClose => {}
         }
+        self.way_fields(out, r, id);
         self.hop_fields(out, r, expects, pool);
         if self.to.pools[pool].peer {
             out.extend_from_slice(b"x-ezone-hop: 1\r\n");
@@ -214,7 +216,7 @@ impl Core {
 
     /// Reads on in an answer's body: bytes used, 0 if it has to wait, `None` to look again.
     fn answer_body(&mut self, id: ConnId, from: &[u8]) -> Option<usize> {
-        let high = self.limits.buffer_bytes_max;
+        let high = self.buffer_max();
         let patience = self.now.ms + self.limits.answer_ms;
         let (_, u) = self.upstream(id)?;
         let (client, chunk_out) = (u.client, u.chunk_out);

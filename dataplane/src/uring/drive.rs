@@ -131,6 +131,7 @@ pub fn run(
         wall_ms: wall_ms(),
         stopping_since_ms: None,
     };
+    driver.core.set_seed(std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), number));
     let result = driver.drive();
     driver.wind_down();
     if driver.under_way > 0 {
@@ -281,6 +282,11 @@ impl Driver {
 
     fn enter(&mut self, socket: Socket, side: Side, now: Now) {
         if let Some(id) = self.core.on_accept(side, now) {
+            if self.core.wants_addresses()
+                && let Some(addr) = socket.peer_addr().ok().and_then(|a| a.as_socket())
+            {
+                self.core.on_address(id, addr);
+            }
             self.place(id, socket);
             if side.is_tls() {
                 self.guard(id, side, now);

@@ -10,6 +10,8 @@ use toml::Spanned;
 pub struct Router {
     /// Clients connect here.
     pub listen: Vec<SocketAddr>,
+    /// Clients come through a balancer that speaks the PROXY protocol.
+    pub proxy_protocol: bool,
     /// Routers of other zones connect here; what they say is trusted.
     pub peer_listen: Vec<SocketAddr>,
     /// Status and metrics.
@@ -22,6 +24,8 @@ pub struct Router {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRouter {
     pub(super) listen: Spanned<Vec<String>>,
+    #[serde(default)]
+    pub(super) proxy_protocol: bool,
     #[serde(default)]
     pub(super) peer_listen: Option<Spanned<Vec<String>>>,
     pub(super) admin: Option<Spanned<String>>,
@@ -50,13 +54,13 @@ impl Check<'_> {
             None => None,
         };
         let cores = self.cores(raw.cores.as_ref());
-        Some(Router { listen, peer_listen, admin, cores })
+        Some(Router { listen, proxy_protocol: raw.proxy_protocol, peer_listen, admin, cores })
     }
 }
 
 impl Router {
     /// Stands for a router whose part was refused; the problems keep the configuration from being used.
     pub(super) fn none() -> Router {
-        Router { listen: vec![], peer_listen: vec![], admin: None, cores: vec![] }
+        Router { listen: vec![], proxy_protocol: false, peer_listen: vec![], admin: None, cores: vec![] }
     }
 }

@@ -60,6 +60,7 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         zone: config.zone_in(map)?,
         zone_names: map.zones().iter().map(|z| (z.id, z.name.clone())).collect(),
         listen: router.listen.clone(),
+        proxy_protocol: router.proxy_protocol,
         peer_listen: router.peer_listen.clone(),
         peers,
         log_ports: config.log.iter().flat_map(|l| 0..l.cores.len()).map(|i| config.port_path(i)).collect(),

@@ -38,7 +38,7 @@ type As = (&'static str, Kind, &'static str, Option<(&'static str, &'static str)
 use Kind::{Counter, Gauge};
 
 /// A field that is not here is shown as `ezone_core_<field>`, untyped.
-const SHOWN_AS: [As; 22] = [
+const SHOWN_AS: [As; 23] = [
     ("accepted", Counter, "ezone_connections_accepted_total", None, "Connections accepted"),
     ("connections", Gauge, "ezone_connections", None, "Connections open now, both sides"),
     ("by_shard", Counter, "ezone_tagged_requests_total", Some(("by", "shard")), TAGGED),
@@ -60,6 +60,7 @@ const SHOWN_AS: [As; 22] = [
         None,
         "Requests in flight on moving or ownerless shards",
     ),
+    ("proxy_malformed", Counter, "ezone_proxy_malformed_total", None, "Connections without a PROXY header as expected"),
     ("tunnels", Gauge, "ezone_tunnels", None, "Tunnels open now"),
     ("tunnelled", Counter, "ezone_tunnels_total", None, "Tunnels opened by a 101"),
     ("refused", Counter, "ezone_connections_refused_total", None, "Connections closed at once for want of room"),

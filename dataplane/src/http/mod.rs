@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod head;
+pub mod proxy;
 mod survey;
 pub mod target;
 pub mod trailer;

@@ -20,6 +20,12 @@ impl Core {
             let Some((io, c)) = self.client(id) else { return bytes.len() };
             let rest = &bytes[at..];
             match c.phase {
+                Phase::Proxy if rest.is_empty() => return at,
+                Phase::Proxy => match self.proxied(id, rest) {
+                    Some(0) => return at,
+                    Some(n) => at += n,
+                    None => return bytes.len(),
+                },
                 Phase::Head if rest.is_empty() || io.out.len() > high => return at,
                 Phase::Head => match scan(rest, &mut c.scanned, limits.head_bytes_max) {
                     Ok(None) => {
@@ -329,7 +335,7 @@ impl Core {
     /// The client has ended its half. What it sent before that and has not been looked at, because the other side is slow or
     /// a map has to come, is a request all the same.
     pub(super) fn client_end(&mut self, id: ConnId) {
-        let high = self.limits.buffer_bytes_max;
+        let high = self.buffer_max();
         let Some((io, c)) = self.client(id) else { return };
         match c.phase {
             Phase::Head if !io.stash.is_empty() && io.out.len() > high => {}
@@ -337,6 +343,7 @@ impl Core {
             Phase::Head if c.exchange.is_none() && io.stash.is_empty() => self.take_leave(id),
             Phase::Body if !io.stash.is_empty() => {}
             Phase::Head | Phase::Body => self.client_gone(id),
+            Phase::Proxy => self.bad_proxy(id),
             Phase::Await => {}
             Phase::Tunnel => self.tunnel_half(id),
             Phase::Drain if io.sending || !io.out.is_empty() => {}
@@ -366,6 +373,7 @@ impl Core {
         let answered = c.exchange.as_ref().is_some_and(|e| e.answered);
         match (c.phase, stage) {
             (Phase::Drain, _) => self.close(id),
+            (Phase::Proxy, _) => self.bad_proxy(id),
             (Phase::Tunnel, _) => self.tunnel_late(id),
             (_, Some(Stage::Held)) => self.hold_over(id),
             (Phase::Body, Some(Stage::Upstream(_))) if c.about.expects && !answered => self.say_continue(id),

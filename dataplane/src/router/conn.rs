@@ -75,6 +75,8 @@ pub(super) enum Kind {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Phase {
+    /// The PROXY protocol's header has to come.
+    Proxy,
     /// A request's head has to come.
     Head,
     /// Its body.

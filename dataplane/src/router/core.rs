@@ -174,6 +174,9 @@ impl Core {
         io.deadline = now.ms + self.limits.idle_ms;
         self.counts.accepted += 1;
         self.counts.clients += 1;
+        if self.settings.proxy_protocol && side == Side::Client {
+            self.expect_proxy(id);
+        }
         if self.stopping {
             self.last_chance(id);
         }

@@ -5,9 +5,9 @@
 //! each connection.
 
 use super::Core;
-use super::conn::{Client, ConnId};
-use crate::http::Request;
+use super::conn::{Client, ConnId, Phase};
 use crate::http::head::Fieldset;
+use crate::http::{Request, proxy};
 use serde::Deserialize;
 use std::net::{IpAddr, SocketAddr};
 
@@ -88,6 +88,41 @@ impl Core {
         if let Some((_, c)) = self.client(id) {
             c.from = Origin::new(addr);
         }
+    }
+
+    /// A balancer's connection: its header must come first, within the time of a head.
+    pub(super) fn expect_proxy(&mut self, id: ConnId) {
+        let late = self.now.ms + self.limits.head_ms;
+        if let Some((io, c)) = self.client(id) {
+            c.phase = Phase::Proxy;
+            io.deadline = late;
+        }
+    }
+
+    /// Reads the header: bytes used, 0 if more have to come, `None` if the connection ends.
+    pub(super) fn proxied(&mut self, id: ConnId, bytes: &[u8]) -> Option<usize> {
+        let idle = self.now.ms + self.limits.idle_ms;
+        let (n, source) = match proxy::parse(bytes) {
+            Ok(Some(whole)) => whole,
+            Ok(None) => return Some(0),
+            Err(_) => {
+                self.bad_proxy(id);
+                return None;
+            }
+        };
+        let (io, c) = self.client(id)?;
+        c.phase = Phase::Head;
+        io.deadline = idle;
+        if let Some(addr) = source {
+            c.from = Origin::new(addr);
+        }
+        Some(n)
+    }
+
+    /// No header, or none in time: whoever connects past the balancer is not served, and an answer would help a scanner only.
+    pub(super) fn bad_proxy(&mut self, id: ConnId) {
+        self.counts.proxy_malformed += 1;
+        self.close(id);
     }
 
     /// The fields of `r` that stay behind because we write our own.

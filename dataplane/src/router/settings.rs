@@ -17,6 +17,8 @@ pub struct Settings {
     pub zone_names: Vec<(Zone, String)>,
     /// Where clients connect.
     pub listen: Vec<SocketAddr>,
+    /// Clients at `listen` come through a balancer that speaks the PROXY protocol, version 1 or 2; not by TLS.
+    pub proxy_protocol: bool,
     /// Where the routers of other zones and edges connect: trusted.
     pub peer_listen: Vec<SocketAddr>,
     /// The other zones' routers.
@@ -167,6 +169,7 @@ impl Default for Settings {
             zone: None,
             zone_names: vec![],
             listen: vec![],
+            proxy_protocol: false,
             peer_listen: vec![],
             peers: vec![],
             log_ports: vec![],

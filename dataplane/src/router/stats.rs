@@ -81,6 +81,8 @@ counts! {
     short_of_memory,
     /// Bytes of all buffers.
     memory_bytes,
+    /// Connections closed because their PROXY header was malformed or did not come.
+    proxy_malformed,
     /// Tunnels open now.
     tunnels,
     /// Tunnels opened by a 101.

@@ -3,7 +3,7 @@
 
 use crate::config::{self, Config};
 use crate::router::shown::{EndpointShown, ServiceShown};
-use crate::router::{Endpoint, Peer, Service, Settings};
+use crate::router::{Endpoint, Peer, Service, Settings, ShardRates};
 use crate::tls::Contexts;
 use shardmap::map::Map;
 use std::collections::HashMap;
@@ -68,6 +68,8 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         services,
         tls: Contexts::default(),
         access: config.access_log.as_ref().map(|l| l.which),
+        shard_rates: ShardRates::default(),
+        cores: u32::try_from(live.cores).unwrap_or(u32::MAX),
         limits: config.limits.of_core(),
         forwarding: config.forwarding,
         map_lookup: true,

@@ -99,6 +99,7 @@ impl Core {
 
     /// Frees what the request being served holds elsewhere: an upstream connection, a place among the held, an ask.
     pub(super) fn detach(&mut self, id: ConnId) {
+        self.give_back(id);
         let Some((_, c)) = self.client(id) else { return };
         let Some(e) = &mut c.exchange else { return };
         match std::mem::replace(&mut e.stage, Stage::New) {
@@ -108,6 +109,7 @@ impl Core {
                 self.unhold(bytes, None);
                 self.hold_ends(id);
             }
+            Stage::Queued(cluster, _) => self.unqueue(cluster),
             Stage::Upstream(up) => self.upstream_close(up),
             Stage::Port(corr) => self.ports.forget(corr),
         }

@@ -54,7 +54,39 @@ impl Core {
         if in_flight != self.counts.in_flight {
             return Err(format!("{in_flight} in flight, counted {}", self.counts.in_flight));
         }
+        self.audit_clusters()?;
         Ok(print)
+    }
+
+    /// Every place that is taken is someone's, every wait is someone's, every endpoint's load is its requests.
+    fn audit_clusters(&self) -> Result<(), String> {
+        let exchanges = || {
+            let open = self.conns.iter().filter(|c| !c.io.closing);
+            open.filter_map(|c| match &c.kind {
+                Kind::Client(c) => c.exchange.as_ref(),
+                Kind::Free | Kind::Upstream(_) | Kind::Port(_) => None,
+            })
+        };
+        for (i, cluster) in self.to.clusters.iter().enumerate() {
+            let (budget, waiting) = (&cluster.budget, cluster.queue.waiting());
+            let admitted = exchanges().filter(|e| e.admitted == Some(i)).count() as u64;
+            let retrying = exchanges().filter(|e| e.admitted == Some(i) && e.retrying).count() as u64;
+            let queued = exchanges().filter(|e| matches!(e.stage, Stage::Queued(at, _) if at == i)).count();
+            if (admitted, retrying, queued) != (budget.active, budget.retrying, waiting) {
+                let name = &cluster.name;
+                return Err(format!("{name}: {admitted}, {retrying}, {queued}; counted {budget:?}, {waiting}"));
+            }
+        }
+        for (i, pool) in self.to.pools.iter().enumerate() {
+            let asked = |c: &&Conn| matches!(&c.kind, Kind::Upstream(u) if u.target == i && u.client.is_some());
+            let active = self.conns.iter().filter(|c| !c.io.closing).filter(asked).count();
+            let open = self.conns.iter().filter(|c| matches!(&c.kind, Kind::Upstream(u) if u.target == i)).count();
+            if (active, open) != (pool.active as usize, pool.open) {
+                let at = pool.endpoint.addr;
+                return Err(format!("{at}: {active} of {open}; counted {} of {}", pool.active, pool.open));
+            }
+        }
+        Ok(())
     }
 
     fn audit_client(&self, id: ConnId, conn: &Conn) -> Result<(), String> {
@@ -76,7 +108,7 @@ impl Core {
             Some(Stage::Port(corr)) if !self.ports.asked_by(corr, id) => {
                 Err(format!("client {id:?} waits for ask {corr}, which is not its own"))
             }
-            Some(Stage::New | Stage::Held | Stage::Gather | Stage::Port(_)) | None => Ok(()),
+            Some(Stage::New | Stage::Held | Stage::Queued(..) | Stage::Gather | Stage::Port(_)) | None => Ok(()),
         }
     }
 

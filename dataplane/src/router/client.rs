@@ -163,7 +163,7 @@ impl Core {
         let (_, c) = self.client(id)?;
         let stage = c.exchange.as_ref().map(|e| e.stage);
         match stage {
-            Some(Stage::Held | Stage::New | Stage::Port(_)) => return Some(0),
+            Some(Stage::Held | Stage::Queued(..) | Stage::New | Stage::Port(_)) => return Some(0),
             // With no bytes left over nothing would call again: the end of a body must be seen at once.
             Some(Stage::Upstream(up))
                 if !from.is_empty() && self.upstream(up).is_some_and(|(io, _)| io.out.len() > high) =>
@@ -244,7 +244,7 @@ impl Core {
                     self.send(up);
                 }
             }
-            Stage::New | Stage::Held | Stage::Gather | Stage::Port(_) => {}
+            Stage::New | Stage::Held | Stage::Queued(..) | Stage::Gather | Stage::Port(_) => {}
         }
     }
 
@@ -267,7 +267,7 @@ impl Core {
                 }
             }
             Some(Stage::Gather) => self.again(id),
-            Some(Stage::New | Stage::Held | Stage::Upstream(_) | Stage::Port(_)) | None => {}
+            Some(Stage::New | Stage::Held | Stage::Queued(..) | Stage::Upstream(_) | Stage::Port(_)) | None => {}
         }
     }
 
@@ -296,6 +296,7 @@ impl Core {
         let deadline = self.now.ms + self.limits.idle_ms;
         let (stopping, short) = (self.stopping, self.is_short());
         self.answer_written(id);
+        self.give_back(id);
         let Some((io, c)) = self.client(id) else { return };
         c.exchange = None;
         if c.kept.capacity() > DISCARD_BYTES_MAX || short {
@@ -376,6 +377,7 @@ impl Core {
             (Phase::Proxy, _) => self.bad_proxy(id),
             (Phase::Tunnel, _) => self.tunnel_late(id),
             (_, Some(Stage::Held)) => self.hold_over(id),
+            (_, Some(Stage::Queued(cluster, _))) => self.queue_over(id, cluster),
             (Phase::Body, Some(Stage::Upstream(_))) if c.about.expects && !answered => self.say_continue(id),
             (Phase::Head, None) if !partial => self.take_leave(id),
             (Phase::Body, Some(Stage::Upstream(up))) if self.is_stuck(up) => {
@@ -395,6 +397,9 @@ impl Core {
                 self.fail(id, 408, "the request did not come whole in time", "", "head and body within read_ms");
             }
             (Phase::Await, _) => {
+                if let Some(Stage::Upstream(up)) = stage {
+                    self.owed(id, up);
+                }
                 let fields = [("x-ezone-outcome", "unknown")];
                 self.fail_with(id, 504, &fields, "no answer in time", "", "an answer within answer_ms");
             }

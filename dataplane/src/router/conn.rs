@@ -155,7 +155,16 @@ pub(super) struct Exchange {
     /// .. and another entry than this one.
     pub not_entry: Option<MapEpoch>,
     pub retries_421: u8,
+    /// Attempts that came to nothing.
     pub retries_lost: u8,
+    /// The pool of the last one.
+    pub tried: Option<usize>,
+    /// The cluster in which it has a place.
+    pub admitted: Option<usize>,
+    /// Of that cluster's requests, it is one in a second attempt.
+    pub retrying: bool,
+    /// A rate has been asked.
+    pub charged: bool,
     /// Bytes of the answer have been written.
     pub answered: bool,
     pub held_since: Option<u64>,
@@ -170,6 +179,8 @@ pub(super) enum Stage {
     New,
     /// Waits for a map.
     Held,
+    /// Waits for a place in this cluster, with this ticket.
+    Queued(usize, u64),
     /// A record's body is being read.
     Gather,
     Upstream(ConnId),
@@ -203,6 +214,8 @@ pub(super) struct Upstream {
     pub served: u64,
     /// Counted in flight under this shard.
     pub shard: Option<Shard>,
+    /// When the whole request was on its way; 0: its body had not come by then.
+    pub asked_us: u64,
 }
 
 #[derive(Default)]
@@ -212,10 +225,11 @@ pub(super) struct PortConn {
 }
 
 impl Kind {
-    /// A held request's body stays in the socket.
+    /// The body of a request that waits stays in the socket.
     pub fn is_held_with_body(&self) -> bool {
         let Kind::Client(c) = self else { return false };
-        c.phase == Phase::Body && c.exchange.as_ref().is_some_and(|e| e.stage == Stage::Held)
+        let waits = |stage| matches!(stage, Stage::Held | Stage::Queued(..));
+        c.phase == Phase::Body && c.exchange.as_ref().is_some_and(|e| waits(e.stage))
     }
 }
 
@@ -255,6 +269,10 @@ impl Exchange {
             not_entry: None,
             retries_421: 0,
             retries_lost: 0,
+            tried: None,
+            admitted: None,
+            retrying: false,
+            charged: false,
             answered: false,
             held_since: None,
             held_bytes: 0,

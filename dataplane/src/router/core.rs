@@ -1,10 +1,11 @@
 //! The tables of one router core, and the calls of its driver: what happened goes in, orders come out.
 
 use super::access::{Batch, Sampler};
+use super::admit::ShardBuckets;
+use super::cluster::Destinations;
 use super::conn::{Client, Conn, ConnId, Io, Kind, UpPhase, Upstream};
 use super::figures::Figures;
 use super::hold::Holds;
-use super::route::Destinations;
 use super::store::Ports;
 use super::{Counts, Limits, Routes, Settings};
 use crate::tls::{Reason, TlsId};
@@ -99,6 +100,7 @@ pub struct Core {
     pub(super) orders: VecDeque<Order>,
     ready: VecDeque<ConnId>,
     pub(super) to: Destinations,
+    pub(super) shard_buckets: ShardBuckets,
     pub(super) ports: Ports,
     pub(super) holds: Holds,
     pub(super) map: Option<Arc<dyn Routes>>,
@@ -122,8 +124,15 @@ pub struct Core {
 impl Core {
     /// A core without a map: until one arrives, requests that need it are held.
     pub fn new(settings: Arc<Settings>) -> Core {
-        let mut to = Destinations::default();
-        to.renew(&settings);
+        Core::numbered(0, 1, settings)
+    }
+
+    /// Core `number` of several, which chooses by the random numbers of `seed`.
+    pub fn numbered(number: usize, seed: u64, settings: Arc<Settings>) -> Core {
+        let mut to = Destinations::new(number, settings.cores, seed);
+        to.renew(&settings, 0);
+        let mut shard_buckets = ShardBuckets::default();
+        shard_buckets.renew(&settings.shard_rates);
         let figures = Figures::new(&settings);
         to.place(&figures);
         Core {
@@ -134,6 +143,7 @@ impl Core {
             orders: VecDeque::new(),
             ready: VecDeque::new(),
             to,
+            shard_buckets,
             ports: Ports::new(settings.log_ports.len()),
             holds: Holds::default(),
             map: None,
@@ -190,7 +200,14 @@ impl Core {
         conn.io.open = true;
         conn.io.deadline = u64::MAX;
         match &mut conn.kind {
-            Kind::Upstream(up) => up.phase = UpPhase::Head,
+            Kind::Upstream(up) => {
+                up.phase = UpPhase::Head;
+                let pool = up.target;
+                let late = self.try_deadline(pool);
+                if let Some((io, _)) = self.upstream(id) {
+                    io.deadline = late;
+                }
+            }
             Kind::Port(port) => {
                 let port = port.port;
                 self.port_up(port);
@@ -313,7 +330,12 @@ impl Core {
             return;
         }
         match &conn.kind {
-            Kind::Upstream(up) => self.to.pools[up.target].open -= 1,
+            Kind::Upstream(up) => {
+                let pool = up.target;
+                self.to.pools[pool].open -= 1;
+                self.to.shows_connections(pool);
+                self.to.free(self.to.pools[pool].cluster);
+            }
             Kind::Client(_) => {
                 self.counts.clients -= 1;
                 self.lost_answers(id.index as usize);
@@ -327,6 +349,9 @@ impl Core {
         conn.io = Io::default();
         conn.generation = (conn.generation + 1) & 0xff_ffff;
         self.free.push(id.index);
+        if !self.to.freed.is_empty() {
+            self.settle();
+        }
     }
 
     /// A newer map: requests that waited for it are routed again, in the order in which they came.
@@ -349,7 +374,8 @@ impl Core {
         self.limits = settings.limits;
         self.look_by(now.ms + self.limits.shortest_ms());
         self.name = settings.name(settings.zone).to_string();
-        for idle in self.to.renew(&settings) {
+        self.shard_buckets.renew(&settings.shard_rates);
+        for idle in self.to.renew(&settings, now.ms) {
             self.close(idle);
         }
         self.figures.renew(&settings);
@@ -469,6 +495,7 @@ impl Core {
 
     /// Orders the end of the connection, now.
     pub(super) fn close(&mut self, id: ConnId) {
+        self.give_back(id);
         if let Some(conn) = self.conn(id) {
             conn.io.closing = true;
             self.orders.push_back(Order::Close(id));
@@ -556,6 +583,13 @@ impl Core {
 
     /// Reads on where something has become possible. Each round uses up bytes or takes a connection off the list.
     fn settle(&mut self) {
+        self.read_on();
+        while !self.to.freed.is_empty() && self.admit_waiting() {
+            self.read_on();
+        }
+    }
+
+    fn read_on(&mut self) {
         while let Some(id) = self.ready.pop_front() {
             let Some(conn) = self.conn(id) else { continue };
             conn.io.ready = false;
@@ -586,6 +620,7 @@ impl Core {
                 }
                 self.upstream_lost(id);
             }
+            Kind::Upstream(up) if up.phase == UpPhase::Head && up.client.is_some() => self.upstream_late(id),
             Kind::Upstream(_) => self.upstream_close(id),
             Kind::Port(p) => {
                 let port = p.port;

@@ -31,6 +31,7 @@ impl Holds {
 impl Core {
     /// Holds a request until a map says where it belongs.
     pub(super) fn hold(&mut self, id: ConnId) {
+        self.give_back(id);
         let (limits, now) = (self.limits, self.now.ms);
         let (count, bytes) = (self.holds.count, self.holds.bytes);
         let Some((io, c)) = self.client(id) else { return };

@@ -9,7 +9,7 @@ impl Core {
     pub(super) fn hop_fields(&self, out: &mut Vec<u8>, r: &Request<'_, '_>, expects: bool, pool: usize) {
         if r.host.is_none() {
             // HTTP/1.0 may do without; what we send is HTTP/1.1.
-            out.extend_from_slice(format!("host: {}\r\n", self.to.pools[pool].addr).as_bytes());
+            out.extend_from_slice(format!("host: {}\r\n", self.to.pools[pool].endpoint.addr).as_bytes());
         }
         if expects {
             out.extend_from_slice(b"expect: 100-continue\r\n");

@@ -9,24 +9,34 @@
 //!
 //! A pure core: bytes, `now` and maps go in; bytes and [`Order`]s come out. It never names a socket, a clock or a thread.
 //! One attempt at a request sees one map. Files: `core` the tables and the driver's calls, `client` a client's side of an
-//! exchange, `route` where it goes, `upstream` the other side, `interim` 1xx answers, `tunnel` what follows a 101, `forward`
-//! what is told of the client, `memory` what all may hold, `store` the record store, `hold` the waiting, `secure` what a core
-//! knows of TLS, `answer` what the router itself says, `trace` what a request took, `access` what the log is told, `figures`,
-//! `histogram` and `stats` what is shown of it.
+//! exchange, `route` where it goes, `admit` who may go there, `cluster` the endpoints, of which `balance` chooses, which
+//! `eject` judges and `retry` tries again, `upstream` the other side, `interim` 1xx answers, `tunnel` what follows a 101,
+//! `forward` what is told of the client, `memory` what all may hold, `store` the record store, `hold` the waiting, `secure`
+//! what a core knows of TLS, `answer` what the router itself says, `trace` what a request took, `access` what the log is
+//! told, `figures`, `histogram` and `stats` what is shown of it.
 
 pub mod access;
+mod admit;
 mod answer;
 mod audit;
+mod balance;
+mod bucket;
+mod budget;
 mod client;
+mod cluster;
 mod conn;
 mod core;
 mod drain;
+mod eject;
 pub mod figures;
 pub mod forward;
 pub mod histogram;
 mod hold;
 mod interim;
 mod memory;
+pub mod policy;
+mod queue;
+mod retry;
 mod route;
 mod secure;
 pub mod service;
@@ -39,9 +49,12 @@ mod tunnel;
 mod upstream;
 pub mod view;
 
+pub use admit::ShardRates;
 pub use audit::Footprint;
+pub use bucket::Rate;
 pub use conn::ConnId;
 pub use core::{Core, Now, Order, Side, Target};
+pub use eject::By as EjectedBy;
 pub use service::{Endpoint, Peer, Service};
 pub use settings::{Limits, Settings};
 pub use stats::{Counts, Shared};

@@ -1,113 +1,13 @@
 //! Where a request goes: tag, shard, owner; then own upstream, own record store, the owner's router, or a wait.
 
 use super::conn::{ConnId, Exchange, Stage};
-use super::figures::{FORWARD, Figures, NO_SERVICE, RECORDS};
+use super::figures::{FORWARD, RECORDS};
 use super::store::Place;
-use super::{Core, Found, Settings, Tagged, Target};
+use super::{Core, Found, Tagged};
 use crate::http::Request;
-use crate::tls::TlsId;
 use shardmap::ownership::Kind;
 use shardmap::tag::Tag;
-use shardmap::{Shard, ZONES, Zone};
-use std::net::SocketAddr;
-
-/// The pools that a core may send to, and who may be reached by them.
-#[derive(Default)]
-pub(super) struct Destinations {
-    /// A pool keeps its place while a connection of it is open; places of settings that went are used again.
-    pub pools: Vec<Pool>,
-    services: Vec<Route>,
-    peers: [Option<usize>; ZONES],
-}
-
-/// Connections to one address.
-pub(super) struct Pool {
-    pub addr: SocketAddr,
-    /// Another zone's router.
-    pub peer: bool,
-    /// How TLS is spoken to it, if it is.
-    pub tls: Option<TlsId>,
-    /// Newest last: the newest is used, so that the oldest can go.
-    pub idle: Vec<ConnId>,
-    /// Connections of it in the core's table, idle ones among them.
-    pub open: usize,
-    /// The present settings name it.
-    pub live: bool,
-}
-
-impl Pool {
-    /// Where a new connection of it goes.
-    pub fn target(&self) -> Target {
-        match self.tls {
-            Some(tls) => Target::Tls(self.addr, tls),
-            None => Target::Tcp(self.addr),
-        }
-    }
-}
-
-struct Route {
-    name: String,
-    prefix: String,
-    pools: Vec<usize>,
-    next: usize,
-    /// Its place in the figures.
-    place: u16,
-}
-
-impl Destinations {
-    /// Goes by `settings` from now on. Pools of addresses that stay keep their connections; the idle ones of the others are
-    /// given back, to be closed.
-    pub fn renew(&mut self, settings: &Settings) -> Vec<ConnId> {
-        self.pools.iter_mut().for_each(|p| p.live = false);
-        let mut services: Vec<Route> = Vec::new();
-        for s in &settings.services {
-            let pools = s.endpoints.iter().map(|e| self.pool(e.addr, false, e.tls)).collect();
-            services.push(Route { name: s.name.clone(), prefix: s.prefix.clone(), pools, next: 0, place: NO_SERVICE });
-        }
-        services.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
-        self.services = services;
-        self.peers = [None; ZONES];
-        for peer in &settings.peers {
-            let pool = peer.endpoints.first().map(|e| self.pool(e.addr, true, e.tls));
-            if let Some(p) = self.peers.get_mut(peer.zone.0 as usize) {
-                *p = pool;
-            }
-        }
-        self.pools.iter_mut().filter(|p| !p.live).flat_map(|p| std::mem::take(&mut p.idle)).collect()
-    }
-
-    /// Says where each service counts.
-    pub fn place(&mut self, figures: &Figures) {
-        self.services.iter_mut().for_each(|s| s.place = figures.place(&s.name));
-    }
-
-    /// The place of the pool for `addr`, made if there is none.
-    fn pool(&mut self, addr: SocketAddr, peer: bool, tls: Option<TlsId>) -> usize {
-        let same = |p: &Pool| (p.addr, p.peer, p.tls) == (addr, peer, tls);
-        let known = self.pools.iter().position(|p| same(p) && (p.live || p.open > 0));
-        let at = known.or_else(|| self.pools.iter().position(|p| !p.live && p.open == 0)).unwrap_or(self.pools.len());
-        if known.is_none() {
-            let new = Pool { addr, peer, tls, idle: Vec::new(), open: 0, live: true };
-            if at == self.pools.len() {
-                self.pools.push(new);
-            } else {
-                self.pools[at] = new;
-            }
-        }
-        self.pools[at].live = true;
-        at
-    }
-
-    /// The next endpoint of the service with the longest prefix of `path` that is longer than `than`, and where it counts.
-    fn service(&mut self, path: &str, than: usize) -> Option<(usize, u16)> {
-        let route = self.services.iter_mut().find(|s| path.starts_with(&s.prefix))?;
-        if route.prefix.len() <= than || route.pools.is_empty() {
-            return None;
-        }
-        route.next = (route.next + 1) % route.pools.len();
-        Some((route.pools[route.next], route.place))
-    }
-}
+use shardmap::{Shard, Zone};
 
 impl Core {
     /// Decides by the newest map; every path of it sends the request on, holds it, or answers it.
@@ -155,6 +55,9 @@ impl Core {
             self.counts.tagged(found.by);
             self.counts.malformed_tag_parts += u64::from(found.malformed);
             self.counts.hopped += u64::from(hop);
+            if !hop && !self.within_shard_rate(id, shard) {
+                return;
+            }
         }
         if r.ezone.read_local && place.is_some() {
             return self.serve(id, r, Some(shard), place);
@@ -196,22 +99,22 @@ impl Core {
     }
 
     fn forward(&mut self, id: ConnId, r: &Request<'_, '_>, zone: Zone) {
-        let Some(pool) = self.to.peers.get(zone.0 as usize).copied().flatten() else {
+        let Some(cluster) = self.to.peer(zone.0) else {
             let name = self.settings.name(Some(zone)).to_string();
             return self.fail(id, 502, "no router of the owner zone is known", &name, "an address for it in peers");
         };
         self.counts.forwarded += 1;
         self.counts_at(id, FORWARD);
-        self.dispatch(id, r, pool);
+        self.dispatch(id, r, cluster);
     }
 
     /// By what this zone has.
     fn serve(&mut self, id: ConnId, r: &Request<'_, '_>, shard: Option<Shard>, place: Option<Place<'_>>) {
         let than = if place.is_some() { Place::PREFIX.len() } else { 0 };
         match (self.to.service(r.path, than), place, shard) {
-            (Some((pool, figures)), _, _) => {
+            (Some((cluster, figures)), _, _) => {
                 self.counts_at(id, figures);
-                self.dispatch(id, r, pool);
+                self.dispatch(id, r, cluster);
             }
             (None, Some(place), Some(shard)) => {
                 self.counts_at(id, RECORDS);

@@ -1,6 +1,7 @@
 //! What requests are sent to, as a router core takes it: services of this zone, routers of others, and their endpoints.
 //! Plain values, already checked by whoever read the configuration; made with `new`, so that more may be said of each later.
 
+use super::policy::Policy;
 use super::shown::{EndpointShown, ServiceShown};
 use crate::tls::TlsId;
 use shardmap::Zone;
@@ -16,6 +17,8 @@ pub struct Service {
     pub prefix: String,
     /// Where it runs.
     pub endpoints: Vec<Endpoint>,
+    /// How they are treated.
+    pub policy: Policy,
     /// What the cores show about it.
     pub shown: Arc<ServiceShown>,
 }
@@ -27,6 +30,7 @@ impl Service {
             name: prefix.into(),
             prefix: prefix.into(),
             endpoints: endpoints.iter().map(|at| Endpoint::new(*at)).collect(),
+            policy: Policy::default(),
             shown: Arc::new(ServiceShown::new(1)),
         }
     }
@@ -41,6 +45,8 @@ pub struct Peer {
     pub name: String,
     /// Their `peer_listen`.
     pub endpoints: Vec<Endpoint>,
+    /// How they are treated.
+    pub policy: Policy,
     /// What the cores show about them.
     pub shown: Arc<ServiceShown>,
 }
@@ -52,6 +58,7 @@ impl Peer {
             zone,
             name: format!("zone:{zone}"),
             endpoints: endpoints.iter().map(|at| Endpoint::new(*at)).collect(),
+            policy: Policy::default(),
             shown: Arc::new(ServiceShown::new(1)),
         }
     }

@@ -1,6 +1,7 @@
 //! What a router is told at its start: plain values, already checked by whoever read the configuration.
 
 use super::access::Access;
+use super::admit::ShardRates;
 use super::forward::Forwarding;
 use super::service::{Peer, Service};
 use crate::tls::Contexts;
@@ -33,6 +34,10 @@ pub struct Settings {
     pub tls: Contexts,
     /// Which requests the access log has; `None`: there is no log.
     pub access: Option<Access>,
+    /// Requests a second of each shard.
+    pub shard_rates: ShardRates,
+    /// Router cores of the process, who share each rate.
+    pub cores: u32,
     /// Bounds.
     pub limits: Limits,
     /// What requests that are sent on say of where they come from.
@@ -177,6 +182,8 @@ impl Default for Settings {
             services: vec![],
             tls: Contexts::default(),
             access: None,
+            shard_rates: ShardRates::default(),
+            cores: 1,
             limits: Limits::default(),
             forwarding: Forwarding::default(),
             map_lookup: true,

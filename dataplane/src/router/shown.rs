@@ -72,8 +72,28 @@ impl<T> Eq for PerCore<T> {}
 /// What a core shows about a service, or about the routers of a zone.
 #[derive(Default, Debug)]
 pub struct OfService {
-    /// Requests sent to one of its endpoints, each attempt.
-    pub attempts: Counter,
+    /// Requests under way: sent, or being tried again.
+    pub active: Counter,
+    /// Requests that wait for a place under a limit.
+    pub waiting: Counter,
+    /// Requests that had to wait, since the start.
+    pub queued: Counter,
+    /// Requests that were refused because too many waited, or waited too long, since the start.
+    pub queue_refused: Counter,
+    /// Requests refused by a rate, since the start.
+    pub limited: Counter,
+    /// Second attempts, since the start.
+    pub retries: Counter,
+    /// Second attempts that the budget refused, since the start.
+    pub retries_refused: Counter,
+    /// Endpoints that are healthy, not ejected and not draining.
+    pub usable: Counter,
+    /// 1: too few are usable, so all are used.
+    pub panic: Counter,
+    /// Requests sent so, since the start.
+    pub panicked: Counter,
+    /// Ejections that the cap did not allow, since the start.
+    pub ejections_refused: Counter,
 }
 
 /// What a core shows about an endpoint.
@@ -83,6 +103,30 @@ pub struct OfEndpoint {
     pub requests: Counter,
     /// Requests that wait for its answer now.
     pub active: Counter,
+    /// Connections open now.
+    pub open: Counter,
+    /// Of these, kept and idle.
+    pub idle: Counter,
+    /// From a request on its way to the answer's head, in microseconds: an eighth of each new one.
+    pub latency_us: Counter,
+    /// Connects that failed, since the start.
+    pub connect_failures: Counter,
+    /// Connections that ended in the middle of an exchange, or answers that cannot be read, since the start.
+    pub resets: Counter,
+    /// Answers that did not come in time, since the start.
+    pub timeouts: Counter,
+    /// Answers with a status that counts as a failure, since the start.
+    pub bad_statuses: Counter,
+    /// Ejections, since the start.
+    pub ejections: Counter,
+    /// 1: it is ejected.
+    pub ejected: Counter,
+    /// By which rule the last time: an index of [`By::NAMES`](super::eject::By::NAMES).
+    pub ejected_by: Counter,
+    /// Until when, the last time, in milliseconds since 1970.
+    pub ejected_until_wall_ms: Counter,
+    /// 1: it starts slowly.
+    pub ramping: Counter,
 }
 
 /// A service, by core.
@@ -99,9 +143,9 @@ mod tests {
         let shown = ServiceShown::new(3);
         let at = |core| std::ptr::from_ref(shown.of(core)) as usize;
         assert!(at(1) - at(0) >= 128 && at(2) - at(1) >= 128 && at(0) % 128 == 0);
-        (0..3).for_each(|core| shown.of(core).attempts.add(core as u64 + 1));
-        shown.of(0).attempts.sub(1);
-        assert_eq!(shown.sum(|s| s.attempts.get()), 5);
+        (0..3).for_each(|core| shown.of(core).retries.add(core as u64 + 1));
+        shown.of(0).retries.sub(1);
+        assert_eq!(shown.sum(|s| s.retries.get()), 5);
         assert_eq!(at(7), at(2), "no core writes beyond the end");
     }
 }

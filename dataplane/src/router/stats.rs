@@ -73,6 +73,8 @@ counts! {
     held_ms_max,
     /// Second attempts after a 421.
     retried_421,
+    /// Requests refused because their shard's rate is used up.
+    shard_limited,
     /// Second attempts after a pooled connection or a connect failed.
     retried_lost,
     /// Connections that were closed at once: too many clients, or too much memory in use.

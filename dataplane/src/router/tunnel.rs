@@ -34,6 +34,7 @@ impl Core {
         let shard = u.shard.take();
         self.arrive(shard);
         self.counts.answered(r.status);
+        self.judge_answer(id, client, r.status);
         // For the figures the request is over here: what a tunnel lasts is no latency.
         self.wait_ends(client);
         self.answers(client, r.status, None);
@@ -93,7 +94,7 @@ impl Core {
         let (_, c) = self.client(id).filter(|(_, c)| c.phase == Phase::Tunnel)?;
         match c.exchange.as_ref()?.stage {
             Stage::Upstream(up) => Some(up),
-            Stage::New | Stage::Held | Stage::Gather | Stage::Port(_) => None,
+            Stage::New | Stage::Held | Stage::Queued(..) | Stage::Gather | Stage::Port(_) => None,
         }
     }
 
@@ -145,11 +146,15 @@ impl Core {
 
     fn tunnel_ended(&mut self, client: ConnId, up: ConnId) {
         self.counts.tunnels -= 1;
+        self.give_back(client);
         if let Some((_, c)) = self.client(client) {
             c.exchange = None;
         }
-        if let Some((_, u)) = self.upstream(up) {
-            u.client = None;
+        if let Some((_, u)) = self.upstream(up)
+            && u.client.take().is_some()
+        {
+            let pool = u.target;
+            self.to.ends(pool);
         }
         self.close(up);
     }

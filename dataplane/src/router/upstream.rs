@@ -1,16 +1,18 @@
 //! The other side of an exchange: pooled connections to upstreams and peers, and their answers on the way to the client.
 
 use super::answer::stamp;
+use super::cluster::Outcome;
 use super::conn::{ConnId, Io, Kind, Phase, Stage, UpPhase, Upstream};
+use super::retry::Lost;
 use super::{Core, Order};
 use crate::http::{Body, Piece, Request, Response, parse_response, scan, slots, trailer, write};
 use shardmap::MapEpoch;
 
 impl Core {
     /// Sends the request to a connection of `pool`: head, and as much of its body as has come.
-    pub(super) fn dispatch(&mut self, id: ConnId, r: &Request<'_, '_>, pool: usize) {
+    pub(super) fn send_to(&mut self, id: ConnId, r: &Request<'_, '_>, pool: usize) {
         let fresh = self.exchange(id).is_some_and(|e| e.retries_lost > 0);
-        self.asks(id, self.to.pools[pool].addr);
+        self.asks(id, self.to.pools[pool].endpoint.addr);
         let pooled = if fresh { None } else { self.pooled(pool) };
         if pooled.is_none() {
             self.wait_begins(id);
@@ -34,13 +36,17 @@ impl Core {
         if c.about.chunked && c.body.is_done() {
             write::last_chunk(&mut out, &c.trailers);
         }
+        let asked_us = if c.body.is_done() { self.now.us } else { 0 };
+        let try_at = self.try_deadline(pool);
         let Some((io, u)) = self.upstream(up) else { return };
         io.out = out;
+        u.asked_us = asked_us;
         (u.client, u.shard, u.scanned, u.interims) = (Some(id), shard, 0, 0);
         if u.phase == UpPhase::Idle {
             u.phase = UpPhase::Head;
-            io.deadline = u64::MAX;
+            io.deadline = try_at;
         }
+        self.to.begins(pool);
         self.depart(shard);
         self.send(up);
     }
@@ -91,8 +97,10 @@ impl Core {
             keep_alive: false,
             served: 0,
             shard: None,
+            asked_us: 0,
         }))?;
         self.to.pools[pool].open += 1;
+        self.to.shows_connections(pool);
         let deadline = self.now.ms + self.limits.connect_ms;
         self.upstream(up)?.0.deadline = deadline;
         self.orders.push_back(Order::Connect(up, self.to.pools[pool].target()));
@@ -160,6 +168,9 @@ impl Core {
         if let (421, true, true, Some(named)) = (r.status, peer, r.ezone.owner, r.ezone.epoch) {
             self.leave(id);
             return self.wrong_zone(client, MapEpoch(named));
+        }
+        if self.judge_answer(id, client, r.status) {
+            return;
         }
         self.counts.answered(r.status);
         self.answers(client, r.status, None);
@@ -259,27 +270,32 @@ impl Core {
 
     /// An answer is whole. `clean`: nothing came after it.
     fn answer_done(&mut self, id: ConnId, clean: bool) {
-        let idle_until = self.now.ms + self.limits.upstream_idle_ms;
         let Some((_, u)) = self.upstream(id) else { return };
         let (client, pool, chunk_out) = (u.client.take(), u.target, u.chunk_out);
         let trailers = std::mem::take(&mut u.trailers);
         let shard = u.shard.take();
         u.served += 1;
+        let served = u.served;
         let keep = u.keep_alive && clean;
         if client.is_some() {
             self.arrive(shard);
+            self.to.ends(pool);
         }
         let asked_whole = client.and_then(|c| self.client(c)).is_none_or(|(_, c)| c.phase != Phase::Body);
-        let room = self.to.pools[pool].live && self.to.pools[pool].idle.len() < self.limits.pool_idle_max;
+        let room = self.keeps(pool, served);
         let keep = keep && asked_whole && room && !self.stopping;
+        let idle_until = self.now.ms + self.idle_ms(pool);
         match self.upstream(id) {
             Some((io, u)) if keep && !io.eof => {
                 u.phase = UpPhase::Idle;
                 io.deadline = idle_until;
+                self.look_by(idle_until);
                 self.to.pools[pool].idle.push(id);
+                self.to.free(self.to.pools[pool].cluster);
             }
             _ => self.close(id),
         }
+        self.to.shows_connections(pool);
         let Some(client) = client else { return };
         if let Some((io, c)) = self.client(client) {
             if chunk_out {
@@ -293,7 +309,7 @@ impl Core {
     }
 
     /// Parts an exchange from a connection whose answer is still to be read, and thrown away.
-    fn leave(&mut self, id: ConnId) {
+    pub(super) fn leave(&mut self, id: ConnId) {
         let late = self.now.ms + self.limits.linger_ms;
         let Some((_, u)) = self.upstream(id) else { return };
         let client = u.client.take();
@@ -302,8 +318,9 @@ impl Core {
         io.deadline = late;
         // The other side still waits for the rest of the body: it would take the next request for that.
         u.keep_alive &= asked_whole;
-        let shard = u.shard.take();
+        let (shard, pool) = (u.shard.take(), u.target);
         self.arrive(shard);
+        self.to.ends(pool);
     }
 
     /// The other side has ended.
@@ -316,9 +333,10 @@ impl Core {
             (UpPhase::Tunnel, _) => self.tunnel_half(id),
             (UpPhase::Body, Body::UntilClose) if !reset => self.answer_done(id, false),
             (UpPhase::Body, Body::Done | Body::Length(_) | Body::Chunked(_) | Body::UntilClose) => {
-                let client = u.client;
+                let (client, pool) = (u.client, u.target);
                 self.upstream_close(id);
                 if let Some(c) = client {
+                    self.to.outcome(pool, Outcome::Lost, self.now);
                     self.broken_answer(c);
                 }
             }
@@ -330,18 +348,26 @@ impl Core {
     pub(super) fn upstream_lost(&mut self, id: ConnId) {
         let Some((io, u)) = self.upstream(id) else { return };
         let (client, unsent, reused) = (u.client, !io.taken, u.served > 0);
-        let partial = u.scanned > 0;
+        let (partial, connecting, pool) = (u.scanned > 0, u.phase == UpPhase::Connecting, u.target);
         self.upstream_close(id);
         let Some(client) = client else { return };
-        let Some((_, c)) = self.client(client) else { return };
-        let (kept, idempotent) = (c.kept_whole, c.about.idempotent);
-        let Some(e) = &mut c.exchange else { return };
+        let Some(e) = self.exchange(client) else { return };
         e.stage = Stage::New;
-        let again = unsent || (idempotent && reused && !partial);
-        if again && kept && e.retries_lost == 0 {
-            e.retries_lost = 1;
-            self.counts.retried_lost += 1;
-            return self.again(client);
+        let lost = match (connecting, unsent, reused) {
+            (true, _, _) => Lost::Connect,
+            (false, true, _) => Lost::Unsent,
+            (false, false, true) => Lost::Kept,
+            (false, false, false) => Lost::Reset,
+        };
+        // That a kept connection is closed is no fault; half an answer's head is.
+        match lost {
+            Lost::Connect => self.to.outcome(pool, Outcome::Connect, self.now),
+            Lost::Kept if !partial => {}
+            Lost::Unsent => {}
+            Lost::Kept | Lost::Reset | Lost::Late | Lost::Status(_) => self.to.outcome(pool, Outcome::Lost, self.now),
+        }
+        if !partial && self.tried_again(client, pool, lost) {
+            return;
         }
         if unsent {
             let expected = "a reachable upstream; nothing was done";
@@ -358,9 +384,10 @@ impl Core {
 
     pub(super) fn bad_answer(&mut self, id: ConnId, error: &str) {
         let Some((_, u)) = self.upstream(id) else { return };
-        let client = u.client;
+        let (client, pool) = (u.client, u.target);
         self.upstream_close(id);
         if let Some(client) = client {
+            self.to.outcome(pool, Outcome::Lost, self.now);
             let fields = [("x-ezone-outcome", "unknown")];
             self.fail_with(client, 502, &fields, "the upstream's answer cannot be read", error, "HTTP/1.1");
         }
@@ -373,9 +400,11 @@ impl Core {
         if let Some(client) = had {
             self.arrive(shard);
             self.wait_ends(client);
+            self.to.ends(pool);
         }
         if idle {
             self.to.pools[pool].idle.retain(|i| *i != id);
+            self.to.shows_connections(pool);
         }
         self.close(id);
     }

@@ -13,6 +13,7 @@ use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Side, Target};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use socket2::{SockAddr, Socket};
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::sync::Arc;
@@ -117,7 +118,7 @@ pub fn run(
         wake_word: Box::new([0; 8]),
         timer_ms: None,
         timer: Box::default(),
-        core: Core::new(settings.clone()),
+        core: Core::numbered(number, seed(), settings.clone()),
         number,
         settings,
         shared,
@@ -637,6 +638,11 @@ impl Driver {
 /// The socket of `id`, unless its place is empty or in another use.
 pub(super) fn sock(socks: &mut [Sock], id: ConnId) -> Option<&mut Sock> {
     socks.get_mut(id.index as usize).filter(|s| s.generation == id.generation && s.socket.is_some())
+}
+
+/// Another number for each core and each start: the standard library's own source of it.
+fn seed() -> u64 {
+    RandomState::new().build_hasher().finish()
 }
 
 fn wall_us() -> u64 {

@@ -27,7 +27,7 @@ enum Program {
     Run(File),
     /// The router of a node, alone
     #[command(after_help = "Example: ezone router --config /etc/ezone.toml")]
-    Router(Part),
+    Router(RouterArgs),
     /// The log of a node, alone
     #[command(after_help = "Example: ezone log --config /etc/ezone.toml")]
     Log(LogArgs),
@@ -56,6 +56,16 @@ struct Part {
 }
 
 #[derive(Args)]
+struct RouterArgs {
+    #[command(flatten)]
+    part: Part,
+    /// Take the listeners over from the router that runs with this data directory, which drains and ends: no connection is
+    /// refused. SIGUSR2 to a router, or to `ezone run`, does this with the program that then lies at the same path
+    #[arg(long)]
+    take_over: bool,
+}
+
+#[derive(Args)]
 struct LogArgs {
     #[command(flatten)]
     part: Part,
@@ -65,6 +75,7 @@ struct LogArgs {
 }
 
 fn main() -> ExitCode {
+    control::program::remember();
     let cli = Cli::parse();
     let level = if matches!(cli.program, Program::Demo(_)) { "warn" } else { "info" };
     tracing_subscriber::fmt()
@@ -77,9 +88,11 @@ fn main() -> ExitCode {
         Program::Check(file) => load(&file).map(|_| println!("{}: fine", file.config.display())),
         Program::Cert(what) => control::cert::run(&what).map(|made| println!("{made}")).map_err(failed),
         Program::Run(file) => load(&file).and_then(|c| control::run::run(&file.config, &c).map_err(failed)),
-        Program::Router(part) => {
-            load(&part.file).and_then(|c| control::router::run(&c, part.stop_with_stdin).map_err(failed))
-        }
+        Program::Router(args) => load(&args.part.file).and_then(|c| {
+            let (file, stop_with_stdin) = (&args.part.file.config, args.part.stop_with_stdin);
+            let start = control::router::Start { file, stop_with_stdin, take_over: args.take_over };
+            control::router::run(&c, start).map_err(failed)
+        }),
         Program::Log(args) => load(&args.part.file).and_then(|mut c| {
             if let Some(log) = &mut c.log {
                 log.start_alone |= args.start_alone;

@@ -212,7 +212,7 @@ fn closing_one_of_several_listeners_of_an_address_loses_no_connection() {
         // All of the present ones end; others have taken their place before that.
         let mut at = cores.at;
         let fresh = [listen(&mut at), listen(&mut at)];
-        cores.control.close(cores.at);
+        cores.control.close(cores.at, Side::Client);
         for (core, listener) in fresh.into_iter().enumerate() {
             cores.control.listen(core, vec![listener]);
         }

@@ -5,6 +5,9 @@ use serde::Deserialize;
 use std::net::SocketAddr;
 use toml::Spanned;
 
+/// A load balancer looks within seconds.
+const DRAIN_DELAY_MS_MAX: u64 = 600_000;
+
 /// The router's part.
 #[derive(Clone, Debug)]
 pub struct Router {
@@ -18,6 +21,8 @@ pub struct Router {
     pub admin: Option<SocketAddr>,
     /// One router core is pinned to each.
     pub cores: Vec<usize>,
+    /// How long it goes on as ever after `/readyz` says 503 at its end.
+    pub drain_delay_ms: u64,
 }
 
 #[derive(Deserialize)]
@@ -32,6 +37,7 @@ pub(super) struct RawRouter {
     pub(super) cores: Option<Spanned<Vec<usize>>>,
     #[serde(default)]
     pub(super) allow_plain_peers: bool,
+    pub(super) drain_delay_ms: Option<Spanned<u64>>,
 }
 
 impl Check<'_> {
@@ -54,13 +60,24 @@ impl Check<'_> {
             None => None,
         };
         let cores = self.cores(raw.cores.as_ref());
-        Some(Router { listen, proxy_protocol: raw.proxy_protocol, peer_listen, admin, cores })
+        let drain_delay_ms = raw.drain_delay_ms.as_ref().map_or(0, |d| *d.get_ref());
+        if let Some(delay) = raw.drain_delay_ms.filter(|d| *d.get_ref() > DRAIN_DELAY_MS_MAX) {
+            self.say(&delay, format!("drain_delay_ms = {drain_delay_ms}: expected 0 to {DRAIN_DELAY_MS_MAX}"));
+        }
+        Some(Router { listen, proxy_protocol: raw.proxy_protocol, peer_listen, admin, cores, drain_delay_ms })
     }
 }
 
 impl Router {
     /// Stands for a router whose part was refused; the problems keep the configuration from being used.
     pub(super) fn none() -> Router {
-        Router { listen: vec![], proxy_protocol: false, peer_listen: vec![], admin: None, cores: vec![] }
+        Router {
+            listen: vec![],
+            proxy_protocol: false,
+            peer_listen: vec![],
+            admin: None,
+            cores: vec![],
+            drain_delay_ms: 0,
+        }
     }
 }

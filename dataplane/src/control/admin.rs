@@ -1,6 +1,7 @@
 //! The router's admin pages. Each part of control brings its own routes: one line in `pages`, the rest in its own file.
 
 use super::access;
+use super::life::{self, Life};
 use super::report::RouterStatus;
 use crate::router::Shared;
 use axum::extract::State;
@@ -17,11 +18,18 @@ pub struct Shown {
     pub shared: Arc<Shared>,
     /// The access log, if there is one.
     pub access: Option<Arc<access::Figures>>,
+    /// What this process is doing.
+    pub life: Arc<Life>,
 }
 
 /// Every page of the router.
 pub fn pages(shown: Shown) -> Router {
-    Router::new().merge(basic()).merge(super::figures::routes()).merge(access::routes()).with_state(shown)
+    Router::new()
+        .merge(basic())
+        .merge(life::pages())
+        .merge(super::figures::routes())
+        .merge(access::routes())
+        .with_state(shown)
 }
 
 fn basic() -> Router<Shown> {
@@ -42,5 +50,6 @@ fn status(shown: &Shown) -> RouterStatus {
         second_attempts: c.retried_421,
         requests: c.answered_2xx_3xx + c.answered_4xx + c.answered_5xx,
         forwarded: c.forwarded,
+        life: shown.life.status(),
     }
 }

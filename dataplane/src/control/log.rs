@@ -3,7 +3,8 @@
 use super::maps::{self, Kept, News};
 use super::metrics::Page;
 use super::report::{Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
-use super::{Failed, asked_to_stop, data_dir, machine, runtime};
+use super::signals::{Asked, Signals};
+use super::{Failed, data_dir, machine, notify, runtime};
 use crate::config::{Config, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
@@ -54,11 +55,10 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let kept = Kept::open(config.node.data_dir.join("log.map"))?;
     let (news, mut newer) = mpsc::unbounded_channel();
     // From here on: without a map this waits for ever, and must hear all the same that it is to end.
-    let stop = asked_to_stop(stop_with_stdin);
-    tokio::pin!(stop);
+    let mut signals = Signals::new(stop_with_stdin)?;
     let first = tokio::select! {
         first = maps::first(&config.map, &kept, news, &mut newer) => first?,
-        stopped = &mut stop => return Ok(stopped?),
+        () = signals.stop() => return Ok(()),
     };
     let zone = config.zone_in(&first).map_err(Failed::Input)?;
     let zone = zone.ok_or_else(|| Failed::Input("an edge (zone = \"none\") has no log".into()))?;
@@ -77,14 +77,18 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone };
     tokio::spawn(accept_links(links, node.clone()));
     let pages = pages(shown.clone());
+    notify::tell(notify::READY);
     tokio::spawn(async move { axum::serve(admin, pages).await });
     loop {
         tokio::select! {
-            stopped = &mut stop => {
-                stopped?;
-                node.stop().await;
-                return Ok(());
-            }
+            asked = signals.next() => match asked {
+                Asked::Stop => {
+                    notify::tell(notify::STOPPING);
+                    node.stop().await;
+                    return Ok(());
+                }
+                Asked::Reload | Asked::Upgrade => tracing::info!("the log reads its configuration at its start only"),
+            },
             Some(what) = told.recv() => match what {
                 Told::Fault(why) => return Err(Failed::Fault(why)),
                 Told::Map(bytes) => shown.take_from_peer(&bytes, &kept),

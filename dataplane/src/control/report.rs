@@ -1,5 +1,6 @@
 //! What nodes tell the map's writer: shapes of the admin pages that it reads, as JSON.
 
+use super::life::LifeStatus;
 use serde::{Deserialize, Serialize};
 use shardmap::{Positions, Zone};
 use std::collections::BTreeMap;
@@ -25,6 +26,9 @@ pub struct RouterStatus {
     pub requests: u64,
     /// Requests forwarded to another zone's router, since the start.
     pub forwarded: u64,
+    /// What the process is doing, and how its last reload and upgrade ended.
+    #[serde(default)]
+    pub life: LifeStatus,
 }
 
 /// `GET /status` of a log.

@@ -1,79 +1,119 @@
-//! `ezone router`: control of a node's router. Maps in, status and metrics out; the cores do the rest.
+//! `ezone router`: control of a node's router. Maps in, status and metrics out; its life from the first listener to the last
+//! answer. The cores do the rest.
 
 use super::access;
 use super::admin::{self, Shown};
 use super::assemble::{self, Live};
+use super::life::{self, Answer, Command, Doing, Life};
+use super::listen::{Held, taken};
 use super::maps::{self, Kept, News};
-use super::{Failed, asked_to_stop, data_dir, runtime};
+use super::reload::{self, Place};
+use super::signals::{Asked, Signals};
+use super::upgrade::{self, Heirs, Taken};
+use super::{Failed, data_dir, notify, runtime};
 use crate::config::{self, Config};
-use crate::router::{Routes, Settings, Shared, Side};
+use crate::router::{Routes, Settings, Shared};
 use crate::uring::{self, Control, Listener, Waker};
 use shardmap::map::Map;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::process::Child;
+use tokio::sync::{mpsc, oneshot};
 
-/// How long cores may take to finish what they serve when the router stops.
-const DRAIN_MAX: Duration = Duration::from_secs(10);
+/// What cores may take beyond the time to drain until their threads have ended.
+const END_WAIT: Duration = Duration::from_secs(5);
+/// How long the admin pages may take to end the answer that they are giving.
+const PAGES_WAIT: Duration = Duration::from_secs(1);
 
-/// Runs the router until it is asked to stop or a core fails.
-pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
+/// How it is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Start<'a> {
+    /// Read again at a reload.
+    pub file: &'a Path,
+    /// End with standard input.
+    pub stop_with_stdin: bool,
+    /// Take the listeners over from the router that runs with this data directory, which then ends.
+    pub take_over: bool,
+}
+
+/// Runs the router until it is asked to stop, a successor has taken over, or a core fails.
+pub fn run(config: &Config, start: Start) -> Result<(), Failed> {
     let Some(router) = &config.router else { return Err(Failed::Input("this configuration has no [router]".into())) };
     uring::check().map_err(|e| e.to_string())?;
     data_dir(&config.node.data_dir)?;
-    runtime()?.block_on(serve(config, router, stop_with_stdin))
+    runtime()?.block_on(serve(config, router, start))
 }
 
-async fn serve(config: &Config, router: &config::Router, stop_with_stdin: bool) -> Result<(), Failed> {
-    let admin = match router.admin {
-        Some(at) => Some(TcpListener::bind(at).await.map_err(|e| taken("admin", at, &e))?),
-        None => None,
-    };
-    let listeners = listeners(router)?;
+async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Result<(), Failed> {
+    let mut signals = Signals::new(start.stop_with_stdin)?;
+    let mut predecessor = if start.take_over { Some(upgrade::take(&config.node.data_dir)?) } else { None };
+    let admin = admin_listener(router, predecessor.as_mut())?;
+    let wanted = reload::listened(router);
+    let inherited = predecessor.as_mut().map(|p| std::mem::take(&mut p.listeners));
+    let mut held = Held::default();
+    let bound = held.bind(router.cores.len(), &wanted, inherited.unwrap_or_else(|| activated(&wanted)))?;
     let kept = Kept::open(config.node.data_dir.join("router.map"))?;
     let (news, mut newer) = mpsc::unbounded_channel();
-    // From here on: without a map this waits for ever, and must hear all the same that it is to end.
-    let stop = asked_to_stop(stop_with_stdin);
-    tokio::pin!(stop);
+    // Without a map this waits for ever, and must hear all the same that it is to end.
     let first = tokio::select! {
         first = maps::first(&config.map, &kept, news, &mut newer) => first?,
-        stopped = &mut stop => return Ok(stopped?),
+        () = signals.stop() => return Ok(()),
     };
     let mut live = Live::new(router.cores.len());
     let settings = Arc::new(assemble::settings(config, router, &first, &mut live).map_err(Failed::Input)?);
     let shared = Arc::new(Shared::new(router.cores.len()));
     let (control, wakers) = uring::control(shared.clone()).map_err(|e| format!("waking the cores: {e}"))?;
     hand(&control, &first);
-    let start = |log| access::Writer::start(log, &shared).map_err(Failed::Input);
-    let access = config.access_log.as_ref().map(start).transpose()?;
-    let (ended, mut end) = mpsc::unbounded_channel();
-    let cores = start_cores(router, &settings, listeners, wakers, &shared, &ended)?;
-    tracing::info!("zone {}: routing on {:?}, map {}", settings.name(settings.zone), router.listen, first.epoch());
-    let shown = Shown {
-        zone: settings.name(settings.zone).to_owned(),
-        shared,
-        access: access.as_ref().map(|a| a.figures().clone()),
-    };
-    if let Some(admin) = admin {
-        tokio::spawn(async move { axum::serve(admin, admin::pages(shown)).await });
-    }
-    loop {
-        tokio::select! {
-            stopped = &mut stop => {
-                stopped?;
-                control.stop();
-                return Ok(drained(cores).await?);
-            }
-            Some(why) = end.recv() => return Err(Failed::Fault(why)),
-            Some(news) = newer.recv() => match news {
-                News::Map(map) => hand(&control, &map),
-                News::Reached(_) => {}
-            },
+    let start_log = |log| access::Writer::start(log, &shared).map_err(Failed::Input);
+    let access = config.access_log.as_ref().map(start_log).transpose()?;
+    let (ended, end) = mpsc::unbounded_channel();
+    let cores = start_cores(router, &settings, bound.cores, wakers, &shared, &ended)?;
+    let (asking, commands) = mpsc::unbounded_channel();
+    let life = Arc::new(Life::new(asking, format!("router on cores {:?}", router.cores)));
+    let zone = settings.name(settings.zone).to_owned();
+    tracing::info!("zone {zone}: routing on {:?}, map {}", router.listen, first.epoch());
+    let shown = Shown { zone, shared, access: access.as_ref().map(|a| a.figures().clone()), life: life.clone() };
+    let pages = Pages::start(admin.as_ref(), shown)?;
+    close_unwanted(&control, bound.unwanted);
+    if let Some(predecessor) = predecessor {
+        let let_go = tokio::task::spawn_blocking(|| predecessor.ready()).await;
+        if let Err(why) = let_go.unwrap_or_else(|e| Err(e.to_string())) {
+            control.hand_over();
+            drained(&cores, Duration::from_millis(settings.limits.drain_ms) + END_WAIT).await;
+            return Err(Failed::Fault(why));
         }
+        tracing::info!("took the listeners over from the router before this one");
     }
+    let heirs = Heirs::open(&config.node.data_dir).map_err(|e| format!("where successors ask: {e}"))?;
+    life.set(Doing::Serving);
+    notify::tell(notify::READY);
+    let running = Running {
+        file: start.file.to_owned(),
+        config: config.clone(),
+        map: first,
+        live,
+        control,
+        held,
+        cores,
+        life,
+        pages,
+        admin,
+        _access: access,
+        signals,
+        commands,
+        newer,
+        end,
+        heirs,
+        gave: mpsc::unbounded_channel(),
+        giving: false,
+        successor: None,
+    };
+    running.run().await
 }
 
 fn hand(control: &Control, map: &Arc<Map>) {
@@ -81,20 +121,348 @@ fn hand(control: &Control, map: &Arc<Map>) {
     control.set_map(&routes);
 }
 
-/// One set of listeners for each core, sharing its ports with the others.
-fn listeners(router: &config::Router) -> Result<Vec<Vec<Listener>>, String> {
-    let all = [("listen", &router.listen, Side::Client), ("peer_listen", &router.peer_listen, Side::Peer)];
-    for (key, addresses, _) in &all {
-        for at in *addresses {
-            // A port that cores share could also be shared with a stranger: one plain bind tells whether anyone is there.
-            std::net::TcpListener::bind(at).map_err(|e| taken(key, *at, &e))?;
+fn admin_listener(router: &config::Router, from: Option<&mut Taken>) -> Result<Option<std::net::TcpListener>, String> {
+    let Some(at) = router.admin else { return Ok(None) };
+    let inherited = from.and_then(|t| t.admin.take()).filter(|a| a.local_addr().is_ok_and(|own| own == at));
+    let listener = inherited.map_or_else(|| std::net::TcpListener::bind(at), Ok).map_err(|e| taken("admin", at, &e))?;
+    listener.set_nonblocking(true).map_err(|e| taken("admin", at, &e))?;
+    Ok(Some(listener))
+}
+
+/// The listeners that systemd opened for this process (sd_listen_fds(3)), as the configuration names them.
+fn activated(wanted: &[Place]) -> Vec<Listener> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u32>().ok());
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return vec![];
+    }
+    let side = |at| wanted.iter().find(|p| p.at == at).map(|p| p.side);
+    let mut all = vec![];
+    for fd in (3..=i32::MAX).take(number("LISTEN_FDS").unwrap_or(0) as usize) {
+        match uring::inherited(fd, side) {
+            Ok(listener) => all.push(listener),
+            Err(e) => tracing::warn!("descriptor {fd} of LISTEN_FDS is not used: {e}"),
         }
     }
-    let one_core = || {
-        let each = all.iter().flat_map(|(key, addresses, side)| addresses.iter().map(move |at| (key, *at, *side)));
-        each.map(|(key, at, side)| uring::listen(at, side).map_err(|e| taken(key, at, &e))).collect()
-    };
-    router.cores.iter().map(|_| one_core()).collect()
+    all
+}
+
+/// What a predecessor listened at and this configuration does not name: accepted until it is empty, then closed.
+fn close_unwanted(control: &Control, unwanted: Vec<Listener>) {
+    let addresses: Vec<_> = unwanted.iter().filter_map(|l| Some((l.local_addr().ok()?, l.side()))).collect();
+    control.listen(0, unwanted);
+    addresses.into_iter().for_each(|(at, side)| control.close(at, side));
+}
+
+/// The admin pages while they are served.
+struct Pages {
+    stop: oneshot::Sender<()>,
+    served: tokio::task::JoinHandle<()>,
+}
+
+impl Pages {
+    fn start(admin: Option<&std::net::TcpListener>, shown: Shown) -> Result<Option<Pages>, String> {
+        let Some(admin) = admin else { return Ok(None) };
+        let own = admin.try_clone().and_then(TcpListener::from_std).map_err(|e| format!("admin: {e}"))?;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = tokio::spawn(async move {
+            let until = async move { drop(stopped.await) };
+            let _ = axum::serve(own, admin::pages(shown)).with_graceful_shutdown(until).await;
+        });
+        Ok(Some(Pages { stop, served }))
+    }
+
+    /// Lets the answers that are being given end.
+    async fn stop(self) {
+        drop(self.stop);
+        let _ = tokio::time::timeout(PAGES_WAIT, self.served).await;
+    }
+}
+
+type Gave = Result<UnixStream, String>;
+
+/// A router that serves.
+struct Running {
+    file: PathBuf,
+    /// What it goes by.
+    config: Config,
+    map: Arc<Map>,
+    live: Live,
+    control: Control,
+    held: Held,
+    cores: Vec<JoinHandle<()>>,
+    life: Arc<Life>,
+    pages: Option<Pages>,
+    admin: Option<std::net::TcpListener>,
+    /// Ends with what it has to write when this is dropped.
+    _access: Option<access::Writer>,
+    signals: Signals,
+    commands: mpsc::UnboundedReceiver<life::Asked>,
+    newer: mpsc::UnboundedReceiver<News>,
+    end: mpsc::UnboundedReceiver<String>,
+    heirs: Heirs,
+    gave: (mpsc::UnboundedSender<Gave>, mpsc::UnboundedReceiver<Gave>),
+    /// The listeners are being given to a successor.
+    giving: bool,
+    /// It, if this process started it.
+    successor: Option<Child>,
+}
+
+enum Event {
+    Asked(Asked),
+    Command(life::Asked),
+    News(News),
+    CoreFailed(String),
+    Heir(UnixStream),
+    Gave(Gave),
+    SuccessorEnded(String),
+}
+
+/// Why it drains.
+#[derive(Clone, Copy)]
+enum Leaving {
+    Stopped,
+    HandedOver,
+}
+
+type Addresses = Vec<SocketAddr>;
+
+impl Running {
+    async fn next(&mut self) -> Event {
+        let successor = async {
+            match &mut self.successor {
+                Some(child) => child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string()),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            asked = self.signals.next() => Event::Asked(asked),
+            Some(command) = self.commands.recv() => Event::Command(command),
+            Some(news) = self.newer.recv() => Event::News(news),
+            Some(why) = self.end.recv() => Event::CoreFailed(why),
+            heir = self.heirs.next() => Event::Heir(heir),
+            Some(gave) = self.gave.1.recv() => Event::Gave(gave),
+            ended = successor => Event::SuccessorEnded(ended),
+        }
+    }
+
+    async fn run(mut self) -> Result<(), Failed> {
+        loop {
+            match self.next().await {
+                Event::Asked(Asked::Stop) => return self.leave(Leaving::Stopped).await,
+                Event::Asked(Asked::Reload) => drop(self.reload()),
+                Event::Asked(Asked::Upgrade) => drop(self.upgrade()),
+                Event::Command((command, answer)) => {
+                    let done = match command {
+                        Command::Reload => self.reload(),
+                        Command::Check => self.look_through(),
+                        Command::Upgrade => self.upgrade(),
+                    };
+                    let _ = answer.send(done); // whoever asked may have gone
+                }
+                Event::News(News::Map(map)) => {
+                    hand(&self.control, &map);
+                    self.map = map;
+                }
+                Event::News(News::Reached(_)) => {}
+                Event::CoreFailed(why) => return Err(Failed::Fault(why)),
+                Event::Heir(stream) => self.give(stream),
+                Event::Gave(Ok(stream)) => match upgrade::let_go(stream) {
+                    Ok(()) => return self.leave(Leaving::HandedOver).await,
+                    Err(e) => self.not_upgraded(format!("the successor was ready and is gone: {e}")),
+                },
+                Event::Gave(Err(why)) => self.not_upgraded(format!("the successor did not take over: {why}")),
+                Event::SuccessorEnded(status) => {
+                    self.successor = None;
+                    self.not_upgraded(format!("the successor ended ({status}); what it said is above"));
+                }
+            }
+        }
+    }
+
+    // ---- reload -----------------------------------------------------------------------------------------------------
+
+    fn reload(&mut self) -> Answer {
+        if self.giving {
+            return Answer::Busy;
+        }
+        notify::reloading();
+        let answer = match self.renew() {
+            Ok((added, removed)) => {
+                let file = self.file.display();
+                tracing::info!(
+                    "reload: {file} is in effect; listening at {added:?} too, and not at {removed:?} any more"
+                );
+                self.life.reloaded(&[]);
+                Answer::Applied { added, removed }
+            }
+            Err(problems) => {
+                tracing::error!("reload refused, nothing is changed:\n{}", problems.join("\n"));
+                self.life.reloaded(&problems);
+                Answer::Refused { problems }
+            }
+        };
+        notify::tell(notify::READY);
+        answer
+    }
+
+    /// Everything that can fail comes first: what is refused has changed nothing.
+    fn renew(&mut self) -> Result<(Addresses, Addresses), Vec<String>> {
+        let (config, router, settings) = self.look_into()?;
+        let old = self.config.router.as_ref().expect("a router runs");
+        let (added, removed) = (reload::added(old, &router), reload::added(&router, old));
+        let before = self.held.all().len();
+        let bound = self.held.bind(self.cores.len(), &added, vec![]).map_err(|e| vec![e])?;
+        self.control.set_settings(&settings);
+        self.held.release(&removed, before);
+        // In this order: what is closed is what was there before.
+        removed.iter().for_each(|p| self.control.close(p.at, p.side));
+        for (core, listeners) in bound.cores.into_iter().enumerate() {
+            self.control.listen(core, listeners);
+        }
+        self.config = config;
+        Ok((addresses(&added), addresses(&removed)))
+    }
+
+    /// The file as it is now, if a reload may go by it.
+    fn look_into(&mut self) -> Result<(Config, config::Router, Arc<Settings>), Vec<String>> {
+        let lines = |why: String| why.lines().map(str::to_owned).collect::<Vec<_>>();
+        let config = Config::load(&self.file).map_err(|e| lines(e.to_string()))?;
+        let refused = reload::refused(&self.config, &config);
+        let Some(router) = config.router.clone().filter(|_| refused.is_empty()) else { return Err(refused) };
+        let settings = assemble::settings(&config, &router, &self.map, &mut self.live).map_err(|e| vec![e])?;
+        Ok((config, router, Arc::new(settings)))
+    }
+
+    fn look_through(&mut self) -> Answer {
+        match self.look_into() {
+            Ok((_, router, _)) => {
+                let old = self.config.router.as_ref().expect("a router runs");
+                let (added, removed) = (reload::added(old, &router), reload::added(&router, old));
+                Answer::Applied { added: addresses(&added), removed: addresses(&removed) }
+            }
+            Err(problems) => Answer::Refused { problems },
+        }
+    }
+
+    // ---- upgrade ----------------------------------------------------------------------------------------------------
+
+    /// Has a successor started: by `ezone run` if that watches this process, else by this process itself.
+    fn upgrade(&mut self) -> Answer {
+        if self.giving || self.successor.is_some() {
+            return Answer::Busy;
+        }
+        let started = match super::run::watcher() {
+            Some(watcher) => super::run::ask_for_upgrade(watcher),
+            None => upgrade::start().map(|child| self.successor = Some(child)),
+        };
+        match started {
+            Ok(()) => Answer::Started,
+            Err(why) => {
+                self.not_upgraded(format!("no successor could be started: {why}"));
+                Answer::Refused { problems: vec![why] }
+            }
+        }
+    }
+
+    fn not_upgraded(&mut self, why: String) {
+        self.giving = false;
+        tracing::error!("upgrade failed, this router goes on: {why}");
+        self.life.upgraded(Some(why));
+    }
+
+    /// Gives the listeners to whoever asked, on a thread of its own: the other may take its time.
+    fn give(&mut self, stream: UnixStream) {
+        if self.giving {
+            return tracing::warn!("a second successor asked for the listeners while a first one takes them: refused");
+        }
+        let gave = self.gave.0.clone();
+        match upgrade::parcel(self.held.all(), self.admin.as_ref()) {
+            Ok(parcel) => {
+                self.giving = true;
+                std::thread::spawn(move || drop(gave.send(upgrade::give(stream, parcel))));
+            }
+            Err(e) => self.not_upgraded(format!("the listeners could not be given: {e}")),
+        }
+    }
+
+    // ---- the end ----------------------------------------------------------------------------------------------------
+
+    /// Serves what it serves to the end, within the limit.
+    async fn leave(mut self, why: Leaving) -> Result<(), Failed> {
+        self.life.set(Doing::Draining);
+        match why {
+            Leaving::HandedOver => self.leave_to_successor().await,
+            Leaving::Stopped if self.leave_nobody().await => return self.cut_short(),
+            Leaving::Stopped => {}
+        }
+        let drain_ms = self.config.limits.of_core().drain_ms;
+        let ended = tokio::select! {
+            ended = drained(&self.cores, Duration::from_millis(drain_ms) + END_WAIT) => ended,
+            () = follow(&mut self.newer, &self.control) => false,
+            () = self.signals.stop() => return self.cut_short(),
+        };
+        let cut = self.control.shared().total().cut_off;
+        if cut > 0 {
+            tracing::warn!("{cut} requests were cut off after {drain_ms} ms (drain_ms_max)");
+        }
+        if !ended {
+            tracing::warn!("a core did not end within {} s of its limit", END_WAIT.as_secs());
+        }
+        if let Some(pages) = self.pages.take() {
+            pages.stop().await;
+        }
+        tracing::info!("ended");
+        Ok(())
+    }
+
+    async fn leave_to_successor(&mut self) {
+        tracing::info!("a successor has taken over; draining");
+        self.life.upgraded(None);
+        self.successor.as_ref().and_then(Child::id).into_iter().for_each(notify::successor);
+        self.held = Held::default();
+        self.control.hand_over();
+        self.admin = None; // it is the successor's now
+        if let Some(pages) = self.pages.take() {
+            pages.stop().await;
+        }
+    }
+
+    /// True: it was asked again.
+    async fn leave_nobody(&mut self) -> bool {
+        notify::tell(notify::STOPPING);
+        let delay = Duration::from_millis(self.config.router.as_ref().map_or(0, |r| r.drain_delay_ms));
+        tracing::info!("stopping: /readyz says 503 now; new connections are taken for {} ms more", delay.as_millis());
+        let hurry = !delay.is_zero() && tokio::time::timeout(delay, self.signals.stop()).await.is_ok();
+        self.held = Held::default();
+        // Who is taking over now has the same sockets: they are not closed under its hands.
+        if self.giving {
+            self.control.hand_over()
+        } else {
+            self.control.stop()
+        }
+        hurry
+    }
+
+    fn cut_short(&self) -> Result<(), Failed> {
+        let clients = self.control.shared().total().clients;
+        tracing::warn!("asked again to stop: ends at once, {clients} connections are cut off");
+        Ok(())
+    }
+}
+
+fn addresses(listened: &[Place]) -> Addresses {
+    listened.iter().map(|p| p.at).collect()
+}
+
+/// Maps go on to arrive while a router drains: what is held waits for one. Never ends.
+async fn follow(newer: &mut mpsc::UnboundedReceiver<News>, control: &Control) {
+    loop {
+        match newer.recv().await {
+            Some(News::Map(map)) => hand(control, &map),
+            Some(News::Reached(_)) => {}
+            None => std::future::pending().await,
+        }
+    }
 }
 
 fn start_cores(
@@ -123,23 +491,14 @@ fn start_cores(
     Ok(threads)
 }
 
-/// Waits until every core has finished what it was serving.
-async fn drained(cores: Vec<JoinHandle<()>>) -> Result<(), String> {
-    let deadline = Instant::now() + DRAIN_MAX;
+/// Waits until every core has finished what it was serving; false: not within the limit.
+async fn drained(cores: &[JoinHandle<()>], limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
     while !cores.iter().all(JoinHandle::is_finished) {
         if Instant::now() > deadline {
-            return Err(format!("connections were still served {} s after the stop", DRAIN_MAX.as_secs()));
+            return false;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    Ok(())
-}
-
-fn taken(key: &str, at: SocketAddr, e: &std::io::Error) -> String {
-    match e.kind() {
-        std::io::ErrorKind::AddrInUse => {
-            format!("[router] {key} = {at}: another process listens there (`ss -ltnp` names it)")
-        }
-        _ => format!("[router] {key} = {at}: {e}"),
-    }
+    true
 }

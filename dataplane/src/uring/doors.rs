@@ -62,7 +62,9 @@ impl Doors {
     pub fn change(&mut self, change: Change, now_ms: u64) {
         match change {
             Change::Add(listener) => self.add(listener),
-            Change::Close(at) => self.end(|l| l.local_addr().is_ok_and(|own| own == at), now_ms, false),
+            Change::Close(at, side) => {
+                self.end(|l| l.side() == side && l.local_addr().is_ok_and(|own| own == at), now_ms, false);
+            }
             Change::CloseAll => self.end(|_| true, now_ms, false),
             Change::LeaveAll => self.end(|_| true, now_ms, true),
         }

@@ -70,15 +70,21 @@ impl AsFd for Listener {
     }
 }
 
-/// Takes descriptor `fd`, which whoever started this process left open for it (systemd's socket activation).
-pub fn inherited(fd: RawFd, side: Side) -> io::Result<Listener> {
+/// Takes descriptor `fd`, which whoever started this process left open for it (systemd's socket activation); `side` tells for
+/// whom an address is.
+pub fn inherited(fd: RawFd, side: impl Fn(SocketAddr) -> Option<Side>) -> io::Result<Listener> {
     // SAFETY: only looks at the descriptor's flags, which is harmless for any number.
     if unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: it is open (see above), and the protocol by which its number was learnt says that it is this process's own;
     // this is called once for each number, before anything else opens or takes descriptors.
-    Listener::adopt(unsafe { OwnedFd::from_raw_fd(fd) }, side)
+    let mut listener = Listener::adopt(unsafe { OwnedFd::from_raw_fd(fd) }, Side::Client)?;
+    let at = listener.local_addr()?;
+    listener.side = side(at).ok_or_else(|| io::Error::other(format!("{at} is not in the configuration")))?;
+    // A ring waits by itself only for blocking sockets.
+    listener.socket.set_nonblocking(false)?;
+    Ok(listener)
 }
 
 /// Does nobody listen at `addr`? A port that cores share could also be shared with a stranger: a plain bind tells.

@@ -54,7 +54,7 @@ pub(super) enum Change {
     /// Listen here too.
     Add(Listener),
     /// Accept what is in the queue here, then close it.
-    Close(SocketAddr),
+    Close(SocketAddr, Side),
     /// The same for all.
     CloseAll,
     /// Stop accepting: another process has the same sockets.
@@ -97,8 +97,8 @@ impl Control {
     }
 
     /// Lets every core end its listener at `at`, with no connection lost that a client takes for established.
-    pub fn close(&self, at: SocketAddr) {
-        self.boxes.iter().for_each(|b| b.left().changes.push(Change::Close(at)));
+    pub fn close(&self, at: SocketAddr, side: Side) {
+        self.boxes.iter().for_each(|b| b.left().changes.push(Change::Close(at, side)));
         self.wake();
     }
 

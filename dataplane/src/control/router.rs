@@ -270,7 +270,7 @@ impl Running {
                     Ok(()) => return self.leave(Leaving::HandedOver).await,
                     Err(e) => self.not_upgraded(format!("the successor was ready and is gone: {e}")),
                 },
-                Event::Gave(Err(why)) => self.not_upgraded(format!("the successor did not take over: {why}")),
+                Event::Gave(Err(why)) => self.not_taken(why),
                 Event::SuccessorEnded(status) => {
                     self.successor = None;
                     self.not_upgraded(format!("the successor ended ({status}); what it said is above"));
@@ -361,6 +361,18 @@ impl Running {
                 self.not_upgraded(format!("no successor could be started: {why}"));
                 Answer::Refused { problems: vec![why] }
             }
+        }
+    }
+
+    /// A successor of our own is ended, and its end is what is told.
+    fn not_taken(&mut self, why: String) {
+        self.giving = false;
+        match &mut self.successor {
+            Some(successor) => {
+                tracing::error!("the successor did not take over: {why}");
+                let _ = successor.start_kill(); // it may have ended by itself
+            }
+            None => self.not_upgraded(format!("the successor did not take over: {why}")),
         }
     }
 

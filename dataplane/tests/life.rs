@@ -258,8 +258,8 @@ fn a_hundred_reloads_under_load_fail_no_request() {
         node.write(round % 2, listen, &format!("[limits]\nidle_ms_max = {}\n", 30_000 + round));
         let (status, said) = node.page("POST", "/reload");
         assert_eq!(status, 200, "{said}");
-        let body = within("the other backend answers", || ask(&mut connect(node.at).unwrap(), "/").ok()).1;
-        assert_eq!(body, ["one", "two"][round % 2]);
+        let answers = || ask(&mut connect(node.at).unwrap(), "/").unwrap().1;
+        within("the other backend answers", || (answers() == ["one", "two"][round % 2]).then_some(()));
         if listen.len() == 2 {
             assert!(ask(&mut connect(node.second).unwrap(), "/").is_ok());
         }
@@ -303,7 +303,7 @@ fn a_bad_file_changes_nothing_and_says_all_that_is_wrong() {
     node.write(1, &[node.at], "");
     node.signal(rustix::process::Signal::HUP);
     within("the reload by signal", || (node.life()["reloads"] == 1).then_some(()));
-    assert_eq!(answers(), "two");
+    within("the other backend answers", || (answers() == "two").then_some(()));
 }
 
 /// A copy of the program that may be replaced.

@@ -11,7 +11,12 @@ use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
 /// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// Requests that backends never answer, by the process of the test.
+static NEVER: AtomicU64 = AtomicU64::new(0);
+/// Tests that count them take turns.
+static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// A router of zone bj with two backends, alone or under `ezone run`; gone at the end with every process.
 struct Node {
@@ -156,7 +161,10 @@ fn backend(name: &'static str) -> SocketAddr {
                 while let Some(head) = read_head(&mut stream) {
                     match head.split(' ').nth(1) {
                         Some("/slow") => sleep(Duration::from_secs(1)),
-                        Some("/never") => sleep(PATIENCE),
+                        Some("/never") => {
+                            NEVER.fetch_add(1, Relaxed);
+                            sleep(PATIENCE);
+                        }
                         _ => {}
                     }
                     if stream
@@ -444,15 +452,21 @@ fn sigterm_lets_load_balancers_look_away_then_answers_what_is_in_flight() {
     assert!(!node.said().contains("cut off"), "{}", node.said());
 }
 
+/// A request that is in flight, and stays so.
+fn stuck(at: SocketAddr) -> JoinHandle<Result<(String, String), String>> {
+    let (mut stream, before) = (connect(at).unwrap(), NEVER.load(Relaxed));
+    let asked = spawn(move || ask(&mut stream, "/never"));
+    within("it is in flight", || (NEVER.load(Relaxed) > before).then_some(()));
+    asked
+}
+
 #[test]
 fn what_does_not_end_is_cut_off_at_the_limit_and_counted() {
     let mut node = Node::new("limit");
     node.write(0, &[node.at], "[limits]\ndrain_ms_max = 500\n");
     node.start("router", exe());
-    let mut stuck = connect(node.at).unwrap();
-    let stuck = spawn(move || ask(&mut stuck, "/never"));
-    within("it is in flight", || node.get("/metrics").1.contains("ezone").then_some(()));
-    sleep(Duration::from_millis(200));
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let stuck = stuck(node.at);
     node.signal(rustix::process::Signal::TERM);
     assert_eq!(node.ended(), 0);
     assert!(node.said().contains("1 requests were cut off after 500 ms"), "{}", node.said());
@@ -464,12 +478,10 @@ fn a_second_sigterm_ends_at_once() {
     let mut node = Node::new("twice");
     node.write(0, &[node.at], "[limits]\ndrain_ms_max = 3600000\n");
     node.start("router", exe());
-    let mut stuck = connect(node.at).unwrap();
-    let stuck = spawn(move || ask(&mut stuck, "/never"));
-    sleep(Duration::from_millis(200));
+    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
+    let stuck = stuck(node.at);
     node.signal(rustix::process::Signal::TERM);
     within("it drains", || node.said().contains("stopping").then_some(()));
-    sleep(Duration::from_millis(300));
     node.signal(rustix::process::Signal::TERM);
     assert_eq!(node.ended(), 0);
     assert!(node.said().contains("asked again to stop: ends at once, 1 connections"), "{}", node.said());

@@ -31,10 +31,10 @@ impl Check<'_> {
     }
 
     pub(super) fn cores(&mut self, raw: Option<&Spanned<Vec<usize>>>) -> Vec<usize> {
-        let have = std::thread::available_parallelism().map_or(1, usize::from);
-        let Some(raw) = raw else { return (0..have).collect() };
-        for core in raw.get_ref().iter().filter(|c| **c >= have) {
-            self.say(raw, format!("core {core}: this machine has cores 0 to {}", have - 1));
+        let have = cores_here();
+        let Some(raw) = raw else { return have };
+        for core in raw.get_ref().iter().filter(|c| !have.contains(c)) {
+            self.say(raw, format!("core {core}: this process may run on the cores {have:?}"));
         }
         if raw.get_ref().is_empty() {
             self.say(raw, "cores is empty: expected at least one");
@@ -104,4 +104,10 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 
 pub(super) fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
+}
+
+/// The cores that this process may run on: on a host that is shared out they need not begin at 0.
+fn cores_here() -> Vec<usize> {
+    let parallel = || (0..std::thread::available_parallelism().map_or(1, usize::from)).collect();
+    core_affinity::get_core_ids().map_or_else(parallel, |ids| ids.iter().map(|c| c.id).collect())
 }

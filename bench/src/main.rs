@@ -10,7 +10,6 @@ mod locate;
 mod manner;
 mod outcome;
 mod place;
-mod proxies;
 mod random;
 mod request;
 mod schedule;

@@ -4,6 +4,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::time::Duration;
 
 /// Wake when bytes, an end or an error can be read.
@@ -104,19 +106,42 @@ pub fn exact_timers() {
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
 }
 
-/// Clock ticks a second, the unit of CPU times in `/proc/PID/stat`.
-pub fn ticks_per_s() -> u64 {
-    // SAFETY: no memory is passed.
-    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-    u64::try_from(ticks).ok().filter(|t| *t > 0).unwrap_or(100)
-}
-
 /// Sends SIGTERM to a process that this program started.
 pub fn terminate(pid: u32) {
     if let Ok(pid) = i32::try_from(pid) {
         // SAFETY: no memory is passed; the caller has not yet waited for `pid`, so it is still ours.
         unsafe { libc::kill(pid, libc::SIGTERM) };
     }
+}
+
+/// Lets `command` run on these cores alone; `last`: at the lowest ordinary priority.
+pub fn run_on(command: &mut Command, cores: impl Iterator<Item = usize>, last: bool) {
+    // SAFETY: cpu_set_t is plain data for which all zeros is the empty set; CPU_SET checks its bounds.
+    let set = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        cores.for_each(|core| libc::CPU_SET(core, &mut set));
+        set
+    };
+    let limit = move || {
+        // SAFETY: `set` is owned by this closure; the call is one that may be made between fork and exec.
+        check(unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) })?;
+        // SAFETY: no memory is passed.
+        if last { check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) }).map(drop) } else { Ok(()) }
+    };
+    // SAFETY: the closure makes two system calls and allocates nothing.
+    unsafe { command.pre_exec(limit) };
+}
+
+/// This thread runs only when no other wants its core: what it does then takes no time from what is measured.
+pub fn run_last() -> io::Result<()> {
+    let none = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `none` outlives the call.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) }).map(drop)
+}
+
+pub fn is_root() -> bool {
+    // SAFETY: no memory is passed.
+    unsafe { libc::geteuid() == 0 }
 }
 
 fn check(result: i32) -> io::Result<i32> {

@@ -167,24 +167,6 @@ fn pipelined_requests_behind_large_answers_are_all_answered() {
 }
 
 #[test]
-fn a_comparison_runs_ours_by_its_template_and_reports_no_errors() {
-    // The backend itself stands in for the router.
-    let ours = format!("{} upstream --seconds 30 --listen {{listen}}", env!("CARGO_BIN_EXE_ezbench"));
-    let run = Command::new(env!("CARGO_BIN_EXE_ezbench"))
-        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/..")) // where the map is, as the README's command has it
-        .args(["compare", "proxies", "--rounds", "1", "--seconds", "0.2", "--connections", "4", "--json"])
-        .args(["--proxy-core", "0", "--load-core", "0", "--ours", &ours])
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&run.stderr);
-    assert_eq!(run.status.code(), Some(0), "{said}");
-    let text = String::from_utf8(run.stdout).unwrap();
-    let seen: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
-    assert_eq!(seen["ours"]["rounds_with_errors"], 0, "{seen}");
-    assert_eq!(seen["ours"]["rounds_us"].as_array().unwrap().len(), 1);
-}
-
-#[test]
 fn answers_after_the_schedule_do_not_raise_the_achieved_rate() {
     // 2 connections at 20 ms an answer: at most 100/s, however many were due.
     let backend = Backend::start(&["--delay-ms", "20"]);

@@ -14,7 +14,10 @@ const STARTED_BY_IT: &str = "EZBENCH_COMPARE_TEST";
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
-        ["router", "--config", file] => ezone(file, |c| control::router::run(c, false)),
+        ["router", "--config", file] => {
+            let start = control::router::Start { file: Path::new(file), stop_with_stdin: false, take_over: false };
+            ezone(file, |c| control::router::run(c, start))
+        }
         ["log", "--config", file] => ezone(file, |c| control::log::run(c, false)),
         ["--list", ..] => ExitCode::SUCCESS,
         ["--version"] => {

@@ -487,3 +487,21 @@ fn a_second_sigterm_ends_at_once() {
     assert!(node.said().contains("asked again to stop: ends at once, 1 connections"), "{}", node.said());
     assert!(stuck.join().unwrap().is_err());
 }
+
+#[test]
+fn the_systemd_unit_is_one() {
+    let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/ezone.service")).unwrap();
+    let dir = std::env::temp_dir().join(format!("ezone-life-unit-{}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    let file = dir.join("ezone.service");
+    fs::write(&file, unit.replace("/usr/bin/ezone", &exe().display().to_string())).unwrap();
+    let verified = Command::new("systemd-analyze").arg("verify").arg(&file).output();
+    fs::remove_dir_all(&dir).unwrap();
+    let Ok(verified) = verified else {
+        // Said, not hidden.
+        return eprintln!("NOT RUN: systemd-analyze is not installed here");
+    };
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    let ours: Vec<&str> = said.lines().filter(|l| l.contains("ezone.service")).collect();
+    assert!(verified.status.success() && ours.is_empty(), "{said}");
+}

@@ -145,3 +145,62 @@ fn requests_are_in_the_log_and_on_the_page_and_a_moved_log_is_opened_anew() {
     }
     assert!(page.contains("ezone_core_cpu_seconds_total{core=\"0\"} "), "{page}");
 }
+
+/// What `POST /explain` says of a request.
+fn explained(router: &Router, ask: &serde_json::Value) -> (u16, serde_json::Value) {
+    let body = ask.to_string();
+    let mut stream = TcpStream::connect(router.admin).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!("content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n", body.len());
+    stream.write_all(format!("POST /explain HTTP/1.1\r\nhost: x\r\n{head}\r\n{body}").as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap();
+    (status, serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap_or_default())
+}
+
+#[test]
+fn a_route_is_explained_as_the_router_would_take_it_and_nothing_of_it_is_counted() {
+    let router = Router::start("explain");
+    let tag = |tag: &str| serde_json::json!([["x-shard", tag]]);
+    let here = serde_json::json!({"path": "/api/x", "headers": tag("shopid=999;loc=116.40,39.90")});
+    let (status, a) = explained(&router, &here);
+    assert_eq!(status, 200, "{a}");
+    assert_eq!((&a["decision"], &a["shard"], &a["owner"]), (&"serve".into(), &121.into(), &"bj".into()), "{a}");
+    assert_eq!((&a["service"], &a["kind"], &a["map_epoch"]), (&"/api/".into(), &"own".into(), &1.into()));
+    assert_eq!((&a["tag"]["decided_by"], &a["tag"]["fence"]), (&"location".into(), &"Beijing".into()));
+    assert!(a["tag"]["parts"][0]["verdict"].as_str().unwrap().starts_with("foreign"), "{a}");
+    assert_eq!(a["endpoints"].as_array().unwrap().len(), 1);
+    assert_eq!(a["endpoints"][0]["chosen"], true, "{a}");
+    for (ask, decision, status, why) in [
+        (
+            serde_json::json!({"path": "/nowhere", "headers": tag("loc=116.40,39.90")}),
+            "refuse",
+            404,
+            "no service for this path",
+        ),
+        (
+            serde_json::json!({"path": "/api/x", "headers": tag("loc=121.5,31.2")}),
+            "refuse",
+            502,
+            "no router of the owner zone is known",
+        ),
+        (
+            serde_json::json!({"path": "/records/a/b", "method": "GET", "headers": tag("loc=116.40,39.90")}),
+            "refuse",
+            404,
+            "no record store in this zone",
+        ),
+        (serde_json::json!({"path": "/ /", "headers": []}), "refuse", 400, ""),
+    ] {
+        let (_, a) = explained(&router, &ask);
+        assert_eq!((&a["decision"], &a["answer"]["status"]), (&decision.into(), &status.into()), "{ask}: {a}");
+        assert!(a["why"].as_str().unwrap().contains(why), "{ask}: {a}");
+    }
+    let (status, a) = explained(&router, &serde_json::json!({"path": "/a\r\nx: y"}));
+    assert_eq!(status, 400, "{a}");
+    let (status, body) = router.page("/explain?path=/api/x&x-shard=loc%3D116.40%2C39.90").unwrap();
+    assert!(status == 200 && body.contains("\"decision\":\"serve\""), "{body}");
+    let (_, page) = router.page("/metrics").unwrap();
+    assert!(!page.contains("ezone_requests_total{"), "an explained request was counted:\n{page}");
+}

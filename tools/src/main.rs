@@ -2,6 +2,7 @@
 
 mod log;
 mod map;
+mod route;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -21,6 +22,12 @@ enum Command {
     /// Check, compare and ask a map
     #[command(subcommand, after_help = "Example: ezctl map locate --map shardmap/data/china.toml 121.52669 31.2302")]
     Map(map::Command),
+    /// Ask where a request would go
+    #[command(
+        subcommand,
+        after_help = "Example: ezctl route explain --admin 127.0.0.1:8082 --header \"x-shard: loc=121.5,31.2\""
+    )]
+    Route(route::Command),
     /// Look into a log
     #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
@@ -29,6 +36,7 @@ enum Command {
 fn main() -> ExitCode {
     match Args::parse().command {
         Command::Map(command) => map::run(command),
+        Command::Route(command) => route::run(command),
         Command::Log(command) => log::run(command),
     }
 }

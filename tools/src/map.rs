@@ -67,13 +67,7 @@ pub fn run(command: Command) -> ExitCode {
         Command::Locate { map, place, json } => locate(&map, &place, json),
         Command::Diff { before, after, json } => diff(&before, &after, json),
     };
-    match done {
-        Ok(code) => code,
-        // Whoever reads our output has enough of it, as `head` does.
-        Err(Fault::Io(e)) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(Fault::Io(e)) => usage(&format!("cannot write: {e}")),
-        Err(Fault::Input(what)) => usage(&what),
-    }
+    done.unwrap_or_else(Fault::tell)
 }
 
 fn usage(what: &str) -> ExitCode {
@@ -84,9 +78,21 @@ fn usage(what: &str) -> ExitCode {
 
 type Judged = Result<(Map, Vec<Note>), Vec<Problem>>;
 
-enum Fault {
+pub(crate) enum Fault {
     Input(String),
     Io(io::Error),
+}
+
+impl Fault {
+    /// Says it; the exit code.
+    pub(crate) fn tell(self) -> ExitCode {
+        match self {
+            // Whoever reads our output has enough of it, as `head` does.
+            Fault::Io(e) if e.kind() == ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+            Fault::Io(e) => usage(&format!("cannot write: {e}")),
+            Fault::Input(what) => usage(&what),
+        }
+    }
 }
 
 impl From<io::Error> for Fault {
@@ -127,7 +133,7 @@ fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// For those who need a sound map: problems are wrong input.
-fn read_sound(path: &Path) -> Result<Map, Fault> {
+pub(crate) fn read_sound(path: &Path) -> Result<Map, Fault> {
     match read(path)? {
         Ok((map, _)) => Ok(map),
         Err(problems) => {

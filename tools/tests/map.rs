@@ -80,7 +80,19 @@ fn who_asks_line_by_line_is_answered_line_by_line_and_json_names_each_field() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command in ["", "map", "map check", "map locate", "map diff", "log", "log ls", "log dump", "log verify"] {
+    for command in [
+        "",
+        "map",
+        "map check",
+        "map locate",
+        "map diff",
+        "log",
+        "log ls",
+        "log dump",
+        "log verify",
+        "route",
+        "route explain",
+    ] {
         let args: Vec<&str> = command.split_whitespace().chain(["--help"]).collect();
         let (code, out, _) = ezctl(&args, "");
         assert!(code == 0 && out.contains("Example") && out.contains("ezctl "), "{command}: {out}");

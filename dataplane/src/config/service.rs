@@ -2,6 +2,7 @@
 
 use super::check::Check;
 use super::endpoint::Endpoint;
+use crate::router::figures::OWN_NAMES;
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
@@ -38,6 +39,9 @@ impl Check<'_> {
             && (!(1..=NAME_BYTES_MAX).contains(&name.len()) || !name.bytes().all(legal))
         {
             self.say(&raw, format!("name = \"{name}\": expected 1 to {NAME_BYTES_MAX} of a-z, A-Z, 0-9 and -_./"));
+        }
+        if let Some(name) = raw.get_ref().name.as_ref().filter(|n| OWN_NAMES.contains(&n.as_str())) {
+            self.say(&raw, format!("name = \"{name}\": figures call requests so that went to no service of yours"));
         }
         let at = Spanned::new(raw.span(), ());
         let raw = raw.into_inner();

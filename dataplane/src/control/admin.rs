@@ -29,6 +29,7 @@ pub fn pages(shown: Shown) -> Router {
         .merge(life::pages())
         .merge(super::figures::routes())
         .merge(access::routes())
+        .merge(super::explain::routes())
         .with_state(shown)
 }
 

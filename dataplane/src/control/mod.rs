@@ -5,6 +5,7 @@ pub mod admin;
 pub mod assemble;
 pub mod cert;
 pub mod durable;
+pub mod explain;
 pub mod figures;
 pub mod life;
 pub mod listen;

@@ -24,8 +24,8 @@ pub(super) const NO_SERVICE: u16 = 0;
 pub(super) const RECORDS: u16 = 1;
 /// Of those that went to another zone's router.
 pub(super) const FORWARD: u16 = 2;
-/// Names that no service of a configuration has: its prefix begins with a slash.
-const OWN_NAMES: [&str; 3] = ["none", "records", "forward"];
+/// What the places of our own are called; no service of a configuration may have such a name.
+pub const OWN_NAMES: [&str; 3] = ["none", "records", "forward"];
 
 /// Answers by status.
 #[derive(Debug)]

@@ -45,6 +45,7 @@ pub mod shown;
 pub mod stats;
 mod store;
 mod trace;
+pub mod trial;
 mod tunnel;
 mod upstream;
 pub mod view;

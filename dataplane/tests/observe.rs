@@ -58,7 +58,13 @@ impl Router {
     }
 
     fn ask(&self, path: &str) -> (u16, String) {
-        http(self.client, "GET", path, "x-shard: loc=116.40,39.90\r\n").unwrap()
+        http(
+            self.client,
+            "GET",
+            path,
+            &format!("x-shard: loc=116.40,39.90\r\ntraceparent: 00-{}-00f067aa0ba902b7-01\r\n", "4b".repeat(16)),
+        )
+        .unwrap()
     }
 
     fn page(&self, path: &str) -> std::io::Result<(u16, String)> {
@@ -121,6 +127,8 @@ fn requests_are_in_the_log_and_on_the_page_and_a_moved_log_is_opened_anew() {
     assert_eq!(router.ask("/api/one?q=1"), (200, "fine".into()));
     assert_eq!(router.ask("/nowhere").0, 404);
     let line = router.logged("access.log", "\"GET /api/one?q=1\" 200");
+    assert!(line.starts_with("127.0.0.1:"), "{line}");
+    assert!(line.ends_with(&format!(" trace={}", "4b".repeat(16))), "{line}");
     assert!(line.contains("service=\"/api/\" zone=bj shard=121 epoch=1 retries=0 end=ok"), "{line}");
     let line = router.logged("access.log", "\"GET /nowhere\" 404");
     assert!(line.contains("end=refused why=\"no service for this path\""), "{line}");
@@ -203,4 +211,27 @@ fn a_route_is_explained_as_the_router_would_take_it_and_nothing_of_it_is_counted
     assert!(status == 200 && body.contains("\"decision\":\"serve\""), "{body}");
     let (_, page) = router.page("/metrics").unwrap();
     assert!(!page.contains("ezone_requests_total{"), "an explained request was counted:\n{page}");
+}
+
+#[test]
+fn a_router_says_that_it_is_ready_and_what_it_does() {
+    let router = Router::start("state");
+    assert_eq!(router.ask("/api/one").0, 200);
+    let ready = router.within("the router is ready", || router.page("/readyz").ok().filter(|(s, _)| *s == 200));
+    assert_eq!(ready.1, "{\"missing\":[],\"ready\":true}");
+    let status = router.within("the request is counted", || {
+        let (_, text) = router.page("/status").ok()?;
+        let status: serde_json::Value = serde_json::from_str(&text).unwrap();
+        (status["detail"]["services"]["/api/"]["requests"] == 1).then_some(status)
+    });
+    let detail = &status["detail"];
+    assert_eq!((&status["zone"], &status["map_epoch"]), (&"bj".into(), &1.into()));
+    assert_eq!((&detail["version"], &detail["cores"][0]["map_epoch"]), (&env!("CARGO_PKG_VERSION").into(), &1.into()));
+    assert!(detail["map_age_s"].is_u64() && detail["cores"][0]["turns"].as_u64() > Some(0), "{detail}");
+    let (status, pages) = router.page("/").unwrap();
+    assert_eq!(status, 200);
+    for line in pages.lines().filter(|l| l.starts_with("GET")) {
+        let page = line.split_whitespace().nth(1).unwrap();
+        assert_eq!(router.page(page).unwrap().0, 200, "{line}");
+    }
 }

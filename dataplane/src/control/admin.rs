@@ -1,8 +1,8 @@
 //! The router's admin pages. Each part of control brings its own routes: one line in `pages`, the rest in its own file.
 
-use super::access;
 use super::life::{self, Life};
 use super::report::RouterStatus;
+use super::{access, state};
 use crate::router::Shared;
 use axum::extract::State;
 use axum::routing::get;
@@ -30,13 +30,12 @@ pub fn pages(shown: Shown) -> Router {
         .merge(super::figures::routes())
         .merge(access::routes())
         .merge(super::explain::routes())
+        .merge(state::routes())
         .with_state(shown)
 }
 
 fn basic() -> Router<Shown> {
-    Router::new()
-        .route("/status", get(async |State(s): State<Shown>| Json(status(&s))))
-        .route("/healthz", get(async || "ok\n"))
+    Router::new().route("/status", get(async |State(s): State<Shown>| Json(status(&s))))
 }
 
 fn status(shown: &Shown) -> RouterStatus {
@@ -52,5 +51,6 @@ fn status(shown: &Shown) -> RouterStatus {
         requests: c.answered_2xx_3xx + c.answered_4xx + c.answered_5xx,
         forwarded: c.forwarded,
         life: shown.life.status(),
+        detail: state::detail(&shown.shared),
     }
 }

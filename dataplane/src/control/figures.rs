@@ -235,6 +235,16 @@ fn by_service(adopted: &[Adopted], of: Of) -> BTreeMap<String, Reading> {
     all
 }
 
+/// Of each service: its name, whole times, and the router's own part of them.
+pub fn latencies(adopted: &[Adopted]) -> Vec<(String, Reading, Reading)> {
+    let own = by_service(adopted, |s| &s.own);
+    by_service(adopted, |s| &s.request)
+        .into_iter()
+        .zip(own)
+        .map(|((name, whole), (_, own))| (name, whole, own))
+        .collect()
+}
+
 fn held(adopted: &[Adopted]) -> Reading {
     let mut all = Reading::default();
     adopted.iter().for_each(|a| all.merge(&a.figures.core.held.reading()));

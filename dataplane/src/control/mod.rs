@@ -20,6 +20,7 @@ pub mod report;
 pub mod router;
 pub mod run;
 pub mod signals;
+pub mod state;
 pub mod threads;
 pub mod upgrade;
 

@@ -29,6 +29,9 @@ pub struct RouterStatus {
     /// What the process is doing, and how its last reload and upgrade ended.
     #[serde(default)]
     pub life: LifeStatus,
+    /// Version, uptime, each core, each service: for people.
+    #[serde(default)]
+    pub detail: super::state::Detail,
 }
 
 /// `GET /status` of a log.

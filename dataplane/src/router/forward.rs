@@ -150,9 +150,14 @@ impl Core {
     /// Our own fields about the way of `r`, which came from `client`.
     pub(super) fn way_fields(&mut self, out: &mut Vec<u8>, r: &Request<'_, '_>, client: ConnId) {
         let f = self.settings.forwarding;
+        let mut id = if self.settings.access.is_some() { trace_of(r).map(trace_id) } else { None };
         if f.trace && trace_of(r).is_none() {
             let (a, b, c) = (self.random(), self.random(), self.random() | 1);
             out.extend_from_slice(format!("traceparent: 00-{a:016x}{b:016x}-{c:016x}-00\r\n").as_bytes());
+            id = Some(u128::from(a) << 64 | u128::from(b));
+        }
+        if let (Some(id), Some((_, c))) = (id, self.client(client)) {
+            c.trace.id = id.to_be_bytes();
         }
         if f.via {
             listed(out, r, "via", true);
@@ -224,6 +229,12 @@ fn trace_of<'r>(r: &'r Request<'_, '_>) -> Option<&'r [u8]> {
     let mut all = r.way().filter(|(_, h)| h.name.eq_ignore_ascii_case("traceparent")).map(|(_, h)| h.value);
     let one = all.next().filter(|v| is_trace(v))?;
     all.next().is_none().then_some(one)
+}
+
+/// The trace's id in a valid `traceparent`.
+fn trace_id(v: &[u8]) -> u128 {
+    let digit = |b: &u8| u128::from(char::from(*b).to_digit(16).unwrap_or(0));
+    v[3..35].iter().fold(0, |id, b| id << 4 | digit(b))
 }
 
 fn is_trace(v: &[u8]) -> bool {

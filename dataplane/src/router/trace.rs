@@ -57,6 +57,8 @@ pub(super) struct Trace {
     pub reason: Option<&'static str>,
     /// The last upstream that was asked.
     pub upstream: Option<SocketAddr>,
+    /// The id of its trace, kept for the access log; zeros: none.
+    pub id: [u8; 16],
     outcome: Outcome,
 }
 
@@ -111,7 +113,7 @@ impl Client {
             bytes_out: end - self.ended,
             client: self.from.addr,
             upstream: t.upstream,
-            trace_id: [0; 16],
+            trace_id: t.id,
             read: e.is_some(),
             head: None,
         };

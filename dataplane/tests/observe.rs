@@ -41,7 +41,7 @@ impl Router {
         command.args(["router", "--stop-with-stdin", "--config"]).arg(&config).stdin(Stdio::piped());
         let process = command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap();
         let router = Router { dir, client, admin, process };
-        router.within("the router answers", || router.page("/healthz").ok().filter(|(s, _)| *s == 200));
+        router.within("the router is ready", || router.page("/readyz").ok().filter(|(s, _)| *s == 200));
         router
     }
 

@@ -37,6 +37,7 @@ mod memory;
 pub mod policy;
 mod queue;
 mod retry;
+mod rest;
 mod route;
 mod secure;
 pub mod service;

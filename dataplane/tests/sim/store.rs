@@ -111,10 +111,13 @@ impl Store {
             let at = rng.below(self.answers.len());
             let (corr, answer) = self.answers.swap_remove(at);
             let mut out = BytesMut::new();
+            // Answers that nobody waits for: of an earlier use of the number, and a second one.
+            if rng.chance(f.store) {
+                put_answer(&mut out, corr ^ 1 << 32, &Answer::Absent);
+            }
             put_answer(&mut out, corr, &answer);
             if rng.chance(f.store) {
                 put_answer(&mut out, corr, &Answer::Absent);
-                put_answer(&mut out, corr ^ 1 << 32, &Answer::Absent);
             }
             self.outbox.extend(out);
         }

@@ -5,7 +5,7 @@ use super::admin::Shown;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::post;
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
@@ -143,23 +143,12 @@ fn past(outcome: &str, problems: Vec<String>) -> Past {
     Past { at_ms, outcome: outcome.into(), problems }
 }
 
-/// `/readyz`, and what can be asked for.
+/// What can be asked for.
 pub fn pages() -> Router<Shown> {
     Router::new()
-        .route("/readyz", get(async |State(s): State<Shown>| readiness(&s)))
         .route("/reload", post(async |State(s): State<Shown>| ask(&s, Command::Reload).await))
         .route("/check", post(async |State(s): State<Shown>| ask(&s, Command::Check).await))
         .route("/upgrade", post(async |State(s): State<Shown>| ask(&s, Command::Upgrade).await))
-}
-
-/// 503 as soon as a load balancer should look away.
-fn readiness(shown: &Shown) -> Response {
-    let (doing, map) = (shown.life.status().doing, shown.shared.total().map_epoch);
-    match doing {
-        Doing::Serving if map > 0 => (StatusCode::OK, "ready\n").into_response(),
-        Doing::Serving | Doing::Starting => (StatusCode::SERVICE_UNAVAILABLE, "no map yet\n").into_response(),
-        Doing::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n").into_response(),
-    }
 }
 
 async fn ask(shown: &Shown, command: Command) -> Response {

@@ -24,6 +24,9 @@ GET  /metrics     for Prometheus (text format 0.0.4)
 GET  /histograms  every bucket of every time, as JSON: for quantiles of a stretch of time
 GET  /explain     ?path=..&method=..&peer=true&x-shard=..: where a request would go, and why; also POST, as JSON
 POST /reopen      opens the access log anew
+POST /reload      reads the configuration and goes by it; a bad one changes nothing
+POST /check       only says whether a reload would be refused
+POST /upgrade     starts a successor that takes the listeners over
 ";
 
 /// `/`, `/healthz` and `/readyz`.
@@ -35,6 +38,7 @@ pub fn routes() -> Router<Shown> {
         .route("/readyz", get(async |State(s): State<Shown>| readiness(&s)))
 }
 
+/// 503 as soon as a load balancer should look away.
 fn readiness(shown: &Shown) -> (StatusCode, Json<Value>) {
     let mut missing = missing(&shown.shared);
     match shown.life.status().doing {

@@ -9,6 +9,7 @@ mod forwarded;
 mod limits;
 mod log;
 mod node;
+mod policy;
 mod router;
 mod service;
 mod zones;
@@ -22,12 +23,14 @@ pub use router::Router;
 pub use service::Service;
 pub use zones::Peer;
 
+use crate::router::ShardRates;
 use access::RawAccess;
 use check::{Check, line_of};
 use forwarded::RawForwarded;
 use limits::RawLimits;
 use log::RawLog;
 use node::{RawMap, RawNode};
+use policy::RawRates;
 use router::RawRouter;
 use serde::Deserialize;
 use service::RawService;
@@ -57,6 +60,8 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// What the router accepts.
     pub limits: Limits,
+    /// Requests a second of each shard.
+    pub shard_rates: ShardRates,
     /// What requests that are sent on say of where they come from.
     pub forwarding: crate::router::forward::Forwarding,
 }
@@ -96,6 +101,8 @@ struct Raw {
     access_log: Option<RawAccess>,
     #[serde(default = "limits::default_limits")]
     limits: RawLimits,
+    #[serde(default)]
+    rates: RawRates,
     #[serde(default)]
     forwarded: RawForwarded,
 }
@@ -164,6 +171,7 @@ impl Check<'_> {
         let zones = raw.zones.into_iter().map(|(name, p)| self.peer(name, raw.node.zone.get_ref(), p)).collect();
         let services: Vec<_> = raw.service.into_iter().map(|s| self.service(s, raw.node.zone.get_ref())).collect();
         self.services_told_apart(&services);
+        let shard_rates = self.shard_rates(raw.rates);
         let services = services.into_iter().map(|(_, s)| s).collect();
         let node = Node {
             zone: (!edge).then(|| raw.node.zone.into_inner()),
@@ -179,6 +187,7 @@ impl Check<'_> {
             services,
             access_log: raw.access_log.map(|a| self.access(a)),
             limits: raw.limits.into_inner(),
+            shard_rates,
             forwarding: raw.forwarded.of_core(),
         })
     }

@@ -2,7 +2,9 @@
 
 use super::check::Check;
 use super::endpoint::Endpoint;
+use super::policy::{RawBalance, RawEject, RawPlaces, RawPolicy, RawPool, RawRate, RawRetry};
 use crate::router::figures::OWN_NAMES;
+use crate::router::policy::Policy;
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
@@ -18,6 +20,8 @@ pub struct Service {
     pub prefix: String,
     /// Where it runs in this node's zone.
     pub endpoints: Vec<Endpoint>,
+    /// How its endpoints are treated.
+    pub policy: Policy,
 }
 
 #[derive(Deserialize)]
@@ -26,6 +30,12 @@ pub(super) struct RawService {
     pub(super) name: Option<String>,
     pub(super) prefix: String,
     pub(super) endpoints: Spanned<Value>,
+    balance: Option<Spanned<RawBalance>>,
+    places: Option<Spanned<RawPlaces>>,
+    pool: Option<Spanned<RawPool>>,
+    retry: Option<Spanned<RawRetry>>,
+    eject: Option<Spanned<RawEject>>,
+    rate: Option<Spanned<RawRate>>,
 }
 
 impl Check<'_> {
@@ -46,8 +56,10 @@ impl Check<'_> {
         let at = Spanned::new(raw.span(), ());
         let raw = raw.into_inner();
         let endpoints = self.endpoints(&raw.endpoints, own);
-        let name = raw.name.unwrap_or_else(|| raw.prefix.clone());
-        (at, Service { name, prefix: raw.prefix, endpoints })
+        let RawService { name, prefix, balance, places, pool, retry, eject, rate, .. } = raw;
+        let name = name.unwrap_or_else(|| prefix.clone());
+        let policy = self.policy(RawPolicy { balance, places, pool, retry, eject, rate });
+        (at, Service { name, prefix, endpoints, policy })
     }
 
     pub(super) fn services_told_apart(&mut self, all: &[(Spanned<()>, Service)]) {

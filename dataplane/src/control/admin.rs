@@ -2,6 +2,7 @@
 
 use super::life::{self, Life};
 use super::report::RouterStatus;
+use super::upstreams::Upstreams;
 use super::{access, state};
 use crate::router::Shared;
 use axum::extract::State;
@@ -20,6 +21,8 @@ pub struct Shown {
     pub access: Option<Arc<access::Figures>>,
     /// What this process is doing.
     pub life: Arc<Life>,
+    /// What requests are sent to.
+    pub upstreams: Upstreams,
 }
 
 /// Every page of the router.
@@ -31,6 +34,7 @@ pub fn pages(shown: Shown) -> Router {
         .merge(access::routes())
         .merge(super::explain::routes())
         .merge(state::routes())
+        .merge(super::upstreams::routes())
         .with_state(shown)
 }
 

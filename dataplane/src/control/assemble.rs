@@ -1,12 +1,13 @@
 //! Settings out of all that decides them: the configuration, the map, and what is shown. The one place where they are made,
 //! at the start and at every change.
 
+use super::upstreams::Drain;
 use crate::config::{self, Config};
 use crate::router::shown::{EndpointShown, ServiceShown};
-use crate::router::{Endpoint, Peer, Service, Settings, ShardRates};
+use crate::router::{Endpoint, Peer, Service, Settings};
 use crate::tls::Contexts;
 use shardmap::map::Map;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -16,12 +17,20 @@ pub struct Live {
     cores: usize,
     services: HashMap<String, Arc<ServiceShown>>,
     endpoints: HashMap<(String, SocketAddr), Arc<EndpointShown>>,
+    /// Endpoints to which an operator lets nothing new go, by service.
+    drained: HashSet<(String, SocketAddr)>,
 }
 
 impl Live {
     /// Nothing is known yet.
     pub fn new(cores: usize) -> Live {
-        Live { cores, services: HashMap::new(), endpoints: HashMap::new() }
+        Live { cores, services: HashMap::new(), endpoints: HashMap::new(), drained: HashSet::new() }
+    }
+
+    /// An operator's word. `true`: it changes the settings.
+    pub fn drain(&mut self, word: Drain) -> bool {
+        let key = (word.service, word.at);
+        if word.on { self.drained.insert(key) } else { self.drained.remove(&key) }
     }
 
     fn service(&mut self, name: &str) -> Arc<ServiceShown> {
@@ -32,7 +41,8 @@ impl Live {
     fn endpoint(&mut self, service: &str, e: &config::Endpoint) -> Endpoint {
         let cores = self.cores;
         let shown = self.endpoints.entry((service.into(), e.at)).or_insert_with(|| Arc::new(EndpointShown::new(cores)));
-        Endpoint { weight: e.weight, shown: shown.clone(), ..Endpoint::new(e.at) }
+        let draining = self.drained.contains(&(service.into(), e.at));
+        Endpoint { weight: e.weight, draining, shown: shown.clone(), ..Endpoint::new(e.at) }
     }
 
     /// Forgets what nobody shows any more.
@@ -53,7 +63,8 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
     }
     let of_zone = |s: &config::Service| {
         let endpoints = s.endpoints.iter().map(|e| live.endpoint(&s.name, e)).collect();
-        Service { name: s.name.clone(), endpoints, shown: live.service(&s.name), ..Service::new(&s.prefix, &[]) }
+        let (name, policy, shown) = (s.name.clone(), s.policy, live.service(&s.name));
+        Service { name, endpoints, policy, shown, ..Service::new(&s.prefix, &[]) }
     };
     let services = config.services.iter().map(of_zone).collect();
     let settings = Settings {
@@ -68,7 +79,7 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         services,
         tls: Contexts::default(),
         access: config.access_log.as_ref().map(|l| l.which),
-        shard_rates: ShardRates::default(),
+        shard_rates: config.shard_rates.clone(),
         cores: u32::try_from(live.cores).unwrap_or(u32::MAX),
         limits: config.limits.of_core(),
         forwarding: config.forwarding,

@@ -7,6 +7,7 @@ use super::access;
 use super::admin::Shown;
 use super::metrics::{Kind, Page};
 use super::threads;
+use super::upstreams;
 use crate::router::figures::{ServiceFigures, group_name};
 use crate::router::histogram::{Histogram, Reading};
 use crate::router::stats::Adopted;
@@ -28,7 +29,12 @@ pub fn routes() -> Router<Shown> {
     LazyLock::force(&STARTED);
     let text = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Router::new()
-        .route("/metrics", get(async move |State(s): State<Shown>| (text, metrics(&s.shared, s.access.as_deref()))))
+        .route(
+            "/metrics",
+            get(async move |State(s): State<Shown>| {
+                (text, metrics(&s.shared, s.access.as_deref()) + &upstreams::metrics(&s.upstreams))
+            }),
+        )
         .route("/histograms", get(async |State(s): State<Shown>| Json(histograms(&s.shared))))
 }
 

@@ -23,6 +23,7 @@ pub mod signals;
 pub mod state;
 pub mod threads;
 pub mod upgrade;
+pub mod upstreams;
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;

@@ -10,6 +10,7 @@ use super::maps::{self, Kept, News};
 use super::reload::{self, Place};
 use super::signals::{Asked, Signals};
 use super::upgrade::{self, Heirs, Taken};
+use super::upstreams::{Drain, Upstreams};
 use super::{Failed, data_dir, notify, runtime};
 use crate::config::{self, Config};
 use crate::router::{Routes, Settings, Shared};
@@ -77,7 +78,14 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
     let life = Arc::new(Life::new(asking, format!("router on cores {:?}", router.cores)));
     let zone = settings.name(settings.zone).to_owned();
     tracing::info!("zone {zone}: routing on {:?}, map {}", router.listen, first.epoch());
-    let shown = Shown { zone, shared, access: access.as_ref().map(|a| a.figures().clone()), life: life.clone() };
+    let (upstreams, drains) = Upstreams::new(settings.clone());
+    let shown = Shown {
+        zone,
+        shared,
+        access: access.as_ref().map(|a| a.figures().clone()),
+        life: life.clone(),
+        upstreams: upstreams.clone(),
+    };
     let pages = Pages::start(admin.as_ref(), shown)?;
     close_unwanted(&control, bound.unwanted);
     if let Some(predecessor) = predecessor {
@@ -97,6 +105,8 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
         config: config.clone(),
         map: first,
         live,
+        upstreams,
+        drains,
         control,
         held,
         cores,
@@ -187,6 +197,9 @@ struct Running {
     config: Config,
     map: Arc<Map>,
     live: Live,
+    /// What the pages show of what requests are sent to.
+    upstreams: Upstreams,
+    drains: mpsc::UnboundedReceiver<Drain>,
     control: Control,
     held: Held,
     cores: Vec<JoinHandle<()>>,
@@ -211,6 +224,7 @@ enum Event {
     Asked(Asked),
     Command(life::Asked),
     News(News),
+    Drain(Drain),
     CoreFailed(String),
     Heir(UnixStream),
     Gave(Gave),
@@ -238,6 +252,7 @@ impl Running {
             asked = self.signals.next() => Event::Asked(asked),
             Some(command) = self.commands.recv() => Event::Command(command),
             Some(news) = self.newer.recv() => Event::News(news),
+            Some(word) = self.drains.recv() => Event::Drain(word),
             Some(why) = self.end.recv() => Event::CoreFailed(why),
             heir = self.heirs.next() => Event::Heir(heir),
             Some(gave) = self.gave.1.recv() => Event::Gave(gave),
@@ -264,6 +279,7 @@ impl Running {
                     self.map = map;
                 }
                 Event::News(News::Reached(_)) => {}
+                Event::Drain(word) => self.drain(word),
                 Event::CoreFailed(why) => return Err(Failed::Fault(why)),
                 Event::Heir(stream) => self.give(stream),
                 Event::Gave(Ok(stream)) => match upgrade::let_go(stream) {
@@ -276,6 +292,30 @@ impl Running {
                     self.not_upgraded(format!("the successor ended ({status}); what it said is above"));
                 }
             }
+        }
+    }
+
+    /// The cores go by these settings, and the pages show them.
+    fn show(&self, settings: &Arc<Settings>) {
+        self.control.set_settings(settings);
+        self.upstreams.show(settings);
+    }
+
+    /// An operator's word about an endpoint.
+    fn drain(&mut self, word: Drain) {
+        let said = format!("{} of {}: {}", word.at, word.service, if word.on { "draining" } else { "used again" });
+        if self.live.drain(word) {
+            tracing::info!("{said}");
+            self.renew_settings();
+        }
+    }
+
+    /// Settings made anew of the same configuration: something else that decides them has changed.
+    fn renew_settings(&mut self) {
+        let router = self.config.router.as_ref().expect("a router runs");
+        match assemble::settings(&self.config, router, &self.map, &mut self.live) {
+            Ok(settings) => self.show(&Arc::new(settings)),
+            Err(why) => tracing::error!("settings stay as they are: {why}"),
         }
     }
 
@@ -312,7 +352,7 @@ impl Running {
         let (added, removed) = (reload::added(old, &router), reload::added(&router, old));
         let before = self.held.all().len();
         let bound = self.held.bind(self.cores.len(), &added, vec![]).map_err(|e| vec![e])?;
-        self.control.set_settings(&settings);
+        self.show(&settings);
         self.held.release(&removed, before);
         // In this order: what is closed is what was there before.
         removed.iter().for_each(|p| self.control.close(p.at, p.side));

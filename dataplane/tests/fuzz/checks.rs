@@ -5,8 +5,16 @@ use dataplane::http::{Body, Piece, parse_request, parse_response, scan, slots};
 
 const HEAD_BYTES_MAX: usize = 8192;
 /// Fields of one hop, and those that only a router writes.
-const NEVER_SENT_ON: [&str; 8] =
-    ["connection", "keep-alive", "proxy-connection", "te", "transfer-encoding", "content-length", "x-ezone", "x-ezone-hop"];
+const NEVER_SENT_ON: [&str; 8] = [
+    "connection",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "transfer-encoding",
+    "content-length",
+    "x-ezone",
+    "x-ezone-hop",
+];
 
 /// The end of a head lies at the same place however it is split.
 fn head(bytes: &[u8]) -> Option<&[u8]> {

@@ -85,7 +85,7 @@ fn main() -> ExitCode {
         .init();
     let done = match cli.program {
         Program::Demo(options) => return demo::run(options),
-        Program::Check(file) => load(&file).map(|_| println!("{}: fine", file.config.display())),
+        Program::Check(file) => load(&file).and_then(|c| check(&file, &c)),
         Program::Cert(what) => control::cert::run(&what).map(|made| println!("{made}")).map_err(failed),
         Program::Run(file) => load(&file).and_then(|c| control::run::run(&file.config, &c).map_err(failed)),
         Program::Router(args) => load(&args.part.file).and_then(|c| {
@@ -111,6 +111,14 @@ fn main() -> ExitCode {
 
 fn load(file: &File) -> Result<Config, (u8, String)> {
     Config::load(&file.config).map_err(|e| (2, e.to_string()))
+}
+
+/// What a configuration names has to be good too.
+fn check(file: &File, config: &Config) -> Result<(), (u8, String)> {
+    let warnings = control::secrets::Secrets::check(config).map_err(|e| (2, e))?;
+    warnings.iter().for_each(|w| println!("warning: {w}"));
+    println!("{}: fine", file.config.display());
+    Ok(())
 }
 
 fn failed(why: control::Failed) -> (u8, String) {

@@ -79,6 +79,10 @@ limits! {
     answer_ms_max = 30_000, 1..=3_600_000 => answer_ms;
     /// How long a client's connection may be idle.
     idle_ms_max = 60_000, 1..=3_600_000 => idle_ms;
+    /// How long a client's TLS handshake may take.
+    tls_handshake_ms_max = 5_000, 1..=60_000 => tls_handshake_ms;
+    /// How many such handshakes one core has under way at once.
+    tls_handshakes_max = 1_000, 1..=1 << 20 => tls_handshakes_max;
     /// How long a router that ends goes on serving what it serves.
     drain_ms_max = 10_000, 0..=3_600_000 => drain_ms;
     /// How long an idle connection may then ask once more.

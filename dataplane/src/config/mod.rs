@@ -12,6 +12,7 @@ mod node;
 mod policy;
 mod router;
 mod service;
+mod tls;
 mod zones;
 
 pub use access::{AccessFormat, AccessLog};
@@ -21,6 +22,7 @@ pub use log::Log;
 pub use node::{MapSource, Node};
 pub use router::Router;
 pub use service::Service;
+pub use tls::{ClusterFiles, KeyFiles, UpstreamTls};
 pub use zones::Peer;
 
 use crate::router::ShardRates;
@@ -38,6 +40,7 @@ use shardmap::Zone;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use tls::{RawCluster, RawPair};
 use toml::Spanned;
 use zones::RawPeer;
 
@@ -64,6 +67,10 @@ pub struct Config {
     pub shard_rates: ShardRates,
     /// What requests that are sent on say of where they come from.
     pub forwarding: crate::router::forward::Forwarding,
+    /// Certificates that are shown to clients, chosen by the name that they ask for, else the first.
+    pub tls: Vec<KeyFiles>,
+    /// What makes this node a member of its cluster: routers then trust each other by certificates.
+    pub cluster: Option<ClusterFiles>,
 }
 
 /// All that is wrong with a configuration.
@@ -105,6 +112,9 @@ struct Raw {
     rates: RawRates,
     #[serde(default)]
     forwarded: RawForwarded,
+    #[serde(default)]
+    tls: Vec<Spanned<RawPair>>,
+    cluster: Option<Spanned<RawCluster>>,
 }
 
 impl Config {
@@ -159,7 +169,12 @@ impl Check<'_> {
         let map = self.map(&raw.map);
         self.node(&raw.node);
         self.limits(&raw.limits);
-        let router = raw.router.map(|r| self.router(r));
+        let tls = self.pairs(raw.tls, raw.router.as_ref().and_then(|r| r.tls_listen.as_ref()));
+        let cluster = raw.cluster.as_ref().map(|c| {
+            let own = (!edge).then(|| raw.node.zone.get_ref().clone());
+            self.cluster(c, raw.node.cluster.get_ref(), raw.zones.keys().cloned().chain(own))
+        });
+        let router = raw.router.map(|r| self.router(r, cluster.is_some()));
         let log = raw.log.map(|l| self.log(l));
         self.told_apart();
         if edge && log.is_some() {
@@ -189,6 +204,8 @@ impl Check<'_> {
             limits: raw.limits.into_inner(),
             shard_rates,
             forwarding: raw.forwarded.of_core(),
+            tls,
+            cluster,
         })
     }
 }

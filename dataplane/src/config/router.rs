@@ -15,6 +15,8 @@ pub struct Router {
     pub listen: Vec<SocketAddr>,
     /// Clients come through a balancer that speaks the PROXY protocol.
     pub proxy_protocol: bool,
+    /// Clients connect here by TLS.
+    pub tls_listen: Vec<SocketAddr>,
     /// Routers of other zones connect here; what they say is trusted.
     pub peer_listen: Vec<SocketAddr>,
     /// Status and metrics.
@@ -29,6 +31,7 @@ pub struct Router {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRouter {
     pub(super) listen: Spanned<Vec<String>>,
+    pub(super) tls_listen: Option<Spanned<Vec<String>>>,
     #[serde(default)]
     pub(super) proxy_protocol: bool,
     #[serde(default)]
@@ -41,18 +44,31 @@ pub(super) struct RawRouter {
 }
 
 impl Check<'_> {
-    pub(super) fn router(&mut self, raw: RawRouter) -> Option<Router> {
+    pub(super) fn router(&mut self, raw: RawRouter, in_cluster: bool) -> Option<Router> {
         let listen = self.own_addresses(&raw.listen)?;
-        if listen.is_empty() {
-            self.say(&raw.listen, "listen is empty: expected at least one address");
+        let tls_listen = match &raw.tls_listen {
+            Some(list) => self.own_addresses(list)?,
+            None => vec![],
+        };
+        if listen.is_empty() && tls_listen.is_empty() {
+            self.say(&raw.listen, "listen is empty: expected at least one address, or tls_listen");
         }
         let peer_listen = match &raw.peer_listen {
             Some(list) => self.own_addresses(list)?,
             None => vec![],
         };
-        if let (Some(list), false) = (&raw.peer_listen, raw.allow_plain_peers) {
+        if raw.proxy_protocol
+            && let Some(list) = raw.tls_listen.as_ref().filter(|_| !tls_listen.is_empty())
+        {
+            self.say(list, "tls_listen and proxy_protocol: a PROXY header in front of TLS is not read yet");
+        }
+        if in_cluster && raw.allow_plain_peers {
+            let what = "allow_plain_peers has no meaning with [cluster]: routers show each other certificates";
+            self.say(&raw.listen, what);
+        }
+        if let (Some(list), false) = (&raw.peer_listen, raw.allow_plain_peers || in_cluster) {
             for at in peer_listen.iter().filter(|a| !a.ip().is_loopback()) {
-                self.say(list, format!("peer_listen {at} is not on loopback and has no TLS yet: whoever reaches it is trusted. Put it on a private network and say allow_plain_peers = true"));
+                self.say(list, format!("peer_listen {at} is not on loopback and has no TLS: whoever reaches it is trusted. Add [cluster] with certificates; or put it on a private network and say allow_plain_peers = true"));
             }
         }
         let admin = match &raw.admin {
@@ -64,7 +80,15 @@ impl Check<'_> {
         if let Some(delay) = raw.drain_delay_ms.filter(|d| *d.get_ref() > DRAIN_DELAY_MS_MAX) {
             self.say(&delay, format!("drain_delay_ms = {drain_delay_ms}: expected 0 to {DRAIN_DELAY_MS_MAX}"));
         }
-        Some(Router { listen, proxy_protocol: raw.proxy_protocol, peer_listen, admin, cores, drain_delay_ms })
+        Some(Router {
+            listen,
+            tls_listen,
+            proxy_protocol: raw.proxy_protocol,
+            peer_listen,
+            admin,
+            cores,
+            drain_delay_ms,
+        })
     }
 }
 
@@ -73,6 +97,7 @@ impl Router {
     pub(super) fn none() -> Router {
         Router {
             listen: vec![],
+            tls_listen: vec![],
             proxy_protocol: false,
             peer_listen: vec![],
             admin: None,

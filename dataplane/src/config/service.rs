@@ -3,6 +3,7 @@
 use super::check::Check;
 use super::endpoint::Endpoint;
 use super::policy::{RawBalance, RawEject, RawPlaces, RawPolicy, RawPool, RawRate, RawRetry};
+use super::tls::UpstreamTls;
 use crate::router::figures::OWN_NAMES;
 use crate::router::policy::Policy;
 use serde::Deserialize;
@@ -22,6 +23,8 @@ pub struct Service {
     pub endpoints: Vec<Endpoint>,
     /// How its endpoints are treated.
     pub policy: Policy,
+    /// How it is reached by TLS; `None`: without.
+    pub tls: Option<UpstreamTls>,
 }
 
 #[derive(Deserialize)]
@@ -36,6 +39,7 @@ pub(super) struct RawService {
     retry: Option<Spanned<RawRetry>>,
     eject: Option<Spanned<RawEject>>,
     rate: Option<Spanned<RawRate>>,
+    pub(super) tls: Option<Spanned<Value>>,
 }
 
 impl Check<'_> {
@@ -56,10 +60,11 @@ impl Check<'_> {
         let at = Spanned::new(raw.span(), ());
         let raw = raw.into_inner();
         let endpoints = self.endpoints(&raw.endpoints, own);
-        let RawService { name, prefix, balance, places, pool, retry, eject, rate, .. } = raw;
+        let RawService { name, prefix, balance, places, pool, retry, eject, rate, tls, .. } = raw;
         let name = name.unwrap_or_else(|| prefix.clone());
         let policy = self.policy(RawPolicy { balance, places, pool, retry, eject, rate });
-        (at, Service { name, prefix, endpoints, policy })
+        let tls = tls.as_ref().and_then(|tls| self.upstream_tls(tls));
+        (at, Service { name, prefix, endpoints, policy, tls })
     }
 
     pub(super) fn services_told_apart(&mut self, all: &[(Spanned<()>, Service)]) {

@@ -1,11 +1,12 @@
 //! Settings out of all that decides them: the configuration, the map, and what is shown. The one place where they are made,
 //! at the start and at every change.
 
+use super::secrets::Secrets;
 use super::upstreams::Drain;
 use crate::config::{self, Config};
 use crate::router::shown::{EndpointShown, ServiceShown};
 use crate::router::{Endpoint, Peer, Service, Settings};
-use crate::tls::Contexts;
+use crate::tls::TlsId;
 use shardmap::map::Map;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -15,6 +16,8 @@ use std::sync::Arc;
 pub struct Live {
     /// The number of router cores.
     cores: usize,
+    /// Certificates and keys.
+    pub secrets: Secrets,
     services: HashMap<String, Arc<ServiceShown>>,
     endpoints: HashMap<(String, SocketAddr), Arc<EndpointShown>>,
     /// Endpoints to which an operator lets nothing new go, by service.
@@ -24,7 +27,13 @@ pub struct Live {
 impl Live {
     /// Nothing is known yet.
     pub fn new(cores: usize) -> Live {
-        Live { cores, services: HashMap::new(), endpoints: HashMap::new(), drained: HashSet::new() }
+        Live {
+            cores,
+            secrets: Secrets::default(),
+            services: HashMap::new(),
+            endpoints: HashMap::new(),
+            drained: HashSet::new(),
+        }
     }
 
     /// An operator's word. `true`: it changes the settings.
@@ -38,11 +47,11 @@ impl Live {
         self.services.entry(name.into()).or_insert_with(|| Arc::new(ServiceShown::new(cores))).clone()
     }
 
-    fn endpoint(&mut self, service: &str, e: &config::Endpoint) -> Endpoint {
+    fn endpoint(&mut self, service: &str, e: &config::Endpoint, tls: Option<TlsId>) -> Endpoint {
         let cores = self.cores;
         let shown = self.endpoints.entry((service.into(), e.at)).or_insert_with(|| Arc::new(EndpointShown::new(cores)));
         let draining = self.drained.contains(&(service.into(), e.at));
-        Endpoint { weight: e.weight, draining, shown: shown.clone(), ..Endpoint::new(e.at) }
+        Endpoint { tls, weight: e.weight, draining, shown: shown.clone(), ..Endpoint::new(e.at) }
     }
 
     /// Forgets what nobody shows any more.
@@ -54,15 +63,19 @@ impl Live {
 
 /// The settings of a router, or why the configuration does not fit the map.
 pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut Live) -> Result<Settings, String> {
+    // First: all that can be wrong with files is told before anything is made of the rest.
+    let tls = live.secrets.contexts(config)?;
     let mut peers = vec![];
     for peer in config.zones.iter().filter(|p| !p.routers.is_empty()) {
         let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
         let name = format!("zone:{}", peer.name);
-        let endpoints = peer.routers.iter().map(|e| live.endpoint(&name, e)).collect();
+        let to = live.secrets.to_zone(config, &peer.name);
+        let endpoints = peer.routers.iter().map(|e| live.endpoint(&name, e, to)).collect();
         peers.push(Peer { shown: live.service(&name), name, endpoints, ..Peer::new(zone, &[]) });
     }
     let of_zone = |s: &config::Service| {
-        let endpoints = s.endpoints.iter().map(|e| live.endpoint(&s.name, e)).collect();
+        let to = live.secrets.to_upstream(s.tls.as_ref());
+        let endpoints = s.endpoints.iter().map(|e| live.endpoint(&s.name, e, to)).collect();
         let (name, policy, shown) = (s.name.clone(), s.policy, live.service(&s.name));
         Service { name, endpoints, policy, shown, ..Service::new(&s.prefix, &[]) }
     };
@@ -77,7 +90,7 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         log_ports: config.log.iter().flat_map(|l| 0..l.cores.len()).map(|i| config.port_path(i)).collect(),
         streams: config.log.as_ref().map_or(1, |l| l.streams),
         services,
-        tls: Contexts::default(),
+        tls,
         access: config.access_log.as_ref().map(|l| l.which),
         shard_rates: config.shard_rates.clone(),
         cores: u32::try_from(live.cores).unwrap_or(u32::MAX),

@@ -44,7 +44,7 @@ type As = (&'static str, Kind, &'static str, Option<(&'static str, &'static str)
 use Kind::{Counter, Gauge};
 
 /// A field that is not here is shown as `ezone_core_<field>`, untyped.
-const SHOWN_AS: [As; 23] = [
+const SHOWN_AS: [As; 38] = [
     ("accepted", Counter, "ezone_connections_accepted_total", None, "Connections accepted"),
     ("connections", Gauge, "ezone_connections", None, "Connections open now, both sides"),
     ("by_shard", Counter, "ezone_tagged_requests_total", Some(("by", "shard")), TAGGED),
@@ -74,7 +74,23 @@ const SHOWN_AS: [As; 23] = [
     ("memory_bytes", Gauge, "ezone_buffers_bytes", None, "Bytes of all buffers"),
     ("map_epoch", Gauge, "ezone_map_epoch", None, "The map that the core has adopted; 0: none yet"),
     ("malformed_tag_parts", Counter, "ezone_malformed_tag_parts_total", None, "Parts of tags that could not be read"),
+    ("tls_handshakes", Counter, "ezone_tls_handshakes_total", None, "TLS handshakes done, in either direction"),
+    ("tls_resumed", Counter, "ezone_tls_resumed_total", None, "TLS handshakes that were resumed by a ticket"),
+    ("tls_failed_not_tls", Counter, "ezone_tls_failures_total", Some(("reason", "not_tls")), TLS_FAILED),
+    ("tls_failed_incompatible", Counter, "ezone_tls_failures_total", Some(("reason", "incompatible")), TLS_FAILED),
+    ("tls_failed_no_certificate", Counter, "ezone_tls_failures_total", Some(("reason", "no_certificate")), TLS_FAILED),
+    ("tls_failed_untrusted", Counter, "ezone_tls_failures_total", Some(("reason", "untrusted")), TLS_FAILED),
+    ("tls_failed_expired", Counter, "ezone_tls_failures_total", Some(("reason", "expired")), TLS_FAILED),
+    ("tls_failed_wrong_identity", Counter, "ezone_tls_failures_total", Some(("reason", "wrong_identity")), TLS_FAILED),
+    ("tls_failed_refused", Counter, "ezone_tls_failures_total", Some(("reason", "refused")), TLS_FAILED),
+    ("tls_failed_broken", Counter, "ezone_tls_failures_total", Some(("reason", "broken")), TLS_FAILED),
+    ("tls_failed_too_long", Counter, "ezone_tls_failures_total", Some(("reason", "too_long")), TLS_FAILED),
+    ("tls_failed_late", Counter, "ezone_tls_failures_total", Some(("reason", "late")), TLS_FAILED),
+    ("tls_failed_gone", Counter, "ezone_tls_failures_total", Some(("reason", "gone")), TLS_FAILED),
+    ("tls_failed_crowded", Counter, "ezone_tls_failures_total", Some(("reason", "crowded")), TLS_FAILED),
+    ("tls_failed_unprepared", Counter, "ezone_tls_failures_total", Some(("reason", "unprepared")), TLS_FAILED),
 ];
+const TLS_FAILED: &str = "TLS handshakes and sessions that failed, by reason";
 const TAGGED: &str = "Requests by the part of their tag that decided";
 const SECOND: &str = "Requests sent a second time, by reason";
 /// Shown by others: answers by service and status, the longest hold in seconds.
@@ -90,6 +106,9 @@ pub fn metrics(shared: &Shared, access: Option<&access::Figures>) -> String {
     let adopted: Vec<Adopted> = (0..shared.cores()).map(|c| shared.adopted(c)).collect();
     for (core, adopted) in adopted.iter().enumerate() {
         of_core(&mut page, shared, core, adopted);
+    }
+    if let Some(settings) = adopted.first().and_then(|a| a.settings.as_ref()) {
+        super::secrets::show(&mut page, &settings.tls);
     }
     requests(&mut page, &adopted);
     times(&mut page, &adopted);

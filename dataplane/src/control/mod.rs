@@ -19,6 +19,7 @@ pub mod reload;
 pub mod report;
 pub mod router;
 pub mod run;
+pub mod secrets;
 pub mod signals;
 pub mod state;
 pub mod threads;

@@ -79,14 +79,13 @@ pub struct Place {
     pub side: Side,
 }
 
-/// Everything that `router` listens at.
-pub fn listened(router: &Router) -> Vec<Place> {
-    let clients = router.listen.iter().map(|at| Place { key: "listen", at: *at, side: Side::Client });
-    clients.chain(router.peer_listen.iter().map(|at| Place { key: "peer_listen", at: *at, side: Side::Peer })).collect()
+/// Everything that its router listens at.
+pub fn listened(config: &Config) -> Vec<Place> {
+    config.listens().into_iter().map(|(key, at, side)| Place { key, at, side }).collect()
 }
 
 /// What `new` listens at and `old` does not.
-pub fn added(old: &Router, new: &Router) -> Vec<Place> {
+pub fn added(old: &Config, new: &Config) -> Vec<Place> {
     let had = listened(old);
     listened(new).into_iter().filter(|l| !had.contains(l)).collect()
 }
@@ -143,7 +142,6 @@ mod tests {
     fn listeners_are_told_apart_by_address_and_side() {
         let (old, new) =
             (config("bj", "bj"), config("127.0.0.1:8080\"]", "127.0.0.1:8081\"]\npeer_listen = [\"127.0.0.1:8080\"]"));
-        let (old, new) = (old.router.unwrap(), new.router.unwrap());
         assert_eq!(added(&old, &new).len(), 2);
         let lost = Place { key: "listen", at: "127.0.0.1:8080".parse().unwrap(), side: Side::Client };
         assert_eq!(added(&new, &old), [lost]);

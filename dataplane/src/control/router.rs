@@ -8,6 +8,7 @@ use super::life::{self, Answer, Command, Doing, Life};
 use super::listen::{Held, taken};
 use super::maps::{self, Kept, News};
 use super::reload::{self, Place};
+use super::secrets;
 use super::signals::{Asked, Signals};
 use super::upgrade::{self, Heirs, Taken};
 use super::upstreams::{Drain, Upstreams};
@@ -54,7 +55,7 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
     let mut signals = Signals::new(start.stop_with_stdin)?;
     let mut predecessor = if start.take_over { Some(upgrade::take(&config.node.data_dir)?) } else { None };
     let admin = admin_listener(router, predecessor.as_mut())?;
-    let wanted = reload::listened(router);
+    let wanted = reload::listened(config);
     let inherited = predecessor.as_mut().map(|p| std::mem::take(&mut p.listeners));
     let mut held = Held::default();
     let bound = held.bind(router.cores.len(), &wanted, inherited.unwrap_or_else(|| activated(&wanted)))?;
@@ -111,6 +112,7 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
         held,
         cores,
         life,
+        files: tokio::time::interval(secrets::LOOK_EVERY),
         pages,
         admin,
         _access: access,
@@ -204,6 +206,8 @@ struct Running {
     held: Held,
     cores: Vec<JoinHandle<()>>,
     life: Arc<Life>,
+    /// When certificates are looked at.
+    files: tokio::time::Interval,
     pages: Option<Pages>,
     admin: Option<std::net::TcpListener>,
     /// Ends with what it has to write when this is dropped.
@@ -225,6 +229,7 @@ enum Event {
     Command(life::Asked),
     News(News),
     Drain(Drain),
+    LookAtFiles,
     CoreFailed(String),
     Heir(UnixStream),
     Gave(Gave),
@@ -253,6 +258,7 @@ impl Running {
             Some(command) = self.commands.recv() => Event::Command(command),
             Some(news) = self.newer.recv() => Event::News(news),
             Some(word) = self.drains.recv() => Event::Drain(word),
+            _ = self.files.tick() => Event::LookAtFiles,
             Some(why) = self.end.recv() => Event::CoreFailed(why),
             heir = self.heirs.next() => Event::Heir(heir),
             Some(gave) = self.gave.1.recv() => Event::Gave(gave),
@@ -280,6 +286,7 @@ impl Running {
                 }
                 Event::News(News::Reached(_)) => {}
                 Event::Drain(word) => self.drain(word),
+                Event::LookAtFiles => self.look_at_files(),
                 Event::CoreFailed(why) => return Err(Failed::Fault(why)),
                 Event::Heir(stream) => self.give(stream),
                 Event::Gave(Ok(stream)) => match upgrade::let_go(stream) {
@@ -306,6 +313,17 @@ impl Running {
         let said = format!("{} of {}: {}", word.at, word.service, if word.on { "draining" } else { "used again" });
         if self.live.drain(word) {
             tracing::info!("{said}");
+            self.renew_settings();
+        }
+    }
+
+    /// New handshakes go by certificates that have changed, if they are good.
+    fn look_at_files(&mut self) {
+        let in_effect = self.control.shared().adopted(0).settings;
+        if let Some(settings) = in_effect
+            && self.live.secrets.changed(&self.config, Some(&settings.tls))
+        {
+            tracing::info!("certificates have changed: new handshakes go by the new ones");
             self.renew_settings();
         }
     }
@@ -347,9 +365,9 @@ impl Running {
 
     /// Everything that can fail comes first: what is refused has changed nothing.
     fn renew(&mut self) -> Result<(Addresses, Addresses), Vec<String>> {
-        let (config, router, settings) = self.look_into()?;
-        let old = self.config.router.as_ref().expect("a router runs");
-        let (added, removed) = (reload::added(old, &router), reload::added(&router, old));
+        self.live.secrets.read_again();
+        let (config, settings) = self.look_into()?;
+        let (added, removed) = (reload::added(&self.config, &config), reload::added(&config, &self.config));
         let before = self.held.all().len();
         let bound = self.held.bind(self.cores.len(), &added, vec![]).map_err(|e| vec![e])?;
         self.show(&settings);
@@ -364,20 +382,19 @@ impl Running {
     }
 
     /// The file as it is now, if a reload may go by it.
-    fn look_into(&mut self) -> Result<(Config, config::Router, Arc<Settings>), Vec<String>> {
+    fn look_into(&mut self) -> Result<(Config, Arc<Settings>), Vec<String>> {
         let lines = |why: String| why.lines().map(str::to_owned).collect::<Vec<_>>();
         let config = Config::load(&self.file).map_err(|e| lines(e.to_string()))?;
         let refused = reload::refused(&self.config, &config);
         let Some(router) = config.router.clone().filter(|_| refused.is_empty()) else { return Err(refused) };
         let settings = assemble::settings(&config, &router, &self.map, &mut self.live).map_err(|e| vec![e])?;
-        Ok((config, router, Arc::new(settings)))
+        Ok((config, Arc::new(settings)))
     }
 
     fn look_through(&mut self) -> Answer {
         match self.look_into() {
-            Ok((_, router, _)) => {
-                let old = self.config.router.as_ref().expect("a router runs");
-                let (added, removed) = (reload::added(old, &router), reload::added(&router, old));
+            Ok((config, _)) => {
+                let (added, removed) = (reload::added(&self.config, &config), reload::added(&config, &self.config));
                 Answer::Applied { added: addresses(&added), removed: addresses(&removed) }
             }
             Err(problems) => Answer::Refused { problems },

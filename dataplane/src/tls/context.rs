@@ -44,9 +44,19 @@ pub struct Contexts(Arc<All>);
 
 #[derive(Default)]
 struct All {
+    expiries: Vec<Expiry>,
     clients: Option<Arc<ServerConfig>>,
     peers: Option<Arc<ServerConfig>>,
     outgoing: HashMap<TlsId, Outgoing>,
+}
+
+/// When a certificate ends.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Expiry {
+    /// The file that it came from.
+    pub file: String,
+    /// In seconds since 1970.
+    pub until_s: i64,
 }
 
 /// How connections of one kind are made.
@@ -87,7 +97,19 @@ impl Contexts {
         peers: Option<Arc<ServerConfig>>,
         outgoing: impl IntoIterator<Item = (TlsId, Outgoing)>,
     ) -> Contexts {
-        Contexts(Arc::new(All { clients, peers, outgoing: outgoing.into_iter().collect() }))
+        Contexts(Arc::new(All { expiries: vec![], clients, peers, outgoing: outgoing.into_iter().collect() }))
+    }
+
+    /// With word of when the certificates end that it was made of.
+    pub fn with_expiries(self, expiries: Vec<Expiry>) -> Contexts {
+        let All { clients, peers, outgoing, .. } = &*self.0;
+        let (clients, peers, outgoing) = (clients.clone(), peers.clone(), outgoing.clone());
+        Contexts(Arc::new(All { expiries, clients, peers, outgoing }))
+    }
+
+    /// When the certificates end that it was made of.
+    pub fn expiries(&self) -> &[Expiry] {
+        &self.0.expiries
     }
 
     /// For clients.

@@ -81,3 +81,72 @@ fn a_peer_speaks_for_itself() {
     w.give(p, GET.replace("x-shard", "x-ezone-hop: 1\r\nx-ezone-shard: 1\r\nx-ezone-epoch: 1\r\nx-shard"));
     assert_eq!(w.connects.len(), 1);
 }
+
+/// Zone bj, whose service wants to know of each request's client.
+fn begun(with: bool) -> Settings {
+    let mut s = settings(Limits::default());
+    s.services[0].endpoints[0].proxy_protocol = with;
+    s
+}
+
+/// What an upstream at port 1 is to read first on a connection for a client at 1.2.3.4:1000.
+fn header_of_client() -> Vec<u8> {
+    let mut header = V2.to_vec();
+    header[20..24].copy_from_slice(&[127, 0, 0, 1]);
+    header[26..28].copy_from_slice(&1u16.to_be_bytes());
+    header
+}
+
+const LOCAL: &[u8] = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n";
+
+#[test]
+fn an_upstream_that_asks_for_it_gets_a_header_of_each_requests_own_client_on_a_connection_of_its_own() {
+    let mut w = World::of(begun(true));
+    assert!(w.core.wants_addresses() && !World::of(begun(false)).core.wants_addresses());
+    let (a, b) = (w.client(), w.client());
+    w.core.on_address(a, "1.2.3.4:1000".parse().unwrap());
+    for (n, (c, header)) in [(a, &header_of_client()[..]), (a, &header_of_client()), (b, LOCAL)].into_iter().enumerate()
+    {
+        w.give(c, GET);
+        assert_eq!(w.connects.len(), n + 1, "no two requests share a connection");
+        let up = w.last_connect();
+        let sent = w.sent.remove(&up).unwrap();
+        let head = sent.windows(7).position(|at| at == b"GET /a ").unwrap();
+        assert_eq!(sent[..head].escape_ascii().to_string(), header.escape_ascii().to_string());
+        w.give(up, OK);
+        assert!(w.took(c).starts_with("HTTP/1.1 200") && w.closed.contains(&up));
+    }
+}
+
+#[test]
+fn a_second_attempt_says_again_whose_request_it_is() {
+    let mut w = World::of(begun(true));
+    let c = w.client();
+    w.core.on_address(c, "1.2.3.4:1000".parse().unwrap());
+    w.give(c, GET);
+    for _ in 0..2 {
+        let up = w.last_connect();
+        assert!(w.sent.remove(&up).unwrap().starts_with(&header_of_client()));
+        w.end(up, true);
+    }
+    assert_eq!((w.connects.len(), router_world::status_of(&w.took(c))), (2, 502));
+}
+
+#[test]
+fn a_connection_that_began_with_a_header_is_not_kept_when_a_reload_does_without() {
+    for (before, after) in [(true, false), (false, true)] {
+        let mut w = World::of(begun(before));
+        let c = w.client();
+        w.give(c, GET);
+        let first = w.last_connect();
+        w.core.on_settings(std::sync::Arc::new(begun(after)), w.now);
+        w.run();
+        w.give(first, OK);
+        assert!(w.took(c).starts_with("HTTP/1.1 200") && w.closed.contains(&first));
+        w.give(c, GET);
+        let second = w.last_connect();
+        assert_ne!(first, second);
+        assert_eq!(w.sent[&second].starts_with(LOCAL), after);
+    }
+}

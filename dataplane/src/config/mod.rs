@@ -321,6 +321,10 @@ mod tests {
                 "endpoints = [\"1.1.1.1:3\"]\n[[service]]\nprefix = \"/a\"\nname = \"b\"\nendpoints = [\"1.1.1.1:4\"]",
                 "two services have the prefix \"/a\"",
             ),
+            (
+                "endpoints = [\"1.1.1.1:3\"]\ntls = true\nproxy_protocol = true",
+                "a PROXY header in front of TLS is not written",
+            ),
             ("name = \"zone:sh\"\nendpoints = [\"1.1.1.1:3\"]", "name = \"zone:sh\": expected 1 to 64"),
         ] {
             let said_all = problems(&format!("{GOOD}[[service]]\nprefix = \"/a\"\n{service}\n"));

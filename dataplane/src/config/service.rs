@@ -19,6 +19,8 @@ pub struct Service {
     pub name: String,
     /// Paths that begin with this; the longest prefix wins.
     pub prefix: String,
+    /// Each connection to it begins with a PROXY header of the client.
+    pub proxy_protocol: bool,
     /// Where it runs in this node's zone.
     pub endpoints: Vec<Endpoint>,
     /// How its endpoints are treated.
@@ -32,6 +34,8 @@ pub struct Service {
 pub(super) struct RawService {
     pub(super) name: Option<String>,
     pub(super) prefix: String,
+    #[serde(default)]
+    pub(super) proxy_protocol: bool,
     pub(super) endpoints: Spanned<Value>,
     balance: Option<Spanned<RawBalance>>,
     places: Option<Spanned<RawPlaces>>,
@@ -60,11 +64,14 @@ impl Check<'_> {
         let at = Spanned::new(raw.span(), ());
         let raw = raw.into_inner();
         let endpoints = self.endpoints(&raw.endpoints, own);
-        let RawService { name, prefix, balance, places, pool, retry, eject, rate, tls, .. } = raw;
+        let RawService { name, prefix, proxy_protocol, balance, places, pool, retry, eject, rate, tls, .. } = raw;
         let name = name.unwrap_or_else(|| prefix.clone());
         let policy = self.policy(RawPolicy { balance, places, pool, retry, eject, rate });
         let tls = tls.as_ref().and_then(|tls| self.upstream_tls(tls));
-        (at, Service { name, prefix, endpoints, policy, tls })
+        if proxy_protocol && tls.is_some() {
+            self.say(&at, "proxy_protocol and tls of one service: a PROXY header in front of TLS is not written yet");
+        }
+        (at, Service { name, prefix, proxy_protocol, endpoints, policy, tls })
     }
 
     pub(super) fn services_told_apart(&mut self, all: &[(Spanned<()>, Service)]) {

@@ -75,7 +75,8 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
     }
     let of_zone = |s: &config::Service| {
         let to = live.secrets.to_upstream(s.tls.as_ref());
-        let endpoints = s.endpoints.iter().map(|e| live.endpoint(&s.name, e, to)).collect();
+        let begins = |e| Endpoint { proxy_protocol: s.proxy_protocol, ..e };
+        let endpoints = s.endpoints.iter().map(|e| begins(live.endpoint(&s.name, e, to))).collect();
         let (name, policy, shown) = (s.name.clone(), s.policy, live.service(&s.name));
         Service { name, endpoints, policy, shown, ..Service::new(&s.prefix, &[]) }
     };

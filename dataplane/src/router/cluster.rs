@@ -216,7 +216,9 @@ impl Destinations {
 
     /// The place of the endpoint's pool, made if there is none.
     fn pool(&mut self, cluster: usize, e: &Endpoint, since_ms: u64) -> usize {
-        let same = |p: &Pool| p.cluster == cluster && (p.endpoint.addr, p.endpoint.tls) == (e.addr, e.tls);
+        // What a connection has begun with cannot be changed: others are of another pool.
+        let kind = |e: &Endpoint| (e.addr, e.tls, e.proxy_protocol);
+        let same = |p: &Pool| p.cluster == cluster && kind(&p.endpoint) == kind(e);
         let known = self.pools.iter().position(|p| same(p) && (p.live || p.open > 0 || p.active > 0));
         let peer = self.clusters[cluster].peer;
         if let Some(at) = known {

@@ -77,6 +77,8 @@ pub struct Endpoint {
     pub healthy: bool,
     /// Nothing new goes to it: an operator's word.
     pub draining: bool,
+    /// A connection begins with a PROXY header, version 2, of the client whose request it carries: one request only.
+    pub proxy_protocol: bool,
     /// What the cores show about it.
     pub shown: Arc<EndpointShown>,
 }
@@ -84,6 +86,14 @@ pub struct Endpoint {
 impl Endpoint {
     /// Healthy, of weight 1; for one core.
     pub fn new(addr: SocketAddr) -> Endpoint {
-        Endpoint { addr, tls: None, weight: 1, healthy: true, draining: false, shown: Arc::new(EndpointShown::new(1)) }
+        Endpoint {
+            addr,
+            tls: None,
+            weight: 1,
+            healthy: true,
+            draining: false,
+            proxy_protocol: false,
+            shown: Arc::new(EndpointShown::new(1)),
+        }
     }
 }

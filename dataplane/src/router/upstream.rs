@@ -5,7 +5,7 @@ use super::cluster::Outcome;
 use super::conn::{ConnId, Io, Kind, Phase, Stage, UpPhase, Upstream};
 use super::retry::Lost;
 use super::{Core, Order};
-use crate::http::{Body, Piece, Request, Response, parse_response, scan, slots, trailer, write};
+use crate::http::{Body, Piece, Request, Response, parse_response, proxy, scan, slots, trailer, write};
 use shardmap::MapEpoch;
 
 impl Core {
@@ -13,7 +13,8 @@ impl Core {
     pub(super) fn send_to(&mut self, id: ConnId, r: &Request<'_, '_>, pool: usize) {
         let fresh = self.exchange(id).is_some_and(|e| e.retries_lost > 0);
         self.asks(id, self.to.pools[pool].endpoint.addr);
-        let pooled = if fresh { None } else { self.pooled(pool) };
+        let begins = self.to.pools[pool].endpoint.proxy_protocol;
+        let pooled = if fresh || begins { None } else { self.pooled(pool) };
         if pooled.is_none() {
             self.wait_begins(id);
         }
@@ -30,6 +31,10 @@ impl Core {
         io.deadline = patience;
         e.stage = Stage::Upstream(up);
         let (shard, epoch, expects) = (e.shard, e.epoch.0, c.about.expects);
+        if begins {
+            let from = c.from.addr;
+            proxy::write(&mut out, from, self.to.pools[pool].endpoint.addr);
+        }
         self.forwarded_head(&mut out, r, (id, pool, expects), shard.map(|s| s.0), epoch);
         let Some((_, c)) = self.client(id) else { return };
         write::piece(&mut out, &c.kept, c.about.chunked);
@@ -283,7 +288,8 @@ impl Core {
         }
         let asked_whole = client.and_then(|c| self.client(c)).is_none_or(|(_, c)| c.phase != Phase::Body);
         let room = self.keeps(pool, served);
-        let keep = keep && asked_whole && room && !self.stopping;
+        let own = self.to.pools[pool].endpoint.proxy_protocol; // it has begun with the address of this client
+        let keep = keep && asked_whole && room && !own && !self.stopping;
         let idle_until = self.now.ms + self.idle_ms(pool);
         match self.upstream(id) {
             Some((io, u)) if keep && !io.eof => {

@@ -72,8 +72,9 @@ impl Node {
 
     /// Runs a program that is expected to end by itself.
     fn refused(&self, program: &str) -> (i32, String) {
+        // Its standard input stays open: the end of that is a request to end, and could come first.
         let mut child = ezone(program, &self.config)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()

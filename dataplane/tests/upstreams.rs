@@ -163,6 +163,54 @@ fn an_endpoint_that_fails_is_ejected_and_comes_back_slowly() {
 }
 
 #[test]
+fn new_settings_change_nothing_about_endpoints_that_they_do_not_change() {
+    let policy = Policy { balance: Balance::RoundRobin, slow_start_ms: 10_000, ..Policy::default() };
+    let mut s = service(3, policy);
+    let mut w = World::of(of(s.clone()));
+    w.slow_connects = true;
+    // Port 11 refuses until it is ejected; the others close each connection, so that none of them has any.
+    let refuse = |w: &mut World| {
+        let c = w.client();
+        w.give(c, GET);
+        for _ in 0..2 {
+            let up = w.last_connect();
+            if w.closed.contains(&up) {
+                break;
+            }
+            if port_of(w, up) == 11 {
+                w.core.on_failed(up, w.now);
+                w.run();
+            } else {
+                w.core.on_connected(up, w.now);
+                w.run();
+                w.give(up, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+            }
+        }
+        w.end(c, true);
+    };
+    (0..60).for_each(|_| refuse(&mut w));
+    let shown = |s: &Service, i: usize| {
+        let e = s.endpoints[i].shown.of(0);
+        (e.ejected.get(), e.ramping.get(), e.open.get())
+    };
+    assert_eq!([0, 1, 2].map(|i| shown(&s, i)), [(1, 0, 0), (0, 0, 0), (0, 0, 0)]);
+    s.endpoints[2].healthy = false;
+    w.core.on_settings(Arc::new(of(s.clone())), w.now);
+    w.run();
+    assert_eq!([0, 1].map(|i| shown(&s, i)), [(1, 0, 0), (0, 0, 0)], "ejected as before, and in full as before");
+    s.endpoints[2].healthy = true;
+    w.core.on_settings(Arc::new(of(s.clone())), w.now);
+    w.run();
+    let now = [0, 1, 2].map(|i| shown(&s, i));
+    assert_eq!(now, [(1, 0, 0), (0, 0, 0), (0, 1, 0)], "only what has come back starts slowly");
+    s.endpoints.insert(0, Endpoint::new(addr(10)));
+    w.core.on_settings(Arc::new(of(s.clone())), w.now);
+    w.run();
+    let now = [0, 1, 2].map(|i| shown(&s, i));
+    assert_eq!(now, [(0, 1, 0), (1, 0, 0), (0, 0, 0)], "a new one takes nobody's place");
+}
+
+#[test]
 fn no_more_is_ejected_than_the_cap_allows() {
     let s = service(3, Policy::default());
     let (shown, of_service): (Vec<_>, _) = (s.endpoints.iter().map(|e| e.shown.clone()).collect(), s.shown.clone());

@@ -47,6 +47,8 @@ pub(super) struct Pool {
     pub open: usize,
     /// The present settings name it.
     pub live: bool,
+    /// While settings are renewed: those before named it.
+    stays: bool,
     /// Requests that wait for its answer.
     pub active: u32,
     pub record: Record,
@@ -131,7 +133,7 @@ impl Destinations {
     /// given back, to be closed.
     pub fn renew(&mut self, settings: &Settings, now_ms: u64) -> Vec<ConnId> {
         self.cores = settings.cores;
-        self.pools.iter_mut().for_each(|p| p.live = false);
+        self.pools.iter_mut().for_each(|p| p.stays = std::mem::take(&mut p.live));
         self.clusters.iter_mut().for_each(|c| c.live = false);
         self.routes.clear();
         for s in &settings.services {
@@ -219,18 +221,18 @@ impl Destinations {
         // What a connection has begun with cannot be changed: others are of another pool.
         let kind = |e: &Endpoint| (e.addr, e.tls, e.proxy_protocol);
         let same = |p: &Pool| p.cluster == cluster && kind(&p.endpoint) == kind(e);
-        let known = self.pools.iter().position(|p| same(p) && (p.live || p.open > 0 || p.active > 0));
+        let known = self.pools.iter().position(|p| same(p) && (p.stays || p.open > 0 || p.active > 0));
         let peer = self.clusters[cluster].peer;
         if let Some(at) = known {
             let p = &mut self.pools[at];
-            if e.healthy && !p.endpoint.healthy || !e.draining && p.endpoint.draining {
+            if !p.stays || e.healthy && !p.endpoint.healthy || !e.draining && p.endpoint.draining {
                 p.since_ms = since_ms;
             }
             (p.endpoint, p.live) = (e.clone(), true);
             return at;
         }
         let known = self.pools.iter().position(same);
-        let unused = |p: &Pool| !p.live && p.open == 0 && p.active == 0;
+        let unused = |p: &Pool| !p.live && !p.stays && p.open == 0 && p.active == 0;
         let at = known.or_else(|| self.pools.iter().position(unused)).unwrap_or(self.pools.len());
         let new = Pool {
             cluster,
@@ -239,6 +241,7 @@ impl Destinations {
             idle: Vec::new(),
             open: 0,
             live: true,
+            stays: false,
             active: 0,
             record: Record::new(),
             since_ms,

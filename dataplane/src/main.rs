@@ -117,6 +117,8 @@ fn load(file: &File) -> Result<Config, (u8, String)> {
 fn check(file: &File, config: &Config) -> Result<(), (u8, String)> {
     let warnings = control::secrets::Secrets::check(config).map_err(|e| (2, e))?;
     warnings.iter().for_each(|w| println!("warning: {w}"));
+    config.layout.warning.iter().for_each(|w| println!("warning: {w}"));
+    println!("layout: {}", config.layout.sentence());
     println!("{}: fine", file.config.display());
     Ok(())
 }

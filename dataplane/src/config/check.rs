@@ -1,5 +1,6 @@
-//! What every part of the check uses: problems with their lines, addresses, cores.
+//! What every part of the check uses: problems with their lines, addresses.
 
+use super::machine::Machine;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use toml::Spanned;
@@ -9,6 +10,8 @@ pub(super) struct Check<'a> {
     /// The directory of the configuration file: paths in it are relative to that, wherever the program is started.
     pub base: &'a Path,
     pub text: &'a str,
+    /// What a layout is made for.
+    pub machine: &'a Machine,
     pub found: Vec<(usize, String)>,
     /// Line and address of each listener of this node.
     pub own: Vec<(usize, SocketAddr)>,
@@ -28,21 +31,6 @@ impl Check<'_> {
                 self.found.push((*line, format!("{at} is listened at already by line {before}")));
             }
         }
-    }
-
-    pub(super) fn cores(&mut self, raw: Option<&Spanned<Vec<usize>>>) -> Vec<usize> {
-        let have = cores_here();
-        let Some(raw) = raw else { return have };
-        for core in raw.get_ref().iter().filter(|c| !have.contains(c)) {
-            self.say(raw, format!("core {core}: this process may run on the cores {have:?}"));
-        }
-        if raw.get_ref().is_empty() {
-            self.say(raw, "cores is empty: expected at least one");
-        }
-        if let Some((_, core)) = raw.get_ref().iter().enumerate().find(|(i, c)| raw.get_ref()[..*i].contains(c)) {
-            self.say(raw, format!("core {core} is named twice: one thread is pinned to each"));
-        }
-        raw.get_ref().clone()
     }
 
     pub(super) fn addresses(&mut self, raw: &Spanned<Vec<String>>) -> Option<Vec<SocketAddr>> {
@@ -104,10 +92,4 @@ fn parse_address(text: &str) -> Result<SocketAddr, String> {
 
 pub(super) fn line_of(text: &str, at: usize) -> usize {
     text.as_bytes()[..at.min(text.len())].iter().filter(|b| **b == b'\n').count() + 1
-}
-
-/// The cores that this process may run on: on a host that is shared out they need not begin at 0.
-fn cores_here() -> Vec<usize> {
-    let parallel = || (0..std::thread::available_parallelism().map_or(1, usize::from)).collect();
-    core_affinity::get_core_ids().map_or_else(parallel, |ids| ids.iter().map(|c| c.id).collect())
 }

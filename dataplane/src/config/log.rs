@@ -1,5 +1,6 @@
 //! The log of a node: where it listens, its streams and segments.
 
+use super::Layout;
 use super::check::Check;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -46,7 +47,7 @@ fn default_segment() -> Spanned<u64> {
 }
 
 impl Check<'_> {
-    pub(super) fn log(&mut self, raw: RawLog) -> Option<Log> {
+    pub(super) fn log(&mut self, raw: RawLog, layout: &Layout) -> Option<Log> {
         let (listen, admin) = (self.own_address(&raw.listen)?, self.own_address(&raw.admin)?);
         if !listen.ip().is_loopback() && !raw.allow_plain_links {
             self.say(&raw.listen, format!("{listen} is not on loopback and links have no TLS yet. Put it on a private network and say allow_plain_links = true"));
@@ -58,7 +59,7 @@ impl Check<'_> {
         if !(1..=4096).contains(&mib) {
             self.say(&raw.segment_mib, format!("segment_mib = {mib}: expected 1 to 4096"));
         }
-        let cores = self.cores(raw.cores.as_ref());
+        let cores = layout.log.clone();
         Some(Log { listen, admin, cores, streams, segment_bytes: mib << 20, start_alone: raw.start_alone })
     }
 }

@@ -6,9 +6,12 @@ mod access;
 mod check;
 mod endpoint;
 mod forwarded;
+mod layout;
 mod limits;
 mod log;
+mod machine;
 mod node;
+mod place;
 mod policy;
 mod router;
 mod service;
@@ -17,8 +20,10 @@ mod zones;
 
 pub use access::{AccessFormat, AccessLog};
 pub use endpoint::Endpoint;
+pub use layout::{Kind, Layout, Mode, Said};
 pub use limits::Limits;
 pub use log::Log;
+pub use machine::{Cpu, Machine};
 pub use node::{MapSource, Node};
 pub use router::Router;
 pub use service::Service;
@@ -32,6 +37,7 @@ use forwarded::RawForwarded;
 use limits::RawLimits;
 use log::RawLog;
 use node::{RawMap, RawNode};
+use place::RawLayout;
 use policy::RawRates;
 use router::RawRouter;
 use serde::Deserialize;
@@ -55,6 +61,8 @@ pub struct Config {
     pub router: Option<Router>,
     /// The log, if this node runs one.
     pub log: Option<Log>,
+    /// Which cores serve what.
+    pub layout: Layout,
     /// The other zones.
     pub zones: Vec<Peer>,
     /// What this zone's requests are forwarded to.
@@ -102,6 +110,8 @@ struct Raw {
     router: Option<RawRouter>,
     log: Option<RawLog>,
     #[serde(default)]
+    layout: RawLayout,
+    #[serde(default)]
     zones: BTreeMap<String, Spanned<RawPeer>>,
     #[serde(default)]
     service: Vec<Spanned<RawService>>,
@@ -127,20 +137,32 @@ impl Config {
         }
     }
 
-    /// Checks `text`, which came from `file`.
+    /// Checks `text`, which came from `file`, for this machine.
     pub fn parse(file: &str, text: &str) -> Result<Config, Problems> {
+        Config::parse_for(&Machine::here(), file, text)
+    }
+
+    /// Checks `text`, which came from `file`, for a node on `machine`.
+    pub fn parse_for(machine: &Machine, file: &str, text: &str) -> Result<Config, Problems> {
         let raw: Raw = toml::from_str(text).map_err(|e| {
             let line = e.span().map_or(0, |s| line_of(text, s.start));
             Problems { file: file.into(), found: vec![(line, e.message().to_string())] }
         })?;
-        let mut check =
-            Check { base: Path::new(file).parent().unwrap_or(Path::new("")), text, found: vec![], own: vec![] };
+        let base = Path::new(file).parent().unwrap_or(Path::new(""));
+        let mut check = Check { base, text, machine, found: vec![], own: vec![] };
         let config = check.config(raw);
         check.found.sort();
         match (config, check.found.is_empty()) {
             (Some(config), true) => Ok(config),
             (_, _) => Err(Problems { file: file.into(), found: check.found }),
         }
+    }
+
+    /// Goes by the layout of `old`, which is in effect: the machine may have changed since.
+    pub fn placed_like(&mut self, old: &Config) {
+        self.layout = old.layout.clone();
+        self.router.iter_mut().for_each(|r| r.cores.clone_from(&old.layout.router));
+        self.log.iter_mut().for_each(|l| l.cores.clone_from(&old.layout.log));
     }
 
     /// The other zone of that name.
@@ -174,8 +196,9 @@ impl Check<'_> {
             let own = (!edge).then(|| raw.node.zone.get_ref().clone());
             self.cluster(c, raw.node.cluster.get_ref(), raw.zones.keys().cloned().chain(own))
         });
-        let router = raw.router.map(|r| self.router(r, cluster.is_some()));
-        let log = raw.log.map(|l| self.log(l));
+        let layout = self.layout(&raw.layout, raw.router.as_ref(), raw.log.as_ref());
+        let router = raw.router.map(|r| self.router(r, cluster.is_some(), &layout));
+        let log = raw.log.map(|l| self.log(l, &layout));
         self.told_apart();
         if edge && log.is_some() {
             self.say(&raw.node.zone, "an edge (zone = \"none\") stores nothing: remove [log], or name the zone");
@@ -198,6 +221,7 @@ impl Check<'_> {
             map: map?,
             router: router.map(|r| r.unwrap_or_else(Router::none)),
             log: log.flatten(),
+            layout,
             zones,
             services,
             access_log: raw.access_log.map(|a| self.access(a)),

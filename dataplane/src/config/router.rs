@@ -1,5 +1,6 @@
 //! The router of a node: where it listens and on which cores.
 
+use super::Layout;
 use super::check::Check;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -44,7 +45,7 @@ pub(super) struct RawRouter {
 }
 
 impl Check<'_> {
-    pub(super) fn router(&mut self, raw: RawRouter, in_cluster: bool) -> Option<Router> {
+    pub(super) fn router(&mut self, raw: RawRouter, in_cluster: bool, layout: &Layout) -> Option<Router> {
         let listen = self.own_addresses(&raw.listen)?;
         let tls_listen = match &raw.tls_listen {
             Some(list) => self.own_addresses(list)?,
@@ -75,7 +76,6 @@ impl Check<'_> {
             Some(a) => Some(self.own_address(a)?),
             None => None,
         };
-        let cores = self.cores(raw.cores.as_ref());
         let drain_delay_ms = raw.drain_delay_ms.as_ref().map_or(0, |d| *d.get_ref());
         if let Some(delay) = raw.drain_delay_ms.filter(|d| *d.get_ref() > DRAIN_DELAY_MS_MAX) {
             self.say(&delay, format!("drain_delay_ms = {drain_delay_ms}: expected 0 to {DRAIN_DELAY_MS_MAX}"));
@@ -86,7 +86,7 @@ impl Check<'_> {
             proxy_protocol: raw.proxy_protocol,
             peer_listen,
             admin,
-            cores,
+            cores: layout.router.clone(),
             drain_delay_ms,
         })
     }

@@ -4,8 +4,8 @@ use super::maps::{self, Kept, News};
 use super::metrics::Page;
 use super::report::{Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
 use super::signals::{Asked, Signals};
-use super::{Failed, data_dir, machine, notify, runtime};
-use crate::config::{Config, Log, MapSource};
+use super::{Failed, agree, machine, notify, runtime};
+use crate::config::{Config, Kind, Layout, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
 use axum::extract::State;
@@ -34,11 +34,28 @@ const HELLO_BYTES_MAX: usize = 4096;
 
 /// Runs the log until it is asked to stop or can no longer keep its promises.
 pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
-    let Some(log) = &config.log else { return Err(Failed::Input("this configuration has no [log]".into())) };
+    let mut config = config.clone();
     uring::check().map_err(|e| e.to_string())?;
+    let _agreed = agree::on_log_cores(&mut config)?;
+    let Some(log) = &config.log else { return Err(Failed::Input("this configuration has no [log]".into())) };
     machine::locked_memory(log.cores.len())?;
-    data_dir(&config.node.data_dir)?;
-    runtime()?.block_on(serve(config, log, stop_with_stdin))
+    // Before anything starts a thread: all of them take it over.
+    settle(&config.layout);
+    runtime()?.block_on(serve(&config, log, stop_with_stdin))
+}
+
+/// Keeps out of the router's way, as the layout says.
+fn settle(layout: &Layout) {
+    let done = match layout.kind {
+        Kind::Split => uring::keep_to(&layout.home),
+        Kind::Shared => uring::give_way(),
+        Kind::Lists | Kind::Alone => Ok(()),
+    };
+    if let Err(e) = done {
+        tracing::warn!("the log cannot keep out of the router's way ({e}); {}", layout.sentence());
+    }
+    layout.warning.iter().for_each(|w| tracing::warn!("{w}"));
+    tracing::info!("{}", layout.sentence());
 }
 
 /// What the admin pages show.
@@ -47,6 +64,7 @@ struct Shown {
     node: Arc<Node>,
     map: Arc<Mutex<Arc<Map>>>,
     zone: Zone,
+    layout: Arc<str>,
 }
 
 async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), Failed> {
@@ -74,7 +92,8 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
         node.on_gzs(first.epoch()); // the map never changes: nobody else can own what it gives to this zone
     }
     tracing::info!("zone {}: log open, map {}, links on {}", first.zone_name(zone), first.epoch(), log.listen);
-    let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone };
+    let layout = config.layout.sentence().into();
+    let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone, layout };
     tokio::spawn(accept_links(links, node.clone()));
     let pages = pages(shown.clone());
     notify::tell(notify::READY);
@@ -251,6 +270,7 @@ async fn status(shown: &Shown) -> LogStatus {
             p99_us: lag.value_at_quantile(0.99),
             max_us: lag.max(),
         },
+        layout: shown.layout.to_string(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod access;
 pub mod admin;
+pub mod agree;
 pub mod assemble;
 pub mod cert;
 pub mod durable;

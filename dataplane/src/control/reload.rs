@@ -3,7 +3,7 @@
 //! A key that is not listed here takes effect by a reload: it reaches the cores in their settings. Whoever adds a key that is
 //! read only at the start lists it in `FIXED`, or a reload would pass over it in silence.
 
-use crate::config::{Config, Router};
+use crate::config::Config;
 use crate::router::Side;
 use std::net::SocketAddr;
 
@@ -18,10 +18,6 @@ enum Needs {
 
 type Shown = fn(&Config) -> String;
 
-fn router<T>(c: &Config, of: impl Fn(&Router) -> T) -> Option<T> {
-    c.router.as_ref().map(of)
-}
-
 const FIXED: &[(&str, Needs, Shown)] = &[
     ("[node] zone", Needs::Restart, |c| format!("{:?}", c.node.zone)),
     ("[node] cluster", Needs::Restart, |c| format!("{:?}", c.node.cluster)),
@@ -29,12 +25,13 @@ const FIXED: &[(&str, Needs, Shown)] = &[
     ("[map]", Needs::Upgrade, |c| format!("{:?}", c.map)),
     ("[router]", Needs::Restart, |c| c.router.is_some().to_string()),
     ("[router] admin", Needs::Upgrade, |c| format!("{:?}", c.router.as_ref().and_then(|r| r.admin))),
-    ("[router] cores", Needs::Upgrade, |c| format!("{:?}", router(c, |r| r.cores.clone()))),
+    ("[layout] mode", Needs::Restart, |c| format!("{:?}", c.layout.said.mode).to_lowercase()),
+    ("[router] cores", Needs::Upgrade, |c| format!("{:?}", c.layout.said.router)),
     ("[access_log]", Needs::Upgrade, |c| format!("{:?}", c.access_log)),
     ("[log]", Needs::Restart, |c| c.log.is_some().to_string()),
     ("[log] listen", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.listen))),
     ("[log] admin", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.admin))),
-    ("[log] cores", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.cores.clone()))),
+    ("[log] cores", Needs::Restart, |c| format!("{:?}", c.layout.said.log)),
     ("[log] streams", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.streams))),
     ("[log] segment_mib", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.segment_bytes >> 20))),
     ("[log] start_alone", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.start_alone))),
@@ -133,9 +130,36 @@ mod tests {
         check("8090", "8091", &["[log] listen"]);
         check("9090", "9091", &["[zones] link"]);
         check("[log]", "[log]\nstreams = 5", &["[log] streams was 4 and is now 5"]);
+        check(
+            "[router]",
+            "[layout]\nmode = \"shared\"\n[router]",
+            &["[layout] mode was auto and is now shared: a reload"],
+        );
+        let gone = "[router] cores was [0] and is now not there: a reload cannot change it; an upgrade";
+        check("8082\"\ncores = [0]", "8082\"", &[gone]);
+        check(
+            "8092\"\ncores = [0]",
+            "8092\"",
+            &["[log] cores was [0] and is now not there: a reload cannot change it; res"],
+        );
         check("[log]", "[log]\nsegment_mib = 5", &["[log] segment_mib"]);
         let both = refused(&config("bj", "bj"), &config("\"bj\"\ndata_dir = \"/d\"", "\"gz\"\ndata_dir = \"/e\""));
         assert_eq!(both.len(), 2, "all of them together");
+    }
+
+    #[test]
+    fn a_machine_that_has_changed_is_no_reason_to_refuse_a_reload() {
+        let parse = |cpus: usize| {
+            let cpu = |id| crate::config::Cpu { id, core: id, package: 0, node: 0 };
+            let machine = crate::config::Machine { cpus: (0..cpus).map(cpu).collect(), quota: None };
+            Config::parse_for(&machine, "f.toml", &TEXT.replace("cores = [0]", "")).unwrap()
+        };
+        let (old, mut new) = (parse(8), parse(2));
+        assert!(new.router.as_ref().unwrap().cores != old.router.as_ref().unwrap().cores);
+        assert!(refused(&old, &new).is_empty());
+        new.placed_like(&old);
+        assert_eq!(new.router.unwrap().cores, old.router.unwrap().cores);
+        assert_eq!((new.log.unwrap().cores, new.layout), (old.log.unwrap().cores, old.layout));
     }
 
     #[test]

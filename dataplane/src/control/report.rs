@@ -51,6 +51,9 @@ pub struct LogStatus {
     pub parked: u64,
     /// From commit at the origin to visible here.
     pub lag: Lag,
+    /// Which cores serve what, and why.
+    #[serde(default)]
+    pub layout: String,
 }
 
 /// One stream of a log, and its namesakes in other zones.

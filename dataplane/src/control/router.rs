@@ -12,7 +12,7 @@ use super::secrets;
 use super::signals::{Asked, Signals};
 use super::upgrade::{self, Heirs, Taken};
 use super::upstreams::{Drain, Upstreams};
-use super::{Failed, data_dir, notify, runtime};
+use super::{Failed, agree, data_dir, notify, runtime};
 use crate::config::{self, Config};
 use crate::router::{Routes, Settings, Shared};
 use crate::uring::{self, Control, Listener, Waker};
@@ -45,10 +45,13 @@ pub struct Start<'a> {
 
 /// Runs the router until it is asked to stop, a successor has taken over, or a core fails.
 pub fn run(config: &Config, start: Start) -> Result<(), Failed> {
-    let Some(router) = &config.router else { return Err(Failed::Input("this configuration has no [router]".into())) };
+    let mut config = config.clone();
     uring::check().map_err(|e| e.to_string())?;
+    let _agreed = if config.router.is_some() { agree::on_log_cores(&mut config)? } else { None };
+    let Some(router) = &config.router else { return Err(Failed::Input("this configuration has no [router]".into())) };
     data_dir(&config.node.data_dir)?;
-    runtime()?.block_on(serve(config, router, start))
+    config.layout.warning.iter().for_each(|w| tracing::warn!("{w}"));
+    runtime()?.block_on(serve(&config, router, start))
 }
 
 async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Result<(), Failed> {
@@ -76,7 +79,7 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
     let (ended, end) = mpsc::unbounded_channel();
     let cores = start_cores(router, &settings, bound.cores, wakers, &shared, &ended)?;
     let (asking, commands) = mpsc::unbounded_channel();
-    let life = Arc::new(Life::new(asking, format!("router on cores {:?}", router.cores)));
+    let life = Arc::new(Life::new(asking, config.layout.sentence()));
     let zone = settings.name(settings.zone).to_owned();
     tracing::info!("zone {zone}: routing on {:?}, map {}", router.listen, first.epoch());
     let (upstreams, drains) = Upstreams::new(settings.clone());
@@ -384,8 +387,9 @@ impl Running {
     /// The file as it is now, if a reload may go by it.
     fn look_into(&mut self) -> Result<(Config, Arc<Settings>), Vec<String>> {
         let lines = |why: String| why.lines().map(str::to_owned).collect::<Vec<_>>();
-        let config = Config::load(&self.file).map_err(|e| lines(e.to_string()))?;
+        let mut config = Config::load(&self.file).map_err(|e| lines(e.to_string()))?;
         let refused = reload::refused(&self.config, &config);
+        config.placed_like(&self.config);
         let Some(router) = config.router.clone().filter(|_| refused.is_empty()) else { return Err(refused) };
         let settings = assemble::settings(&config, &router, &self.map, &mut self.live).map_err(|e| vec![e])?;
         Ok((config, Arc::new(settings)))

@@ -7,16 +7,18 @@
 //! ```
 //!
 //! `ring` sets up the ring and its buffers, `socket` makes sockets, `drive` is the loop, `secure` the sockets that speak TLS,
-//! `wake` how control and the other cores reach it, `doors` its listeners.
+//! `wake` how control and the other cores reach it, `doors` its listeners. `place` says where any thread of ours runs.
 
 mod doors;
 mod drive;
+mod place;
 mod ring;
 mod secure;
 mod socket;
 mod wake;
 
 pub use drive::run;
+pub use place::{give_way, keep_to};
 pub use ring::check;
 pub use socket::{Listener, inherited, is_free, listen};
 pub use wake::{Control, Waker, control};

@@ -29,7 +29,9 @@ macro_rules! table {
     };
 }
 
-const HOUR_MS: u64 = 3_600_000;
+pub(super) use table;
+
+pub(super) const HOUR_MS: u64 = 3_600_000;
 
 table! { RawBalance {
     slow_start_ms = 10_000, 0..=HOUR_MS;
@@ -215,7 +217,7 @@ impl Check<'_> {
     }
 
     /// The table, or its defaults; what lies beyond its range is reported.
-    fn ranged<T: Default>(
+    pub(super) fn ranged<T: Default>(
         &mut self,
         raw: Option<Spanned<T>>,
         table: &str,

@@ -3,6 +3,7 @@
 use super::check::Check;
 use super::endpoint::Endpoint;
 use super::policy::{RawBalance, RawEject, RawPlaces, RawPolicy, RawPool, RawRate, RawRetry};
+use super::probe::{Probe, RawProbe};
 use super::tls::UpstreamTls;
 use crate::router::figures::OWN_NAMES;
 use crate::router::policy::Policy;
@@ -27,6 +28,8 @@ pub struct Service {
     pub policy: Policy,
     /// How it is reached by TLS; `None`: without.
     pub tls: Option<UpstreamTls>,
+    /// How its endpoints are checked; `None`: they are not.
+    pub probe: Option<Probe>,
 }
 
 #[derive(Deserialize)]
@@ -44,6 +47,7 @@ pub(super) struct RawService {
     eject: Option<Spanned<RawEject>>,
     rate: Option<Spanned<RawRate>>,
     pub(super) tls: Option<Spanned<Value>>,
+    check: Option<Spanned<RawProbe>>,
 }
 
 impl Check<'_> {
@@ -64,14 +68,26 @@ impl Check<'_> {
         let at = Spanned::new(raw.span(), ());
         let raw = raw.into_inner();
         let endpoints = self.endpoints(&raw.endpoints, own);
-        let RawService { name, prefix, proxy_protocol, balance, places, pool, retry, eject, rate, tls, .. } = raw;
+        let RawService { name, prefix, proxy_protocol, balance, places, pool, retry, eject, rate, tls, check, .. } =
+            raw;
         let name = name.unwrap_or_else(|| prefix.clone());
         let policy = self.policy(RawPolicy { balance, places, pool, retry, eject, rate });
         let tls = tls.as_ref().and_then(|tls| self.upstream_tls(tls));
         if proxy_protocol && tls.is_some() {
             self.say(&at, "proxy_protocol and tls of one service: a PROXY header in front of TLS is not written yet");
         }
-        (at, Service { name, prefix, proxy_protocol, endpoints, policy, tls })
+        (
+            at,
+            Service {
+                name,
+                prefix,
+                proxy_protocol,
+                endpoints,
+                policy,
+                tls,
+                probe: check.map(|c| self.probe(c, false)),
+            },
+        )
     }
 
     pub(super) fn services_told_apart(&mut self, all: &[(Spanned<()>, Service)]) {

@@ -2,6 +2,7 @@
 
 use super::check::Check;
 use super::endpoint::Endpoint;
+use super::probe::{Probe, RawProbe};
 use serde::Deserialize;
 use std::net::SocketAddr;
 use toml::{Spanned, Value};
@@ -15,6 +16,8 @@ pub struct Peer {
     pub routers: Vec<Endpoint>,
     /// Its log's `listen`.
     pub link: Option<SocketAddr>,
+    /// How its routers are checked; `None`: they are not.
+    pub probe: Option<Probe>,
 }
 
 #[derive(Deserialize)]
@@ -22,6 +25,7 @@ pub struct Peer {
 pub(super) struct RawPeer {
     pub(super) router: Option<Spanned<Value>>,
     pub(super) link: Option<Spanned<String>>,
+    check: Option<Spanned<RawProbe>>,
 }
 
 impl Check<'_> {
@@ -31,6 +35,7 @@ impl Check<'_> {
         }
         let raw = raw.into_inner();
         let routers = raw.router.map(|r| self.endpoints(&r, &name)).unwrap_or_default();
-        Peer { routers, link: raw.link.and_then(|a| self.address(&a)), name }
+        let probe = raw.check.map(|c| self.probe(c, true));
+        Peer { routers, link: raw.link.and_then(|a| self.address(&a)), probe, name }
     }
 }

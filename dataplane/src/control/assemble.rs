@@ -1,6 +1,7 @@
 //! Settings out of all that decides them: the configuration, the map, and what is shown. The one place where they are made,
 //! at the start and at every change.
 
+use super::probe::Prober;
 use super::secrets::Secrets;
 use super::upstreams::Drain;
 use crate::config::{self, Config};
@@ -18,6 +19,8 @@ pub struct Live {
     cores: usize,
     /// Certificates and keys.
     pub secrets: Secrets,
+    /// Who is healthy, by active checks.
+    pub prober: Prober,
     services: HashMap<String, Arc<ServiceShown>>,
     endpoints: HashMap<(String, SocketAddr), Arc<EndpointShown>>,
     /// Endpoints to which an operator lets nothing new go, by service.
@@ -30,6 +33,7 @@ impl Live {
         Live {
             cores,
             secrets: Secrets::default(),
+            prober: Prober::new(),
             services: HashMap::new(),
             endpoints: HashMap::new(),
             drained: HashSet::new(),
@@ -47,11 +51,12 @@ impl Live {
         self.services.entry(name.into()).or_insert_with(|| Arc::new(ServiceShown::new(cores))).clone()
     }
 
-    fn endpoint(&mut self, service: &str, e: &config::Endpoint, tls: Option<TlsId>) -> Endpoint {
-        let cores = self.cores;
-        let shown = self.endpoints.entry((service.into(), e.at)).or_insert_with(|| Arc::new(EndpointShown::new(cores)));
-        let draining = self.drained.contains(&(service.into(), e.at));
-        Endpoint { tls, weight: e.weight, draining, shown: shown.clone(), ..Endpoint::new(e.at) }
+    fn endpoint(&mut self, service: &str, e: &config::Endpoint, tls: Option<TlsId>, checked: bool) -> Endpoint {
+        let (cores, key) = (self.cores, (service.to_owned(), e.at));
+        let draining = self.drained.contains(&key);
+        let healthy = !checked || self.prober.is_healthy(&key);
+        let shown = self.endpoints.entry(key).or_insert_with(|| Arc::new(EndpointShown::new(cores)));
+        Endpoint { tls, weight: e.weight, healthy, draining, shown: shown.clone(), ..Endpoint::new(e.at) }
     }
 
     /// Forgets what nobody shows any more.
@@ -70,13 +75,13 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
         let name = format!("zone:{}", peer.name);
         let to = live.secrets.to_zone(config, &peer.name);
-        let endpoints = peer.routers.iter().map(|e| live.endpoint(&name, e, to)).collect();
+        let endpoints = peer.routers.iter().map(|e| live.endpoint(&name, e, to, peer.probe.is_some())).collect();
         peers.push(Peer { shown: live.service(&name), name, endpoints, ..Peer::new(zone, &[]) });
     }
     let of_zone = |s: &config::Service| {
         let to = live.secrets.to_upstream(s.tls.as_ref());
         let begins = |e| Endpoint { proxy_protocol: s.proxy_protocol, ..e };
-        let endpoints = s.endpoints.iter().map(|e| begins(live.endpoint(&s.name, e, to))).collect();
+        let endpoints = s.endpoints.iter().map(|e| begins(live.endpoint(&s.name, e, to, s.probe.is_some()))).collect();
         let (name, policy, shown) = (s.name.clone(), s.policy, live.service(&s.name));
         Service { name, endpoints, policy, shown, ..Service::new(&s.prefix, &[]) }
     };

@@ -4,9 +4,11 @@
 use super::access;
 use super::admin::{self, Shown};
 use super::assemble::{self, Live};
+use super::health::Change;
 use super::life::{self, Answer, Command, Doing, Life};
 use super::listen::{Held, taken};
 use super::maps::{self, Kept, News};
+use super::probe;
 use super::reload::{self, Place};
 use super::secrets;
 use super::signals::{Asked, Signals};
@@ -83,6 +85,8 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
     let zone = settings.name(settings.zone).to_owned();
     tracing::info!("zone {zone}: routing on {:?}, map {}", router.listen, first.epoch());
     let (upstreams, drains) = Upstreams::new(settings.clone());
+    let upstreams = upstreams.with_reports(live.prober.reports());
+    live.prober.renew(probe::plan(config, &settings));
     let shown = Shown {
         zone,
         shared,
@@ -232,6 +236,7 @@ enum Event {
     Command(life::Asked),
     News(News),
     Drain(Drain),
+    Health(Change),
     LookAtFiles,
     CoreFailed(String),
     Heir(UnixStream),
@@ -261,6 +266,7 @@ impl Running {
             Some(command) = self.commands.recv() => Event::Command(command),
             Some(news) = self.newer.recv() => Event::News(news),
             Some(word) = self.drains.recv() => Event::Drain(word),
+            change = self.live.prober.next() => Event::Health(change),
             _ = self.files.tick() => Event::LookAtFiles,
             Some(why) = self.end.recv() => Event::CoreFailed(why),
             heir = self.heirs.next() => Event::Heir(heir),
@@ -289,6 +295,7 @@ impl Running {
                 }
                 Event::News(News::Reached(_)) => {}
                 Event::Drain(word) => self.drain(word),
+                Event::Health(change) => self.judged(change),
                 Event::LookAtFiles => self.look_at_files(),
                 Event::CoreFailed(why) => return Err(Failed::Fault(why)),
                 Event::Heir(stream) => self.give(stream),
@@ -305,10 +312,11 @@ impl Running {
         }
     }
 
-    /// The cores go by these settings, and the pages show them.
-    fn show(&self, settings: &Arc<Settings>) {
+    /// The cores go by these settings of this configuration, the pages show them, and what they name is checked.
+    fn show(&mut self, settings: &Arc<Settings>) {
         self.control.set_settings(settings);
         self.upstreams.show(settings);
+        self.live.prober.renew(probe::plan(&self.config, settings));
     }
 
     /// An operator's word about an endpoint.
@@ -318,6 +326,16 @@ impl Running {
             tracing::info!("{said}");
             self.renew_settings();
         }
+    }
+
+    /// The active checks have changed their mind about an endpoint.
+    fn judged(&mut self, Change { key: (service, at), healthy, why }: Change) {
+        if healthy {
+            tracing::info!("{at} of {service} is healthy again: {why}");
+        } else {
+            tracing::warn!("{at} of {service} is unhealthy: {why}");
+        }
+        self.renew_settings();
     }
 
     /// New handshakes go by certificates that have changed, if they are good.
@@ -373,6 +391,7 @@ impl Running {
         let (added, removed) = (reload::added(&self.config, &config), reload::added(&config, &self.config));
         let before = self.held.all().len();
         let bound = self.held.bind(self.cores.len(), &added, vec![]).map_err(|e| vec![e])?;
+        self.config = config;
         self.show(&settings);
         self.held.release(&removed, before);
         // In this order: what is closed is what was there before.
@@ -380,7 +399,6 @@ impl Running {
         for (core, listeners) in bound.cores.into_iter().enumerate() {
             self.control.listen(core, listeners);
         }
-        self.config = config;
         Ok((addresses(&added), addresses(&removed)))
     }
 

@@ -27,7 +27,7 @@ POST /reopen      opens the access log anew
 POST /reload      reads the configuration and goes by it; a bad one changes nothing
 POST /check       only says whether a reload would be refused
 POST /upgrade     starts a successor that takes the listeners over
-GET  /upstreams   each service and endpoint as the cores see it
+GET  /upstreams   each service and endpoint as the cores and the active checks see it
 POST /upstreams/{service}/{endpoint}/drain, /undrain: nothing new goes there, until it is undone or the router ends
 ";
 

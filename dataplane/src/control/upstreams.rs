@@ -1,7 +1,9 @@
 //! `GET /upstreams`: each service and endpoint as the cores see it; `POST /upstreams/{service}/{endpoint}/drain`, `undrain`.
 
 use super::admin::Shown;
+use super::health::{Outcome, Report};
 use super::metrics::Page;
+use super::probe::Reports;
 use crate::router::shown::{EndpointShown, OfEndpoint, OfService, ServiceShown};
 use crate::router::{EjectedBy, Endpoint, Settings};
 use axum::extract::{Path, State};
@@ -28,6 +30,7 @@ pub struct Drain {
 #[derive(Clone)]
 pub struct Upstreams {
     settings: Arc<Mutex<Arc<Settings>>>,
+    reports: Reports,
     drains: mpsc::UnboundedSender<Drain>,
 }
 
@@ -35,7 +38,17 @@ impl Upstreams {
     /// Shows `settings`; drains that are asked for come out of the receiver.
     pub fn new(settings: Arc<Settings>) -> (Upstreams, mpsc::UnboundedReceiver<Drain>) {
         let (drains, asked) = mpsc::unbounded_channel();
-        (Upstreams { settings: Arc::new(Mutex::new(settings)), drains }, asked)
+        (Upstreams { settings: Arc::new(Mutex::new(settings)), reports: Reports::default(), drains }, asked)
+    }
+
+    /// With what active checks find.
+    pub fn with_reports(self, reports: Reports) -> Upstreams {
+        Upstreams { reports, ..self }
+    }
+
+    fn report(&self, service: &str, at: SocketAddr) -> Option<Report> {
+        let reports = self.reports.lock().expect("no holder of this lock can panic: it moves values");
+        reports.get(&(service.to_owned(), at)).cloned()
     }
 
     /// Shows these from now on.
@@ -51,7 +64,7 @@ impl Upstreams {
 /// The routes of this file.
 pub fn routes() -> Router<Shown> {
     Router::new()
-        .route("/upstreams", get(async |State(s): State<Shown>| Json(page(&s.upstreams.settings(), wall_ms()))))
+        .route("/upstreams", get(async |State(s): State<Shown>| Json(page(&s.upstreams, wall_ms()))))
         .route("/upstreams/{service}/{endpoint}/drain", post(async |s, p| drain(s, p, true)))
         .route("/upstreams/{service}/{endpoint}/undrain", post(async |s, p| drain(s, p, false)))
 }
@@ -90,9 +103,15 @@ fn clusters(settings: &Settings) -> Vec<Cluster<'_>> {
 }
 
 /// The page at this time, in milliseconds since 1970.
-fn page(settings: &Settings, now_ms: u64) -> Value {
-    let each = clusters(settings).into_iter().map(|c| {
-        let endpoints: Vec<_> = c.endpoints.iter().map(|e| endpoint(e, now_ms)).collect();
+fn page(upstreams: &Upstreams, now_ms: u64) -> Value {
+    let settings = upstreams.settings();
+    let each = clusters(&settings).into_iter().map(|c| {
+        let of = |e: &Endpoint| {
+            let mut all = endpoint(e, now_ms);
+            all["check"] = upstreams.report(c.name, e.addr).map_or(Value::Null, |r| check(&r, now_ms));
+            all
+        };
+        let endpoints: Vec<_> = c.endpoints.iter().map(of).collect();
         let mut all = json!({ "name": c.name, "endpoints": endpoints });
         for (key, _, of, _) in SERVICE {
             all[*key] = c.shown.sum(of).into();
@@ -100,6 +119,17 @@ fn page(settings: &Settings, now_ms: u64) -> Value {
         all
     });
     json!({ "services": each.collect::<Vec<_>>() })
+}
+
+/// What active checks say of an endpoint.
+fn check(r: &Report, now_ms: u64) -> Value {
+    let last = r.last.as_ref().map(|(seen, at_ms)| {
+        json!({ "outcome": seen.outcome.name(), "why": seen.why, "in_a_row": r.in_a_row,
+            "at_wall_ms": at_ms, "ago_ms": now_ms.saturating_sub(*at_ms) })
+    });
+    let bad = r.counts.iter().sum::<u64>() - r.counts[Outcome::Good as usize];
+    json!({ "healthy": r.healthy, "changed_wall_ms": r.changed_wall_ms, "last": last,
+        "good": r.counts[Outcome::Good as usize], "bad": bad })
 }
 
 fn endpoint(e: &Endpoint, now_ms: u64) -> Value {
@@ -204,6 +234,11 @@ pub fn metrics(upstreams: &Upstreams) -> String {
             for (_, name, of, help) in ENDPOINT {
                 put(&mut page, name, help, &labels, e.shown.sum(of));
             }
+            let counts = upstreams.report(c.name, e.addr).map(|r| r.counts);
+            for ((_, outcome), n) in counts.into_iter().flat_map(|counts| Outcome::ALL.into_iter().zip(counts)) {
+                let labels = [labels[0], labels[1], ("outcome", outcome)];
+                page.counter("ezone_upstream_checks_total", "Active checks, by how they ended", &labels, n);
+            }
         }
     }
     page.text()
@@ -236,11 +271,32 @@ mod tests {
         e.ejected_by.set(2);
         e.ejected_until_wall_ms.set(5000);
         e.latency_us.set(77);
-        let page = page(&Settings { services: vec![service], ..Settings::default() }, 2000);
+        let settings = Settings { services: vec![service], ..Settings::default() };
+        let page = page(&Upstreams::new(Arc::new(settings)).0, 2000);
         let of = &page["services"][0]["endpoints"];
         assert_eq!((&of[0]["state"], &of[1]["state"]), (&json!("ejected"), &json!("draining")));
         assert_eq!(of[0]["ejected"][0], json!({ "core": 0, "left_ms": 3000, "by": "latency", "times": 3 }));
         assert_eq!((&of[0]["latency_us_max"], &of[0]["address"]), (&json!(77), &json!("127.0.0.1:1")));
+    }
+
+    #[test]
+    fn what_active_checks_find_is_shown_and_counted() {
+        let settings =
+            Settings { services: vec![Service::new("/a", &[([127, 0, 0, 1], 1).into()])], ..Settings::default() };
+        let reports = Reports::default();
+        let (upstreams, _) = Upstreams::new(Arc::new(settings));
+        let upstreams = upstreams.with_reports(reports.clone());
+        assert_eq!(page(&upstreams, 2000)["services"][0]["endpoints"][0]["check"], Value::Null);
+        assert!(!metrics(&upstreams).contains("ezone_upstream_checks_total"));
+        let last = Some((crate::control::health::Seen::new(Outcome::Status, "503"), 1500));
+        let report = Report { healthy: false, in_a_row: 3, counts: [7, 0, 2, 0, 3, 0], last, changed_wall_ms: 1400 };
+        reports.lock().unwrap().insert(("/a".into(), ([127, 0, 0, 1], 1).into()), report);
+        let last = json!({ "outcome": "status", "why": "503", "in_a_row": 3, "at_wall_ms": 1500, "ago_ms": 500 });
+        let all = json!({ "healthy": false, "changed_wall_ms": 1400, "last": last, "good": 7, "bad": 5 });
+        assert_eq!(page(&upstreams, 2000)["services"][0]["endpoints"][0]["check"], all);
+        let text = metrics(&upstreams);
+        let line = "ezone_upstream_checks_total{service=\"/a\",endpoint=\"127.0.0.1:1\",outcome=\"late\"} 2";
+        assert!(text.contains(line), "{line} not in:\n{text}");
     }
 
     #[test]

@@ -129,7 +129,7 @@ impl Default for Limits {
             memory_bytes_max: 1 << 30,
             head_ms: 15_000,
             connections_max: 1 << 21,
-            pool_idle_max: 256,
+            pool_idle_max: 1024,
             asks_max: 64 * 1024,
             hold_ms_max: 5000,
             hold_count_max: 10_000,

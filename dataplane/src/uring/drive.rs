@@ -492,11 +492,11 @@ impl Driver {
         self.part(id);
         let Some(sock) = sock(&mut self.socks, id) else { return self.core.on_closed(id) };
         sock.closing = true;
-        let busy = sock.receiving || sock.sending || sock.connecting.is_some();
-        if let Some(socket) = sock.socket.as_ref().filter(|_| busy) {
-            let all = types::CancelBuilder::fd(types::Fd(socket.as_raw_fd())).all();
-            let entry = opcode::AsyncCancel2::new(all).build().user_data(Op::Cancel.on(id));
-            self.submit(entry);
+        // Each by its own name: to find what a descriptor has under way the kernel looks at every operation of the ring.
+        let under_way =
+            [(sock.receiving, Op::Recv), (sock.sending, Op::Send), (sock.connecting.is_some(), Op::Connect)];
+        for (_, op) in under_way.into_iter().filter(|(is, _)| *is) {
+            self.submit(opcode::AsyncCancel::new(op.on(id)).build().user_data(Op::Cancel.on(id)));
         }
         self.end_if_done(id);
     }

@@ -20,6 +20,11 @@ struct Router {
 
 impl Router {
     fn start(name: &str) -> Router {
+        Router::with(name, "0", "")
+    }
+
+    /// On these cores, with more said of its service.
+    fn with(name: &str, cores: &str, service: &str) -> Router {
         let dir = std::env::temp_dir().join(format!("ezone-observe-{name}-{}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(&dir).unwrap();
@@ -29,8 +34,8 @@ impl Router {
         let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
         let text = format!(
             "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n\
-             [router]\nlisten = [\"{client}\"]\nadmin = \"{admin}\"\ncores = [0]\n\
-             [[service]]\nprefix = \"/api/\"\nendpoints = [\"{}\"]\n[access_log]\npath = \"access.log\"\n",
+             [router]\nlisten = [\"{client}\"]\nadmin = \"{admin}\"\ncores = [{cores}]\n\
+             [[service]]\nprefix = \"/api/\"\nendpoints = [\"{}\"]\n{service}\n[access_log]\npath = \"access.log\"\n",
             map.display(),
             upstream(),
         );
@@ -88,7 +93,7 @@ impl Drop for Router {
     }
 }
 
-/// Answers each request of each connection with 200 and four bytes.
+/// Answers each request of each connection with 200 and four bytes, but those for a path that ends in `never`.
 fn upstream() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = listener.local_addr().unwrap();
@@ -100,7 +105,11 @@ fn upstream() -> SocketAddr {
                 while stream.read_exact(&mut byte).is_ok() {
                     head.push(byte[0]);
                     if head.ends_with(b"\r\n\r\n") {
+                        let never = head.windows(7).any(|w| w == b"/never ");
                         head.clear();
+                        if never {
+                            continue;
+                        }
                         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nfine");
                     }
                 }
@@ -234,4 +243,94 @@ fn a_router_says_that_it_is_ready_and_what_it_does() {
         let page = line.split_whitespace().nth(1).unwrap();
         assert_eq!(router.page(page).unwrap().0, 200, "{line}");
     }
+}
+
+/// The value of a line of the page.
+fn value(page: &str, of: &str) -> f64 {
+    let line = page.lines().find_map(|l| l.strip_prefix(of)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("{of} not in:\n{page}")).parse().unwrap()
+}
+
+/// Processor time of the thread of a process, in seconds, as the kernel counts it.
+fn ran_s(pid: u32, thread: &str) -> f64 {
+    let read = |task: fs::DirEntry| {
+        let is = fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name.trim() == thread);
+        is.then(|| fs::read_to_string(task.path().join("schedstat")).unwrap())
+    };
+    let found = fs::read_dir(format!("/proc/{pid}/task")).unwrap().find_map(|t| read(t.unwrap()));
+    found.unwrap().split(' ').next().unwrap().parse::<f64>().unwrap() / 1e9
+}
+
+#[test]
+fn a_cores_processor_time_is_what_the_kernel_counts_and_its_queue_what_its_loop_took() {
+    let router = Router::start("cores");
+    let page = || router.page("/metrics").unwrap().1;
+    let cpu = |page: &str| value(page, "ezone_core_cpu_seconds_total{core=\"0\"}");
+    let completions = |page: &str| value(page, "ezone_loop_completions_total{core=\"0\"}");
+    let first = page();
+    for _ in 0..50 {
+        assert_eq!(router.ask("/api/one").0, 200);
+    }
+    let before = ran_s(router.process.id(), "router-0");
+    let second = page();
+    let after = ran_s(router.process.id(), "router-0");
+    // The page gives microseconds.
+    assert!(before - 2e-6 <= cpu(&second) && cpu(&second) <= after + 2e-6, "{before} {} {after}", cpu(&second));
+    assert!(cpu(&second) > cpu(&first));
+    assert!(value(&second, "ezone_core_run_delay_seconds_total{core=\"0\"}") >= 0.0);
+    // Each request is an accept, bytes from both sides, and two sends at least.
+    assert!(completions(&second) - completions(&first) >= 250.0, "{second}");
+    let turns = value(&second, "ezone_loop_turns_total{core=\"0\"}");
+    let fullest = value(&second, "ezone_loop_completions_max{core=\"0\"}");
+    assert!(fullest >= 1.0 && completions(&second) <= fullest * turns, "{second}");
+    for none in ["ezone_loop_backlog", "ezone_loop_queue_full_total", "ezone_loop_out_of_buffers_total"] {
+        assert_eq!(value(&second, &format!("{none}{{core=\"0\"}}")), 0.0, "{none}");
+    }
+}
+
+#[test]
+fn what_waits_for_a_place_is_shown_by_core() {
+    let router = Router::with("waits", "0", "[service.places]\nrequests_max = 2\nqueue_ms_max = 60000");
+    let asking = || {
+        let mut stream = TcpStream::connect(router.client).unwrap();
+        // It ends with a reset: who only closes may still be waiting for the answer.
+        socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+        stream.write_all(b"GET /api/never HTTP/1.1\r\nhost: x\r\nx-shard: loc=116.40,39.90\r\n\r\n").unwrap();
+        stream
+    };
+    let all: Vec<TcpStream> = (0..5).map(|_| asking()).collect();
+    let waiting = || value(&router.page("/metrics").unwrap().1, "ezone_waiting_requests{core=\"0\"}");
+    router.within("three wait", || (waiting() == 3.0).then_some(()));
+    let status: serde_json::Value = serde_json::from_str(&router.page("/status").unwrap().1).unwrap();
+    let core = &status["detail"]["cores"][0];
+    assert_eq!((&core["waiting"], &core["in_flight"], &core["clients"]), (&3.into(), &2.into(), &5.into()), "{core}");
+    drop(all);
+    router.within("nobody waits", || (waiting() == 0.0).then_some(()));
+}
+
+#[test]
+fn the_spread_of_connections_over_the_cores_is_shown() {
+    let cores: Vec<String> = core_affinity::get_core_ids().unwrap().iter().take(2).map(|c| c.id.to_string()).collect();
+    let router = Router::with("spread", &cores.join(", "), "");
+    let streams: Vec<TcpStream> = (0..400).map(|_| TcpStream::connect(router.client).unwrap()).collect();
+    let clients = |detail: &serde_json::Value| {
+        let each = detail["cores"].as_array().unwrap().iter().map(|c| c["clients"].as_u64().unwrap());
+        each.collect::<Vec<_>>()
+    };
+    let detail = router.within("all are there", || {
+        let mut status: serde_json::Value = serde_json::from_str(&router.page("/status").unwrap().1).unwrap();
+        (clients(&status["detail"]).iter().sum::<u64>() == 400).then(|| status["detail"].take())
+    });
+    let clients = clients(&detail);
+    assert_eq!(clients.len(), cores.len());
+    let most = clients.iter().max().unwrap() * 100;
+    assert_eq!(detail["busiest_core_percent"], most.div_ceil(400));
+    assert!(cores.len() == 1 || most <= 60 * 400, "{clients:?}");
+    let page = router.page("/metrics").unwrap().1;
+    for (core, clients) in clients.iter().enumerate() {
+        assert_eq!(value(&page, &format!("ezone_client_connections{{core=\"{core}\"}}")), *clients as f64);
+        let given = |what: &str| value(&page, &format!("ezone_connections_{what}_over_total{{core=\"{core}\"}}"));
+        assert!(given("handed") + given("taken") <= 400.0);
+    }
+    drop(streams);
 }

@@ -8,6 +8,7 @@ use dataplane::router::{Routes, Service, Settings, Shared, Side};
 use dataplane::uring::{self, Control, Listener};
 use router_table::Table;
 use router_world::{BJ, GET, SH, World, status_of};
+use socket2::{Domain, Socket, Type};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -167,8 +168,32 @@ impl Load {
     }
 }
 
-fn thousand(cores: &Cores) -> [u64; 2] {
-    let streams: Vec<TcpStream> = (0..1000).map(|_| connect(cores.at).unwrap()).collect();
+fn one_after_the_other(at: SocketAddr) -> Vec<TcpStream> {
+    (0..1000).map(|_| connect(at).unwrap()).collect()
+}
+
+/// A thousand handshakes are under way before the first is awaited.
+fn all_at_once(at: SocketAddr) -> Vec<TcpStream> {
+    let begin = |_| {
+        let socket = Socket::new(Domain::for_address(at), Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let begun = socket.connect(&at.into());
+        assert!(begun.as_ref().is_ok() || begun.as_ref().is_err_and(|e| e.raw_os_error() == Some(115)), "{begun:?}");
+        TcpStream::from(socket)
+    };
+    let streams: Vec<TcpStream> = (0..1000).map(begin).collect();
+    for stream in &streams {
+        wait_for("a handshake", || stream.peer_addr().is_ok());
+        stream.set_nonblocking(false).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    }
+    streams
+}
+
+/// How a thousand connections are spread over two cores, each of which is then served.
+fn thousand(cores: &Cores, open: impl Fn(SocketAddr) -> Vec<TcpStream>) -> [u64; 2] {
+    let streams = open(cores.at);
     wait_for("every connection to be in a core's hands", || cores.total().clients == 1000);
     let spread = [cores.counts(0).clients, cores.counts(1).clients];
     for mut stream in streams {
@@ -180,25 +205,52 @@ fn thousand(cores: &Cores) -> [u64; 2] {
 
 #[test]
 fn of_a_thousand_connections_no_core_of_two_has_more_than_60_percent() {
-    let cores = Cores::start(&[1, 1]);
-    let spread = thousand(&cores);
-    eprintln!("spread of 1000 connections: {spread:?}, handed over: {}", cores.total().handed_over);
-    assert!(spread.iter().all(|n| *n <= 600), "{spread:?}");
+    for (how, open) in
+        [("one after the other", one_after_the_other as fn(SocketAddr) -> Vec<TcpStream>), ("all at once", all_at_once)]
+    {
+        let cores = Cores::start(&[1, 1]);
+        let spread = thousand(&cores, open);
+        eprintln!("spread of 1000 connections, {how}: {spread:?}, handed over: {}", cores.total().handed_over);
+        assert!(spread.iter().all(|n| *n <= 600), "{how}: {spread:?}");
+        cores.control.stop();
+        cores.end();
+    }
+}
+
+#[test]
+fn connections_that_come_and_go_stay_spread() {
+    let cores = Cores::start(&[1, 0]);
+    let mut streams = all_at_once(cores.at);
+    // Those that one core has end; as many come anew.
+    for round in 0..4 {
+        wait_for("every connection to be in a core's hands", || cores.total().clients == 1000);
+        let mut old = streams.split_off(streams.len() / 2);
+        streams.drain(..).for_each(drop);
+        wait_for("half of them to be gone", || cores.total().clients == old.len() as u64);
+        old.extend((old.len()..1000).map(|_| connect(cores.at).unwrap()));
+        streams = old;
+        wait_for("every connection to be in a core's hands", || cores.total().clients == 1000);
+        let spread = [cores.counts(0).clients, cores.counts(1).clients];
+        assert!(spread.iter().all(|n| *n <= 600), "round {round}: {spread:?}");
+    }
+    drop(streams);
     cores.control.stop();
     cores.end();
 }
 
 #[test]
 fn connections_that_all_arrive_at_one_listener_are_handed_over_and_served() {
-    let cores = Cores::start(&[1, 0]);
-    let spread = thousand(&cores);
-    let total = cores.total();
-    eprintln!("spread of 1000 connections that came to one core: {spread:?}, handed over: {}", total.handed_over);
-    assert!(spread.iter().all(|n| *n <= 600), "{spread:?}");
-    assert!(total.handed_over >= 400 && total.handed_over == total.taken_over, "{total:?}");
-    assert_eq!(total.answered_2xx_3xx, 1000);
-    cores.control.stop();
-    cores.end();
+    for open in [one_after_the_other as fn(SocketAddr) -> Vec<TcpStream>, all_at_once] {
+        let cores = Cores::start(&[1, 0]);
+        let spread = thousand(&cores, open);
+        let total = cores.total();
+        eprintln!("spread of 1000 connections that came to one core: {spread:?}, handed over: {}", total.handed_over);
+        assert!(spread.iter().all(|n| *n <= 600), "{spread:?}");
+        assert!(total.handed_over >= 400 && total.handed_over == total.taken_over, "{total:?}");
+        assert_eq!(total.answered_2xx_3xx, 1000);
+        cores.control.stop();
+        cores.end();
+    }
 }
 
 /// PITFALLS: closing one of several SO_REUSEPORT listeners loses its queue.

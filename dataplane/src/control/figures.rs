@@ -44,9 +44,14 @@ type As = (&'static str, Kind, &'static str, Option<(&'static str, &'static str)
 use Kind::{Counter, Gauge};
 
 /// A field that is not here is shown as `ezone_core_<field>`, untyped.
-const SHOWN_AS: [As; 38] = [
+const SHOWN_AS: [As; 43] = [
     ("accepted", Counter, "ezone_connections_accepted_total", None, "Connections accepted"),
     ("connections", Gauge, "ezone_connections", None, "Connections open now, both sides"),
+    ("clients", Gauge, "ezone_client_connections", None, "Clients' connections open now: their spread over the cores"),
+    ("handed_over", Counter, "ezone_connections_handed_over_total", None, "Accepted and given to a core with fewer"),
+    ("taken_over", Counter, "ezone_connections_taken_over_total", None, "Accepted by another core and served here"),
+    ("cut_off", Counter, "ezone_connections_cut_off_total", None, "Clients cut off when the time to drain was over"),
+    ("shard_limited", Counter, "ezone_shard_limited_total", None, "Requests beyond their shard's rate"),
     ("by_shard", Counter, "ezone_tagged_requests_total", Some(("by", "shard")), TAGGED),
     ("by_order", Counter, "ezone_tagged_requests_total", Some(("by", "order")), TAGGED),
     ("by_shop", Counter, "ezone_tagged_requests_total", Some(("by", "shop")), TAGGED),
@@ -167,10 +172,17 @@ fn of_core(page: &mut Page, shared: &Shared, core: usize, adopted: &Adopted) {
         let age_us = now_ms.saturating_sub(adopted.map_wall_ms) * 1000;
         page.seconds(Gauge, "ezone_map_age_seconds", "Since when the core goes by its map", &label, age_us);
     }
+    let waiting = adopted.waiting(core);
+    page.labelled("ezone_waiting_requests", "Requests that wait for a place under a service's limit", &label, waiting);
     let loops = shared.loops(core);
     for (kind, name, help, value) in [
         (Counter, "ezone_loop_turns_total", "Rounds of the core's loop", &loops.turns),
-        (Counter, "ezone_loop_completions_total", "Completions that the rounds took", &loops.completions),
+        (
+            Counter,
+            "ezone_loop_completions_total",
+            "Completions that the rounds took; by turns: the queue's depth",
+            &loops.completions,
+        ),
         (Gauge, "ezone_loop_completions_max", "Completions of the fullest round", &loops.completions_max),
         (Counter, "ezone_loop_out_of_buffers_total", "Receives armed again for want of buffers", &loops.out_of_buffers),
         (Counter, "ezone_loop_queue_full_total", "Entries that found the submission queue full", &loops.queue_full),

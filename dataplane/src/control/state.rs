@@ -81,6 +81,8 @@ pub struct Detail {
     pub uptime_s: u64,
     /// Since the core that goes longest by its map adopted it, in seconds; `None`: a core has none.
     pub map_age_s: Option<u64>,
+    /// The share of all clients' connections that the core with most of them has, in percent; `None`: there are no clients.
+    pub busiest_core_percent: Option<u64>,
     /// Each core, in order.
     pub cores: Vec<CoreDetail>,
     /// Each service by name; of our own: `none` (answered before one was found), `records`, `forward`.
@@ -95,8 +97,16 @@ pub struct CoreDetail {
     pub map_epoch: u64,
     /// Open now, both sides.
     pub connections: u64,
-    /// Accepted since the start.
+    /// Clients' open now.
+    pub clients: u64,
+    /// Clients' since the start: accepted here and kept, or taken over.
     pub accepted: u64,
+    /// Accepted here besides, and given to a core with fewer clients.
+    pub handed_over: u64,
+    /// Accepted by another core and given to this one.
+    pub taken_over: u64,
+    /// Requests that wait for a place under a service's limit.
+    pub waiting: u64,
     /// Requests under way at an upstream or the log.
     pub in_flight: u64,
     /// Requests held now.
@@ -133,7 +143,11 @@ pub fn detail(shared: &Shared) -> Detail {
         CoreDetail {
             map_epoch: counts.map_epoch,
             connections: counts.connections,
+            clients: counts.clients,
             accepted: counts.accepted,
+            handed_over: counts.handed_over,
+            taken_over: counts.taken_over,
+            waiting: adopted[number].waiting(number),
             in_flight: counts.in_flight,
             holding: counts.holding,
             turns: loops.turns.get(),
@@ -154,9 +168,16 @@ pub fn detail(shared: &Shared) -> Detail {
         version: env!("CARGO_PKG_VERSION").into(),
         uptime_s: STARTED.elapsed().as_secs(),
         map_age_s: since.map(|ms| now_ms.saturating_sub(ms) / 1000),
+        busiest_core_percent: busiest_percent((0..shared.cores()).map(|c| shared.counts(c).clients)),
         cores: (0..shared.cores()).map(core).collect(),
         services,
     }
+}
+
+/// The greatest part of the whole, in percent, rounded up.
+fn busiest_percent(parts: impl Iterator<Item = u64> + Clone) -> Option<u64> {
+    let whole: u64 = parts.clone().sum();
+    parts.max().filter(|_| whole > 0).map(|most| (most * 100).div_ceil(whole))
 }
 
 #[cfg(test)]
@@ -164,6 +185,15 @@ mod tests {
     use super::*;
     use crate::router::{Core, Settings};
     use std::sync::Arc;
+
+    #[test]
+    fn the_busiest_cores_share_is_of_all_clients() {
+        let check = |clients: &[u64], expected| assert_eq!(busiest_percent(clients.iter().copied()), expected);
+        check(&[0, 0], None);
+        check(&[7], Some(100));
+        check(&[601, 399], Some(61));
+        check(&[250, 250, 250, 250], Some(25));
+    }
 
     #[test]
     fn a_router_is_ready_when_each_core_has_started_and_has_a_map_and_not_when_it_drains() {

@@ -168,6 +168,17 @@ pub struct Adopted {
     pub map_wall_ms: u64,
 }
 
+impl Adopted {
+    /// Requests that wait at core `core`, whose this is, for a place under a service's limit.
+    pub fn waiting(&self, core: usize) -> u64 {
+        let of = |s: &Arc<Settings>| {
+            let shown = s.services.iter().map(|s| &s.shown).chain(s.peers.iter().map(|p| &p.shown));
+            shown.map(|shown| shown.of(core).waiting.get()).sum()
+        };
+        self.settings.as_ref().map_or(0, of)
+    }
+}
+
 /// How the loop of a core turns; written by its driver alone.
 #[derive(Default)]
 pub struct Loops {

@@ -101,7 +101,8 @@ impl Core {
     fn forward(&mut self, id: ConnId, r: &Request<'_, '_>, zone: Zone) {
         let Some(cluster) = self.to.peer(zone.0) else {
             let name = self.settings.name(Some(zone)).to_string();
-            return self.fail(id, 502, "no router of the owner zone is known", &name, "an address for it in peers");
+            let expected = format!("[zones.{name}] router = \"..\" in this router's configuration");
+            return self.fail(id, 502, "no router of the owner zone is known", &name, &expected);
         };
         self.counts.forwarded += 1;
         self.counts_at(id, FORWARD);

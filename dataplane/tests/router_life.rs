@@ -217,6 +217,36 @@ fn of_a_thousand_connections_no_core_of_two_has_more_than_60_percent() {
     }
 }
 
+/// Cores that wait for their processor see their queue, and what others have handed them, all at once.
+#[test]
+fn connections_are_spread_where_cores_do_not_get_to_run_all_the_time() {
+    let stop = Arc::new(AtomicBool::new(false));
+    let busy: Vec<_> = (0..4)
+        .map(|_| {
+            let stop = stop.clone();
+            spawn(move || while !stop.load(Relaxed) {})
+        })
+        .collect();
+    for round in 0..20 {
+        let cores = Cores::start(&[1, 1]);
+        let streams: Vec<_> = (0..2)
+            .map(|_| {
+                let at = cores.at;
+                spawn(move || (0..100).map(|_| connect(at).unwrap()).collect::<Vec<_>>())
+            })
+            .collect();
+        let streams: Vec<_> = streams.into_iter().flat_map(|t| t.join().unwrap()).collect();
+        wait_for("every connection to be in a core's hands", || cores.total().clients == 200);
+        let spread = [cores.counts(0).clients, cores.counts(1).clients];
+        assert!(spread.iter().all(|n| *n <= 120), "round {round}: {spread:?}");
+        drop(streams);
+        cores.control.stop();
+        cores.end();
+    }
+    stop.store(true, Relaxed);
+    busy.into_iter().for_each(|t| t.join().unwrap());
+}
+
 #[test]
 fn connections_that_come_and_go_stay_spread() {
     let cores = Cores::start(&[1, 0]);

@@ -273,8 +273,11 @@ impl Driver {
 
     /// A connection is served here, unless this core has clearly more of them than another.
     fn arrived(&mut self, socket: Socket, side: Side, now: Now) {
+        // At once, not once in a round: a round may accept hundreds, and the others hand theirs over by what they see.
+        self.show_clients();
         let others = (0..self.waker.cores()).filter(|c| *c != self.number).map(|c| (c, self.waker.clients(c)));
-        let Some(other) = doors::lighter(self.core.clients(), others) else { return self.enter(socket, side, now) };
+        let own = self.waker.clients(self.number);
+        let Some(other) = doors::lighter(own, others) else { return self.enter(socket, side, now) };
         match self.waker.hand(other, Handed { socket, side }) {
             Ok(()) => self.core.on_handed_over(),
             Err(back) => self.enter(back.socket, back.side, now),

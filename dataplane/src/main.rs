@@ -116,7 +116,8 @@ fn load(file: &File) -> Result<Config, (u8, String)> {
 /// What a configuration names has to be good too.
 fn check(file: &File, config: &Config) -> Result<(), (u8, String)> {
     let warnings = control::secrets::Secrets::check(config).map_err(|e| (2, e))?;
-    warnings.iter().for_each(|w| println!("warning: {w}"));
+    let unknown = control::dns::check(config).map_err(|e| (1, e))?;
+    warnings.iter().chain(&unknown).for_each(|w| println!("warning: {w}"));
     config.layout.warning.iter().for_each(|w| println!("warning: {w}"));
     println!("layout: {}", config.layout.sentence());
     println!("{}: fine", file.config.display());

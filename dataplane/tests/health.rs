@@ -1,5 +1,5 @@
-//! Active checks as an operator meets them: a router, two upstreams that fall ill, die and come back, clients that count errors.
-//! Real processes and sockets.
+//! Upstreams as an operator meets them: two that fall ill, die and come back under clients that count errors, and some that have
+//! names. Real processes and sockets.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -287,4 +287,54 @@ fn an_upstream_that_is_ill_or_dies_is_left_out_and_used_again_when_it_is_back_an
         said.contains(&format!("{} of s is unhealthy: connect (Connection refused (os error 111)), 1", two.at)),
         "{said}"
     );
+}
+
+/// A GET of `path` with a connection of its own: the status.
+fn ask(at: SocketAddr, path: &str) -> u16 {
+    let mut stream = TcpStream::connect(at).unwrap();
+    let head = format!("GET {path} HTTP/1.1\r\nhost: h\r\nx-shard: loc=116.40,39.90\r\n\r\n");
+    stream.write_all(head.as_bytes()).unwrap();
+    let answer = read_head(&mut stream).unwrap_or_default();
+    answer.get(9..12).and_then(|s| s.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn upstreams_have_names_and_one_that_nobody_knows_keeps_no_router_from_starting_and_no_bad_file_from_being_refused() {
+    let upstream = Upstream::new();
+    let mut router = Router::new("names");
+    let named = |host: &str| format!("endpoints = [\"{host}:{}\"]\n", upstream.at.port());
+    let lost = "[[service]]\nprefix = \"/lost\"\nendpoints = [\"nobody.invalid:80\"]\n";
+    router.write(&format!("{}check = {{ path = \"/up\", timeout_ms = 60000 }}\n{lost}", named("LocalHost")));
+    let config = router.dir.join("node.toml");
+    let checked = Command::new(env!("CARGO_BIN_EXE_ezone")).arg("check").arg("--config").arg(&config).output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(checked.status.success() && said.contains("warning: nobody.invalid:80 has no address: "), "{said}");
+    assert!(!said.contains("localhost"), "{said}");
+
+    router.start();
+    let ready = router.page("GET", "/readyz");
+    assert!(ready.contains("\"ready\":true") && ready.contains("nobody.invalid:80 has no address: "), "{ready}");
+    // Where localhost is ::1 too nobody listens there: the second attempt is at the other address.
+    assert_eq!((ask(router.at, "/x"), ask(router.at, "/lost")), (200, 503));
+    let of = |router: &Router| router.endpoint(upstream.at)["name"].clone();
+    assert_eq!(of(&router), format!("localhost:{}", upstream.at.port()));
+    within("it is checked where it is", || router.endpoint(upstream.at)["check"]["last"].is_object().then_some(()));
+    let page = router.page("GET", "/metrics");
+    assert!(page.contains("ezone_dns_addresses{name=\"nobody.invalid:80\"} 0"), "{page}");
+
+    // What it started without is no reason to refuse a file; a name that is new and that nobody knows is.
+    router.write(&format!("{}{lost}", named("localhost")));
+    assert!(router.page("POST", "/reload").starts_with("HTTP/1.1 200"), "{}", router.said());
+    router.write(&named("nowhere.invalid"));
+    for ask in ["/check", "/reload"] {
+        let refused = router.page("POST", ask);
+        assert!(refused.starts_with("HTTP/1.1 422") && refused.contains("nowhere.invalid:"), "{refused}");
+    }
+    assert_eq!(ask(router.at, "/x"), 200, "nothing is changed");
+    assert!(!router.page("GET", "/upstreams").contains("nowhere"));
+
+    router.write(&format!("endpoints = [\"{}\"]\n", upstream.at));
+    assert!(router.page("POST", "/reload").starts_with("HTTP/1.1 200"), "{}", router.said());
+    assert_eq!((of(&router), ask(router.at, "/x")), (serde_json::Value::Null, 200));
+    assert!(router.page("GET", "/upstreams").contains("\"names\":[]"));
 }

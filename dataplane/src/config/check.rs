@@ -67,11 +67,6 @@ impl Check<'_> {
         parse_address(raw.get_ref()).map_err(|e| self.say(raw, e)).ok()
     }
 
-    /// The address in `text`, which stands at `at`.
-    pub(super) fn parsed<T>(&mut self, at: &Spanned<T>, text: &str) -> Option<SocketAddr> {
-        parse_address(text).map_err(|e| self.say(at, e)).ok()
-    }
-
     pub(super) fn say<T>(&mut self, at: &Spanned<T>, what: impl Into<String>) {
         self.found.push((self.line(at.span().start), what.into()));
     }

@@ -1,12 +1,13 @@
-//! Endpoints: where a service or another zone's routers run. An address, a table that says more, or a list for each zone.
+//! Endpoints: where a service or another zone's routers run. An address or a name, a table that says more, or a list for each
+//! zone.
 
 use super::check::Check;
+use super::name::{Place, place};
 use serde::Deserialize;
-use std::net::SocketAddr;
 use toml::{Spanned, Value};
 
-/// So many endpoints may stand for one another.
-const ENDPOINTS_MAX: usize = 256;
+/// So many endpoints may stand for one another, with all addresses of their names.
+pub const ENDPOINTS_MAX: usize = 256;
 /// The largest weight.
 const WEIGHT_MAX: i64 = 1000;
 
@@ -14,8 +15,8 @@ const WEIGHT_MAX: i64 = 1000;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Endpoint {
     /// Where it listens.
-    pub at: SocketAddr,
-    /// Its share, against the weights of the others.
+    pub at: Place,
+    /// Its share, against the weights of the others; of a name: that of each address.
     pub weight: u32,
 }
 
@@ -79,13 +80,16 @@ impl Check<'_> {
             },
             other => {
                 let seen = other.type_str();
-                return self.none(at, format!("an endpoint is \"address:port\" or {{ addr = \"..\" }}, seen: {seen}"));
+                return self.none(
+                    at,
+                    format!("an endpoint is \"address:port\", \"name:port\" or {{ addr = \"..\" }}, seen: {seen}"),
+                );
             }
         };
         if !(1..=WEIGHT_MAX).contains(&table.weight) {
             self.say(at, format!("weight = {} of {}: expected 1 to {WEIGHT_MAX}", table.weight, table.addr));
         }
-        let addr = self.parsed(at, &table.addr)?;
+        let addr = place(&table.addr).map_err(|e| self.say(at, e)).ok()?;
         let mine = table.zone.is_none_or(|z| z == own);
         mine.then_some(Endpoint { at: addr, weight: u32::try_from(table.weight).unwrap_or(1) })
     }

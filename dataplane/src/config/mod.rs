@@ -4,12 +4,14 @@
 
 mod access;
 mod check;
+mod dns;
 mod endpoint;
 mod forwarded;
 mod layout;
 mod limits;
 mod log;
 mod machine;
+mod name;
 mod node;
 mod place;
 mod policy;
@@ -20,11 +22,13 @@ mod tls;
 mod zones;
 
 pub use access::{AccessFormat, AccessLog};
-pub use endpoint::Endpoint;
+pub use dns::{Dns, Family};
+pub use endpoint::{ENDPOINTS_MAX, Endpoint};
 pub use layout::{Kind, Layout, Mode, Said};
 pub use limits::Limits;
 pub use log::Log;
 pub use machine::{Cpu, Machine};
+pub use name::{Name, Place};
 pub use node::{MapSource, Node};
 pub use probe::{Probe, ProbeKind};
 pub use router::Router;
@@ -35,6 +39,7 @@ pub use zones::Peer;
 use crate::router::ShardRates;
 use access::RawAccess;
 use check::{Check, line_of};
+use dns::RawDns;
 use forwarded::RawForwarded;
 use limits::RawLimits;
 use log::RawLog;
@@ -45,7 +50,7 @@ use router::RawRouter;
 use serde::Deserialize;
 use service::RawService;
 use shardmap::Zone;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use tls::{RawCluster, RawPair};
@@ -81,6 +86,8 @@ pub struct Config {
     pub tls: Vec<KeyFiles>,
     /// What makes this node a member of its cluster: routers then trust each other by certificates.
     pub cluster: Option<ClusterFiles>,
+    /// How names in endpoints become addresses.
+    pub dns: Dns,
 }
 
 /// All that is wrong with a configuration.
@@ -127,6 +134,7 @@ struct Raw {
     #[serde(default)]
     tls: Vec<Spanned<RawPair>>,
     cluster: Option<Spanned<RawCluster>>,
+    dns: Option<Spanned<RawDns>>,
 }
 
 impl Config {
@@ -170,6 +178,16 @@ impl Config {
     /// The other zone of that name.
     pub fn peer(&self, name: &str) -> Option<&Peer> {
         self.zones.iter().find(|p| p.name == name)
+    }
+
+    /// Every name in endpoints.
+    pub fn names(&self) -> BTreeSet<Name> {
+        let all = self.services.iter().flat_map(|s| &s.endpoints).chain(self.zones.iter().flat_map(|z| &z.routers));
+        let named = |e: &Endpoint| match &e.at {
+            Place::Name(name) => Some(name.clone()),
+            Place::Addr(_) => None,
+        };
+        all.filter_map(named).collect()
     }
 
     /// The Unix socket of log core `index`.
@@ -232,6 +250,7 @@ impl Check<'_> {
             forwarding: raw.forwarded.of_core(),
             tls,
             cluster,
+            dns: self.dns(raw.dns),
         })
     }
 }
@@ -329,15 +348,19 @@ mod tests {
         check(&format!("name = \"api\"\n{list}"), "api", &[("1.1.1.1:3", 1), ("1.1.1.2:3", 5)]);
         check("endpoints.sh = [\"1.1.1.1:3\"]\nendpoints.bj = [\"1.1.1.2:3\"]", "/a", &[("1.1.1.2:3", 1)]);
         check("endpoints.sh = [\"1.1.1.1:3\"]", "/a", &[]);
+        let names = "endpoints = [\"A.internal:3\", { addr = \"b.internal:3\", weight = 2 }]";
+        check(names, "/a", &[("a.internal:3", 1), ("b.internal:3", 2)]);
     }
 
     #[test]
     fn services_and_endpoints_that_make_no_sense_are_refused() {
         for (service, said) in [
-            ("endpoints = [7]", "an endpoint is \"address:port\""),
+            ("endpoints = [7]", "an endpoint is \"address:port\", \"name:port\""),
             ("endpoints = [{ addr = \"1.1.1.1:3\", wait = 1 }]", "an endpoint: unknown field `wait`"),
             ("endpoints = [{ addr = \"1.1.1.1:3\", weight = 0 }]", "weight = 0 of 1.1.1.1:3: expected 1 to 1000"),
             ("endpoints = [\"1.1.1.1:3\", \"1.1.1.1:3\"]", "1.1.1.1:3 is named twice"),
+            ("endpoints = [\"a.b:3\", \"A.b:3\"]", "a.b:3 is named twice"),
+            ("endpoints = [\"1.1.1:3\"]", "\"1.1.1:3\": expected an address or a name, and a port"),
             ("endpoints.sh = []", "at least one endpoint"),
             (
                 "endpoints = [\"1.1.1.1:3\"]\n[[service]]\nprefix = \"/b\"\nname = \"/a\"\nendpoints = [\"1.1.1.1:4\"]",
@@ -362,10 +385,10 @@ mod tests {
     fn another_zone_has_one_router_or_several() {
         let routers = |value: &str| {
             let c = Config::parse("f", &format!("{GOOD}[zones.sh]\nrouter = {value}\n")).unwrap();
-            c.zones[0].routers.iter().map(|e| e.at.port()).collect::<Vec<_>>()
+            c.zones[0].routers.iter().map(|e| e.at.to_string()).collect::<Vec<_>>()
         };
-        assert_eq!(routers("\"1.1.1.1:3\""), [3]);
-        assert_eq!(routers("[\"1.1.1.1:3\", \"1.1.1.1:4\"]"), [3, 4]);
+        assert_eq!(routers("\"1.1.1.1:3\""), ["1.1.1.1:3"]);
+        assert_eq!(routers("[\"1.1.1.1:3\", \"r.sh.internal:4\"]"), ["1.1.1.1:3", "r.sh.internal:4"]);
     }
 
     #[test]

@@ -22,7 +22,7 @@ macro_rules! table {
         }
 
         impl $name {
-            fn checks(&self) -> Vec<(&'static str, u64, RangeInclusive<u64>)> {
+            fn checks(&self) -> Vec<(&'static str, u64, std::ops::RangeInclusive<u64>)> {
                 vec![$((stringify!($key), self.$key, $range)),*]
             }
         }

@@ -2,6 +2,7 @@
 
 use super::check::Check;
 use super::endpoint::Endpoint;
+use super::name::Place;
 use super::policy::{RawBalance, RawEject, RawPlaces, RawPolicy, RawPool, RawRate, RawRetry};
 use super::probe::{Probe, RawProbe};
 use super::tls::UpstreamTls;
@@ -30,6 +31,32 @@ pub struct Service {
     pub tls: Option<UpstreamTls>,
     /// How its endpoints are checked; `None`: they are not.
     pub probe: Option<Probe>,
+}
+
+impl Service {
+    /// How one of its endpoints is reached by TLS: the certificate that is expected is that of its name, unless the
+    /// configuration says whose.
+    pub fn tls_of(&self, e: &Endpoint) -> Option<UpstreamTls> {
+        let named = match &e.at {
+            Place::Name(name) => Some(name.bare().to_owned()),
+            Place::Addr(_) => None,
+        };
+        self.tls.clone().map(|tls| UpstreamTls { server_name: tls.server_name.or(named), ..tls })
+    }
+
+    /// Every way in which an endpoint is reached by TLS; without endpoints here, how it would be.
+    pub fn tls_ways(&self) -> Vec<UpstreamTls> {
+        let mut all: Vec<UpstreamTls> = vec![];
+        for way in self.endpoints.iter().filter_map(|e| self.tls_of(e)) {
+            if !all.contains(&way) {
+                all.push(way);
+            }
+        }
+        if all.is_empty() {
+            all.extend(self.tls.clone());
+        }
+        all
+    }
 }
 
 #[derive(Deserialize)]

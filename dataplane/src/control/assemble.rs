@@ -1,10 +1,11 @@
 //! Settings out of all that decides them: the configuration, the map, and what is shown. The one place where they are made,
 //! at the start and at every change.
 
+use super::dns::{self, Resolver};
 use super::probe::Prober;
 use super::secrets::Secrets;
 use super::upstreams::Drain;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ENDPOINTS_MAX, Place};
 use crate::router::shown::{EndpointShown, ServiceShown};
 use crate::router::{Endpoint, Peer, Service, Settings};
 use crate::tls::TlsId;
@@ -21,6 +22,8 @@ pub struct Live {
     pub secrets: Secrets,
     /// Who is healthy, by active checks.
     pub prober: Prober,
+    /// Where names are.
+    pub resolver: Resolver,
     services: HashMap<String, Arc<ServiceShown>>,
     endpoints: HashMap<(String, SocketAddr), Arc<EndpointShown>>,
     /// Endpoints to which an operator lets nothing new go, by service.
@@ -34,6 +37,7 @@ impl Live {
             cores,
             secrets: Secrets::default(),
             prober: Prober::new(),
+            resolver: Resolver::new(dns::system()),
             services: HashMap::new(),
             endpoints: HashMap::new(),
             drained: HashSet::new(),
@@ -51,12 +55,45 @@ impl Live {
         self.services.entry(name.into()).or_insert_with(|| Arc::new(ServiceShown::new(cores))).clone()
     }
 
-    fn endpoint(&mut self, service: &str, e: &config::Endpoint, tls: Option<TlsId>, checked: bool) -> Endpoint {
-        let (cores, key) = (self.cores, (service.to_owned(), e.at));
+    /// Endpoints as the cores take them: of a name each address that it has; none twice; bounded.
+    fn endpoints(
+        &mut self,
+        service: &str,
+        all: Vec<(&config::Endpoint, Option<TlsId>)>,
+        checked: bool,
+    ) -> Vec<Endpoint> {
+        let mut found: Vec<Endpoint> = vec![];
+        let mut left_out = 0;
+        for (e, tls) in all {
+            let (name, addresses): (Option<Arc<str>>, _) = match &e.at {
+                Place::Addr(at) => (None, vec![*at]),
+                Place::Name(name) => (Some(name.to_string().into()), self.resolver.addresses(name).to_vec()),
+            };
+            for at in addresses {
+                match found.iter().any(|other| other.addr == at) {
+                    true => {}
+                    false if found.len() >= ENDPOINTS_MAX => left_out += 1,
+                    false => {
+                        let one = self.endpoint(service, at, checked);
+                        found.push(Endpoint { tls, weight: e.weight, name: name.clone(), ..one });
+                    }
+                }
+            }
+        }
+        if left_out > 0 {
+            tracing::warn!(
+                "{service}: its names have {left_out} addresses more than the {ENDPOINTS_MAX} that are used"
+            );
+        }
+        found
+    }
+
+    fn endpoint(&mut self, service: &str, at: SocketAddr, checked: bool) -> Endpoint {
+        let (cores, key) = (self.cores, (service.to_owned(), at));
         let draining = self.drained.contains(&key);
         let healthy = !checked || self.prober.is_healthy(&key);
         let shown = self.endpoints.entry(key).or_insert_with(|| Arc::new(EndpointShown::new(cores)));
-        Endpoint { tls, weight: e.weight, healthy, draining, shown: shown.clone(), ..Endpoint::new(e.at) }
+        Endpoint { healthy, draining, shown: shown.clone(), ..Endpoint::new(at) }
     }
 
     /// Forgets what nobody shows any more.
@@ -75,13 +112,14 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
         let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
         let name = format!("zone:{}", peer.name);
         let to = live.secrets.to_zone(config, &peer.name);
-        let endpoints = peer.routers.iter().map(|e| live.endpoint(&name, e, to, peer.probe.is_some())).collect();
+        let all = peer.routers.iter().map(|e| (e, to)).collect();
+        let endpoints = live.endpoints(&name, all, peer.probe.is_some());
         peers.push(Peer { shown: live.service(&name), name, endpoints, ..Peer::new(zone, &[]) });
     }
     let of_zone = |s: &config::Service| {
-        let to = live.secrets.to_upstream(s.tls.as_ref());
+        let all = s.endpoints.iter().map(|e| (e, live.secrets.to_upstream(s.tls_of(e).as_ref()))).collect();
         let begins = |e| Endpoint { proxy_protocol: s.proxy_protocol, ..e };
-        let endpoints = s.endpoints.iter().map(|e| begins(live.endpoint(&s.name, e, to, s.probe.is_some()))).collect();
+        let endpoints = live.endpoints(&s.name, all, s.probe.is_some()).into_iter().map(begins).collect();
         let (name, policy, shown) = (s.name.clone(), s.policy, live.service(&s.name));
         Service { name, endpoints, policy, shown, ..Service::new(&s.prefix, &[]) }
     };

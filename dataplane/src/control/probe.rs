@@ -121,7 +121,7 @@ pub fn plan(config: &Config, settings: &Settings) -> Vec<(Key, Wanted)> {
             let tls = e.tls.filter(|_| own).and_then(|id| settings.tls.outgoing(id)).cloned();
             let host = match &probe.kind {
                 ProbeKind::Http { host: Some(host), .. } => host.clone(),
-                ProbeKind::Http { host: None, .. } | ProbeKind::Tcp => named.map_or(e.addr.to_string(), str::to_owned),
+                ProbeKind::Http { host: None, .. } | ProbeKind::Tcp => named.map_or_else(|| host_of(e), str::to_owned),
             };
             let wanted = Wanted { probe: probe.clone(), to, host, proxy_protocol: e.proxy_protocol && own, tls };
             all.push(((name.to_owned(), e.addr), wanted));
@@ -136,6 +136,14 @@ pub fn plan(config: &Config, settings: &Settings) -> Vec<(Key, Wanted)> {
         add(&p.name, &p.endpoints, &zone.and_then(|z| z.probe.clone()), None);
     }
     all
+}
+
+/// What a client would say that it asks: the endpoint's name or address, with its port unless that is the protocol's own.
+fn host_of(e: &Endpoint) -> String {
+    let (text, own) =
+        (e.name.as_deref().map_or(e.addr.to_string(), str::to_owned), if e.tls.is_some() { 443 } else { 80 });
+    let (text, port) = (text.replace(".:", ":"), format!(":{own}")); // the dot of an absolute name is no part of it here
+    text.strip_suffix(&port).map_or(text.clone(), |bare| bare.to_owned())
 }
 
 /// One check, within its time.

@@ -4,10 +4,12 @@
 use super::access;
 use super::admin::{self, Shown};
 use super::assemble::{self, Live};
+use super::dns;
 use super::health::Change;
 use super::life::{self, Answer, Command, Doing, Life};
 use super::listen::{Held, taken};
 use super::maps::{self, Kept, News};
+use super::names::Told;
 use super::probe;
 use super::reload::{self, Place};
 use super::secrets;
@@ -53,7 +55,10 @@ pub fn run(config: &Config, start: Start) -> Result<(), Failed> {
     let Some(router) = &config.router else { return Err(Failed::Input("this configuration has no [router]".into())) };
     data_dir(&config.node.data_dir)?;
     config.layout.warning.iter().for_each(|w| tracing::warn!("{w}"));
-    runtime()?.block_on(serve(&config, router, start))
+    let runtime = runtime()?;
+    let ended = runtime.block_on(serve(&config, router, start));
+    runtime.shutdown_background(); // a resolver that does not answer keeps nobody from ending
+    ended
 }
 
 async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Result<(), Failed> {
@@ -72,6 +77,12 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
         () = signals.stop() => return Ok(()),
     };
     let mut live = Live::new(router.cores.len());
+    live.resolver.renew(config);
+    let missing = tokio::select! {
+        missing = live.resolver.learn(config.names(), config.dns.wait_ms_max) => missing,
+        () = signals.stop() => return Ok(()),
+    };
+    missing.iter().for_each(|m| tracing::warn!("{m}: the router starts without it"));
     let settings = Arc::new(assemble::settings(config, router, &first, &mut live).map_err(Failed::Input)?);
     let shared = Arc::new(Shared::new(router.cores.len()));
     let (control, wakers) = uring::control(shared.clone()).map_err(|e| format!("waking the cores: {e}"))?;
@@ -85,7 +96,7 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
     let zone = settings.name(settings.zone).to_owned();
     tracing::info!("zone {zone}: routing on {:?}, map {}", router.listen, first.epoch());
     let (upstreams, drains) = Upstreams::new(settings.clone());
-    let upstreams = upstreams.with_reports(live.prober.reports());
+    let upstreams = upstreams.with_reports(live.prober.reports()).with_names(live.resolver.directory());
     live.prober.renew(probe::plan(config, &settings));
     let shown = Shown {
         zone,
@@ -237,6 +248,7 @@ enum Event {
     News(News),
     Drain(Drain),
     Health(Change),
+    Name(Told),
     LookAtFiles,
     CoreFailed(String),
     Heir(UnixStream),
@@ -267,6 +279,7 @@ impl Running {
             Some(news) = self.newer.recv() => Event::News(news),
             Some(word) = self.drains.recv() => Event::Drain(word),
             change = self.live.prober.next() => Event::Health(change),
+            told = self.live.resolver.next() => Event::Name(told),
             _ = self.files.tick() => Event::LookAtFiles,
             Some(why) = self.end.recv() => Event::CoreFailed(why),
             heir = self.heirs.next() => Event::Heir(heir),
@@ -279,12 +292,12 @@ impl Running {
         loop {
             match self.next().await {
                 Event::Asked(Asked::Stop) => return self.leave(Leaving::Stopped).await,
-                Event::Asked(Asked::Reload) => drop(self.reload()),
+                Event::Asked(Asked::Reload) => drop(self.reload().await),
                 Event::Asked(Asked::Upgrade) => drop(self.upgrade()),
                 Event::Command((command, answer)) => {
                     let done = match command {
-                        Command::Reload => self.reload(),
-                        Command::Check => self.look_through(),
+                        Command::Reload => self.reload().await,
+                        Command::Check => self.look_through().await,
                         Command::Upgrade => self.upgrade(),
                     };
                     let _ = answer.send(done); // whoever asked may have gone
@@ -296,6 +309,7 @@ impl Running {
                 Event::News(News::Reached(_)) => {}
                 Event::Drain(word) => self.drain(word),
                 Event::Health(change) => self.judged(change),
+                Event::Name(told) => self.named(&told),
                 Event::LookAtFiles => self.look_at_files(),
                 Event::CoreFailed(why) => return Err(Failed::Fault(why)),
                 Event::Heir(stream) => self.give(stream),
@@ -338,6 +352,17 @@ impl Running {
         self.renew_settings();
     }
 
+    /// Names have other addresses, or no answer.
+    fn named(&mut self, told: &Told) {
+        let mut changed = dns::tell(told);
+        while let Some(told) = self.live.resolver.told() {
+            changed |= dns::tell(&told);
+        }
+        if changed {
+            self.renew_settings();
+        }
+    }
+
     /// New handshakes go by certificates that have changed, if they are good.
     fn look_at_files(&mut self) {
         let in_effect = self.control.shared().adopted(0).settings;
@@ -360,12 +385,12 @@ impl Running {
 
     // ---- reload -----------------------------------------------------------------------------------------------------
 
-    fn reload(&mut self) -> Answer {
+    async fn reload(&mut self) -> Answer {
         if self.giving {
             return Answer::Busy;
         }
         notify::reloading();
-        let answer = match self.renew() {
+        let answer = match self.renew().await {
             Ok((added, removed)) => {
                 let file = self.file.display();
                 tracing::info!(
@@ -380,14 +405,15 @@ impl Running {
                 Answer::Refused { problems }
             }
         };
+        self.live.resolver.renew(&self.config);
         notify::tell(notify::READY);
         answer
     }
 
     /// Everything that can fail comes first: what is refused has changed nothing.
-    fn renew(&mut self) -> Result<(Addresses, Addresses), Vec<String>> {
+    async fn renew(&mut self) -> Result<(Addresses, Addresses), Vec<String>> {
         self.live.secrets.read_again();
-        let (config, settings) = self.look_into()?;
+        let (config, settings) = self.look_into().await?;
         let (added, removed) = (reload::added(&self.config, &config), reload::added(&config, &self.config));
         let before = self.held.all().len();
         let bound = self.held.bind(self.cores.len(), &added, vec![]).map_err(|e| vec![e])?;
@@ -403,18 +429,41 @@ impl Running {
     }
 
     /// The file as it is now, if a reload may go by it.
-    fn look_into(&mut self) -> Result<(Config, Arc<Settings>), Vec<String>> {
+    async fn look_into(&mut self) -> Result<(Config, Arc<Settings>), Vec<String>> {
         let lines = |why: String| why.lines().map(str::to_owned).collect::<Vec<_>>();
         let mut config = Config::load(&self.file).map_err(|e| lines(e.to_string()))?;
         let refused = reload::refused(&self.config, &config);
         config.placed_like(&self.config);
         let Some(router) = config.router.clone().filter(|_| refused.is_empty()) else { return Err(refused) };
+        self.learn_names(&config).await?;
         let settings = assemble::settings(&config, &router, &self.map, &mut self.live).map_err(|e| vec![e])?;
         Ok((config, Arc::new(settings)))
     }
 
-    fn look_through(&mut self) -> Answer {
-        match self.look_into() {
+    /// Where the names are that this configuration has and the one in effect has not. Maps go on to arrive meanwhile.
+    async fn learn_names(&mut self, config: &Config) -> Result<(), Vec<String>> {
+        let new = config.names().difference(&self.config.names()).cloned().collect();
+        let learn = self.live.resolver.learn(new, config.dns.wait_ms_max);
+        tokio::pin!(learn);
+        let missing = loop {
+            tokio::select! {
+                missing = &mut learn => break missing,
+                Some(news) = self.newer.recv() => match news {
+                    News::Map(map) => {
+                        hand(&self.control, &map);
+                        self.map = map;
+                    }
+                    News::Reached(_) => {}
+                },
+            }
+        };
+        if missing.is_empty() { Ok(()) } else { Err(missing) }
+    }
+
+    async fn look_through(&mut self) -> Answer {
+        let looked = self.look_into().await;
+        self.live.resolver.renew(&self.config);
+        match looked {
             Ok((config, _)) => {
                 let (added, removed) = (reload::added(&self.config, &config), reload::added(&config, &self.config));
                 Answer::Applied { added: addresses(&added), removed: addresses(&removed) }

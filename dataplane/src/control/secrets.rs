@@ -163,10 +163,10 @@ impl Secrets {
         let cluster = r.cluster(config);
         let (peers, zones) = r.members(config, cluster.as_ref());
         let mut kinds: Vec<(Kind, Outgoing)> = zones;
-        for tls in config.services.iter().filter_map(|s| s.tls.as_ref()) {
+        for tls in config.services.iter().flat_map(|s| s.tls_ways()) {
             let kind = Kind::Upstream(tls.clone());
             if !kinds.iter().any(|(k, _)| *k == kind) {
-                kinds.extend(r.upstream(tls).map(|o| (kind, o)));
+                kinds.extend(r.upstream(&tls).map(|o| (kind, o)));
             }
         }
         let (problems, warnings, mut expiries) = (r.problems, r.warnings, r.expiries);
@@ -285,7 +285,7 @@ impl Named {
             cluster: config.cluster.clone().map(|c| (config.node.cluster.clone(), c)),
             own: config.node.zone.clone(),
             zones: config.zones.iter().map(|z| z.name.clone()).collect(),
-            upstreams: config.services.iter().filter_map(|s| s.tls.clone()).collect(),
+            upstreams: config.services.iter().flat_map(|s| s.tls_ways()).collect(),
         }
     }
 

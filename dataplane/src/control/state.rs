@@ -50,7 +50,8 @@ fn readiness(shown: &Shown) -> (StatusCode, Json<Value>) {
     }
     missing.dedup();
     let status = if missing.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": missing.is_empty(), "missing": missing })))
+    let warnings = shown.upstreams.without_address(); // one upstream's trouble is no reason to take the others' router away
+    (status, Json(json!({ "ready": missing.is_empty(), "missing": missing, "warnings": warnings })))
 }
 
 /// What keeps the router from taking requests. Its listeners are bound before these pages are served, and a core that fails

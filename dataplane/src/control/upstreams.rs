@@ -1,9 +1,12 @@
 //! `GET /upstreams`: each service and endpoint as the cores see it; `POST /upstreams/{service}/{endpoint}/drain`, `undrain`.
 
 use super::admin::Shown;
+use super::dns::Directory;
 use super::health::{Outcome, Report};
 use super::metrics::Page;
+use super::names::{Known, without_address};
 use super::probe::Reports;
+use crate::config::Name;
 use crate::router::shown::{EndpointShown, OfEndpoint, OfService, ServiceShown};
 use crate::router::{EjectedBy, Endpoint, Settings};
 use axum::extract::{Path, State};
@@ -31,6 +34,7 @@ pub struct Drain {
 pub struct Upstreams {
     settings: Arc<Mutex<Arc<Settings>>>,
     reports: Reports,
+    names: Directory,
     drains: mpsc::UnboundedSender<Drain>,
 }
 
@@ -38,12 +42,29 @@ impl Upstreams {
     /// Shows `settings`; drains that are asked for come out of the receiver.
     pub fn new(settings: Arc<Settings>) -> (Upstreams, mpsc::UnboundedReceiver<Drain>) {
         let (drains, asked) = mpsc::unbounded_channel();
-        (Upstreams { settings: Arc::new(Mutex::new(settings)), reports: Reports::default(), drains }, asked)
+        let (reports, names) = (Reports::default(), Directory::default());
+        (Upstreams { settings: Arc::new(Mutex::new(settings)), reports, names, drains }, asked)
     }
 
     /// With what active checks find.
     pub fn with_reports(self, reports: Reports) -> Upstreams {
         Upstreams { reports, ..self }
+    }
+
+    /// With what is known of names.
+    pub fn with_names(self, names: Directory) -> Upstreams {
+        Upstreams { names, ..self }
+    }
+
+    fn names(&self) -> Vec<(Name, Known)> {
+        let all = self.names.lock().expect("no holder of this lock can panic: it moves values");
+        all.iter().map(|(n, k)| (n.clone(), k.clone())).collect()
+    }
+
+    /// The names that have no address, with the reason: their endpoints are not there.
+    pub fn without_address(&self) -> Vec<String> {
+        let all = self.names();
+        all.iter().filter(|(_, k)| k.addresses.is_empty()).map(|(n, k)| without_address(n, Some(k))).collect()
     }
 
     fn report(&self, service: &str, at: SocketAddr) -> Option<Report> {
@@ -118,7 +139,15 @@ fn page(upstreams: &Upstreams, now_ms: u64) -> Value {
         }
         all
     });
-    json!({ "services": each.collect::<Vec<_>>() })
+    let services: Vec<_> = each.collect();
+    let names: Vec<_> = upstreams.names().iter().map(|(n, k)| name(n, k)).collect();
+    json!({ "services": services, "names": names })
+}
+
+/// What is known of a name.
+fn name(n: &Name, k: &Known) -> Value {
+    json!({ "name": n.to_string(), "addresses": k.addresses, "failing": k.failing, "good": k.good, "failed": k.failed,
+        "left_out": k.left_out, "changed_wall_ms": k.changed_wall_ms })
 }
 
 /// What active checks say of an endpoint.
@@ -149,7 +178,7 @@ fn endpoint(e: &Endpoint, now_ms: u64) -> Value {
         (false, true, 0, 1..) => "slow start",
         (false, true, 0, 0) => "healthy",
     };
-    let mut all = json!({ "address": e.addr.to_string(), "weight": e.weight, "state": state, "ejected": Value::Array(out),
+    let mut all = json!({ "address": e.addr.to_string(), "name": e.name.as_deref(), "weight": e.weight, "state": state, "ejected": Value::Array(out),
         "latency_us_max": slowest });
     for (key, _, of, _) in ENDPOINT {
         all[*key] = s.sum(of).into();
@@ -240,6 +269,15 @@ pub fn metrics(upstreams: &Upstreams) -> String {
                 page.counter("ezone_upstream_checks_total", "Active checks, by how they ended", &labels, n);
             }
         }
+    }
+    for (n, known) in upstreams.names() {
+        let name = n.to_string();
+        for (outcome, count) in [("good", known.good), ("failed", known.failed)] {
+            let labels = [("name", name.as_str()), ("outcome", outcome)];
+            page.counter("ezone_dns_lookups_total", "Lookups of names in endpoints, by outcome", &labels, count);
+        }
+        let help = "Addresses of a name in endpoints, as they are used";
+        page.labelled("ezone_dns_addresses", help, &[("name", &name)], known.addresses.len() as u64);
     }
     page.text()
 }

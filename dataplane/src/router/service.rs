@@ -79,6 +79,8 @@ pub struct Endpoint {
     pub draining: bool,
     /// A connection begins with a PROXY header, version 2, of the client whose request it carries: one request only.
     pub proxy_protocol: bool,
+    /// The name that has its address, for those who look.
+    pub name: Option<Arc<str>>,
     /// What the cores show about it.
     pub shown: Arc<EndpointShown>,
 }
@@ -93,6 +95,7 @@ impl Endpoint {
             healthy: true,
             draining: false,
             proxy_protocol: false,
+            name: None,
             shown: Arc::new(EndpointShown::new(1)),
         }
     }

@@ -94,15 +94,10 @@ impl Resolver {
 
     /// Asks until something is to be told. May be dropped at any time, and called again.
     pub async fn next(&mut self) -> Told {
-        match self.told() {
+        match self.told.pop_front() {
             Some(told) => told,
             None => self.ask().await,
         }
-    }
-
-    /// Something that is to be told and has waited.
-    pub fn told(&mut self) -> Option<Told> {
-        self.told.pop_front()
     }
 
     async fn ask(&mut self) -> Told {

@@ -61,7 +61,7 @@ fn each_address_of_a_name_becomes_an_endpoint_once_and_goes_when_the_answer_has_
         let all =
             [own.clone(), named("10.0.0.2:80", 3, &api), named("[::1]:80", 3, &api), named("10.0.0.3:80", 1, &other)];
         assert_eq!(endpoints(&config, &mut live), all, "the first that names an address says how it is used");
-        while let Some(told) = live.resolver.told() {
+        while let Some(told) = live.resolver.told.pop_front() {
             assert!(tell(&told));
         }
         answers.lock().unwrap().insert("api".into(), ips("10.0.0.9"));
@@ -92,7 +92,7 @@ fn who_waits_for_new_names_hears_which_are_missing_and_loses_no_change_of_the_ot
     run(async {
         resolver.renew(&before);
         resolver.learn(before.names(), 60_000).await;
-        while resolver.told().is_some() {}
+        while resolver.told.pop_front().is_some() {}
         answers.lock().unwrap().insert("old".into(), ips("10.0.0.2"));
         let new = after.names().difference(&before.names()).cloned().collect();
         let missing = resolver.learn(new, 1000).await;

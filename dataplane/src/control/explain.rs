@@ -157,7 +157,7 @@ fn decision(
         settings.services.iter().find(|s| s.name == tried.service).map_or(&[], |s| s.endpoints.as_slice())
     };
     let state = |e: &Endpoint| {
-        json!({"at": e.addr, "weight": e.weight, "healthy": e.healthy, "draining": e.draining, "tls": e.tls.is_some(),
+        json!({"at": e.addr, "name": e.name.as_deref(), "weight": e.weight, "healthy": e.healthy, "draining": e.draining, "tls": e.tls.is_some(),
             "chosen": tried.went == Went::Upstream(e.addr)})
     };
     let (decision, why, answer) = match &tried.went {

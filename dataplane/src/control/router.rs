@@ -33,6 +33,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// What cores may take beyond the time to drain until their threads have ended.
 const END_WAIT: Duration = Duration::from_secs(5);
+/// Changes of endpoints that come within so long are made together: settings that are made anew cost each core a moment.
+const TOGETHER: Duration = Duration::from_millis(50);
 /// How long the admin pages may take to end the answer that they are giving.
 const PAGES_WAIT: Duration = Duration::from_secs(1);
 
@@ -308,8 +310,8 @@ impl Running {
                 }
                 Event::News(News::Reached(_)) => {}
                 Event::Drain(word) => self.drain(word),
-                Event::Health(change) => self.judged(change),
-                Event::Name(told) => self.named(&told),
+                Event::Health(change) => self.judged(change).await,
+                Event::Name(told) => self.named(&told).await,
                 Event::LookAtFiles => self.look_at_files(),
                 Event::CoreFailed(why) => return Err(Failed::Fault(why)),
                 Event::Heir(stream) => self.give(stream),
@@ -342,20 +344,26 @@ impl Running {
         }
     }
 
-    /// The active checks have changed their mind about an endpoint.
-    fn judged(&mut self, Change { key: (service, at), healthy, why }: Change) {
-        if healthy {
-            tracing::info!("{at} of {service} is healthy again: {why}");
-        } else {
-            tracing::warn!("{at} of {service} is unhealthy: {why}");
+    /// The active checks have changed their mind about an endpoint, and perhaps about others.
+    async fn judged(&mut self, first: Change) {
+        let until = tokio::time::Instant::now() + TOGETHER;
+        let mut next = Some(first);
+        while let Some(Change { key: (service, at), healthy, why }) = next {
+            if healthy {
+                tracing::info!("{at} of {service} is healthy again: {why}");
+            } else {
+                tracing::warn!("{at} of {service} is unhealthy: {why}");
+            }
+            next = tokio::time::timeout_at(until, self.live.prober.next()).await.ok();
         }
         self.renew_settings();
     }
 
     /// Names have other addresses, or no answer.
-    fn named(&mut self, told: &Told) {
-        let mut changed = dns::tell(told);
-        while let Some(told) = self.live.resolver.told() {
+    async fn named(&mut self, first: &Told) {
+        let until = tokio::time::Instant::now() + TOGETHER;
+        let mut changed = dns::tell(first);
+        while let Ok(told) = tokio::time::timeout_at(until, self.live.resolver.next()).await {
             changed |= dns::tell(&told);
         }
         if changed {

@@ -26,6 +26,8 @@ pub(super) struct Destinations {
     pub pools: Vec<Pool>,
     /// Their places stay, for requests under way name them.
     pub clusters: Vec<Cluster>,
+    /// A connection to some endpoint begins with its client's address.
+    pub tells_addresses: bool,
     /// Clusters where someone who waits may go on.
     pub freed: Vec<usize>,
     routes: Vec<Route>,
@@ -120,6 +122,7 @@ impl Destinations {
         Destinations {
             pools: Vec::new(),
             clusters: Vec::new(),
+            tells_addresses: false,
             freed: Vec::new(),
             routes: Vec::new(),
             peers: [None; ZONES],
@@ -141,6 +144,7 @@ impl Destinations {
             self.fill(cluster, &s.endpoints, now_ms);
             self.routes.push(Route { name: s.name.clone(), prefix: s.prefix.clone(), cluster, place: NO_SERVICE });
         }
+        self.tells_addresses = self.pools.iter().any(|p| p.live && p.endpoint.proxy_protocol);
         self.routes.sort_by_key(|s| std::cmp::Reverse(s.prefix.len()));
         self.peers = [None; ZONES];
         for p in &settings.peers {

@@ -4,8 +4,8 @@
 //! has seen the client and written them already; only `via` grows with each hop. The client's address is formatted once for
 //! each connection.
 
+use super::Core;
 use super::conn::{Client, ConnId, Phase};
-use super::{Core, Service};
 use crate::http::head::Fieldset;
 use crate::http::{Request, proxy};
 use serde::Deserialize;
@@ -80,9 +80,7 @@ impl Origin {
 impl Core {
     /// Is it worth the driver's while to look up where a client comes from?
     pub fn wants_addresses(&self) -> bool {
-        let begins = |s: &Service| s.endpoints.iter().any(|e| e.proxy_protocol);
-        let s = &self.settings;
-        s.forwarding.needs_address() || s.access.is_some() || s.services.iter().any(begins)
+        self.settings.forwarding.needs_address() || self.settings.access.is_some() || self.to.tells_addresses
     }
 
     /// Where an accepted connection comes from.

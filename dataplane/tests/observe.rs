@@ -227,7 +227,7 @@ fn a_router_says_that_it_is_ready_and_what_it_does() {
     let router = Router::start("state");
     assert_eq!(router.ask("/api/one").0, 200);
     let ready = router.within("the router is ready", || router.page("/readyz").ok().filter(|(s, _)| *s == 200));
-    assert_eq!(ready.1, "{\"missing\":[],\"ready\":true}");
+    assert_eq!(ready.1, "{\"missing\":[],\"ready\":true,\"warnings\":[]}");
     let status = router.within("the request is counted", || {
         let (_, text) = router.page("/status").ok()?;
         let status: serde_json::Value = serde_json::from_str(&text).unwrap();

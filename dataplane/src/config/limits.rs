@@ -40,7 +40,7 @@ limits! {
     /// Bytes of a request's target.
     uri_bytes_max = 8192, 16..=1 << 20 => uri_bytes_max;
     /// Fields of a request or response head.
-    fields_max = 100, 8..=crate::http::head::FIELDS_MAX as u64 => fields_max;
+    fields_max = 100, 8..=(crate::http::head::FIELDS_MAX - router::HOP_FIELDS) as u64 => fields_max;
     /// 1xx answers to one request.
     interim_max = 16, 0..=1000 => interim_max;
     /// How long a client that expects a 100 waits for the upstream's.

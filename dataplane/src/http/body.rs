@@ -6,8 +6,11 @@
 use super::Fault;
 use std::ops::Range;
 
-/// Bytes of size line, extensions and trailers that one body may spend without carrying data.
+/// Bytes of size lines, extensions and trailers that one body may spend beyond what its data allows.
 const OVERHEAD_MAX: u32 = 8192;
+/// Each chunk allows so many bytes beside its data, and each byte of data two more: small chunks are legal, and so are signatures
+/// in extensions; extensions that outweigh their data only keep a reader busy.
+const OVERHEAD_OF_CHUNK: u32 = 16;
 
 /// How far a body has been read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +31,7 @@ pub struct Chunk {
     at: At,
     /// Of the size line: its value so far; of the data: bytes left.
     left: u64,
-    /// Spent of `OVERHEAD_MAX` since data last flowed.
+    /// Spent of `OVERHEAD_MAX`.
     overhead: u32,
 }
 
@@ -106,7 +109,7 @@ impl Chunk {
             if self.at == At::Data {
                 let n = (from.len() - i).min(usize::try_from(self.left).unwrap_or(usize::MAX));
                 self.left -= n as u64;
-                self.overhead = 0;
+                self.overhead = self.overhead.saturating_sub(u32::try_from(n).unwrap_or(u32::MAX).saturating_mul(2));
                 if self.left == 0 {
                     self.at = At::DataCr;
                 }
@@ -141,7 +144,10 @@ impl Chunk {
             (At::Digits | At::Extension, b'\r') => At::SizeLf,
             (At::Extension, b'\t' | b' '..=b'~' | 0x80..) => At::Extension,
             (At::SizeLf, b'\n') if self.left == 0 => At::Line,
-            (At::SizeLf, b'\n') => At::Data,
+            (At::SizeLf, b'\n') => {
+                self.overhead = self.overhead.saturating_sub(OVERHEAD_OF_CHUNK);
+                At::Data
+            }
             (At::DataCr, b'\r') => At::DataLf,
             (At::DataLf, b'\n') => At::Size,
             (At::Line, b'\r') => At::EndLf,

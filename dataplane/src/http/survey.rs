@@ -29,7 +29,12 @@ pub(super) struct Survey<'b> {
     upgrading: bool,
     /// `connection` fields that name something beside `close`, `keep-alive`, `te` and `upgrade`.
     nominating: Fieldset,
+    /// How many names that are.
+    nominated: u32,
 }
+
+/// Fields that `connection` may name: each is looked for among all of the head's.
+const NOMINATED_MAX: u32 = 64;
 
 /// Fields that `connection` has no say in: they frame or route the request, prove who asks, or are the router's own.
 const KEPT: [&str; 17] = [
@@ -105,7 +110,7 @@ impl<'b> Survey<'b> {
             8 if is("if-match") => self.condition = Some(name),
             9 if is("forwarded") => self.way |= 1 << index,
             10 if is("connection") => {
-                self.connection(value, index);
+                self.connection(value, index)?;
                 return Ok(true);
             }
             10 if is("keep-alive") => return Ok(true),
@@ -137,10 +142,10 @@ impl<'b> Survey<'b> {
             self.protected(name, value)?;
             return Ok(true);
         }
-        Ok(false)
+        Ok(is_disguised(name))
     }
 
-    fn connection(&mut self, value: &[u8], index: usize) {
+    fn connection(&mut self, value: &[u8], index: usize) -> Result<(), Fault> {
         for token in tokens(value) {
             if token.eq_ignore_ascii_case(b"close") {
                 self.close = true;
@@ -150,8 +155,13 @@ impl<'b> Survey<'b> {
                 self.upgrading = true;
             } else if !token.eq_ignore_ascii_case(b"te") {
                 self.nominating |= 1 << index;
+                self.nominated += 1;
             }
         }
+        if self.nominated > NOMINATED_MAX {
+            return Err(Fault::bad("connection names too many fields", self.nominated.to_string(), "at most 64"));
+        }
+        Ok(())
     }
 
     /// What `upgrade` names, if it is there once and `connection` names it.
@@ -198,6 +208,16 @@ impl<'b> Survey<'b> {
 
 pub(super) fn is_ezone(name: &str) -> bool {
     name.len() >= 7 && name.as_bytes()[..7].eq_ignore_ascii_case(b"x-ezone")
+}
+
+/// Is it a field of the router's own to whoever reads `_` as `-`, as CGI and its heirs do: `x_ezone_shard`? Nobody needs one.
+pub(super) fn is_disguised(name: &str) -> bool {
+    const OURS: [&str; 3] = ["x-ezone", "x-forwarded-", "x-shard"];
+    let begins = |with: &str| {
+        let same = |(a, b): (u8, u8)| a.eq_ignore_ascii_case(&b) || (a == b'_' && b == b'-');
+        name.len() >= with.len() && name.bytes().zip(with.bytes()).all(same)
+    };
+    matches!(name.as_bytes().first(), Some(b'x' | b'X')) && name.contains('_') && OURS.iter().any(|o| begins(o))
 }
 
 /// A whole number of at most 18 digits and nothing else.

@@ -23,8 +23,11 @@ pub fn is_host(value: &[u8]) -> bool {
         [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
         _ => false,
     };
-    legal && port
+    legal && port && value.len() <= HOST_BYTES_MAX
 }
+
+/// A name of 255 bytes (RFC 3986 §3.2.2, after the DNS), and a port.
+const HOST_BYTES_MAX: usize = 255 + ":65535".len();
 
 /// RFC 3986 §3.2.2: unreserved, sub-delims, and `%`.
 static OF_NAME: [bool; 256] = {

@@ -4,7 +4,7 @@
 //! recipient that merges such a field lets whoever wrote the body speak as whoever wrote the head.
 
 use super::Fault;
-use super::survey::is_ezone;
+use super::survey::{is_disguised, is_ezone};
 
 /// Fields of one trailer section.
 const TRAILERS_MAX: usize = 32;
@@ -72,6 +72,7 @@ fn is_refused(name: &str) -> bool {
     let begins =
         |with: &str| name.len() >= with.len() && name.as_bytes()[..with.len()].eq_ignore_ascii_case(with.as_bytes());
     is_ezone(name)
+        || is_disguised(name)
         || begins("x-forwarded-")
         || begins("if-")
         || begins("proxy-")

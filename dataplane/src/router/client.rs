@@ -27,7 +27,7 @@ impl Core {
                     None => return bytes.len(),
                 },
                 Phase::Head if rest.is_empty() || io.out.len() > high => return at,
-                Phase::Head => match scan(rest, &mut c.scanned, limits.head_bytes_max) {
+                Phase::Head => match scan(rest, &mut c.scanned, limits.head_bytes_max(c.trusted)) {
                     Ok(None) => {
                         io.deadline = io.deadline.min(now + limits.head_ms);
                         if c.trace.began_us == 0 {
@@ -71,12 +71,13 @@ impl Core {
         if logged {
             c.keep_line();
         }
+        let fields_max = limits.fields_max(c.trusted);
         let mut head = std::mem::take(&mut c.head);
         head.clear();
         head.extend_from_slice(raw);
         let form = if target::is_origin(&head) { Ok(()) } else { target::to_origin(&mut head) };
         let mut room = slots();
-        match form.and_then(|()| parse_request(&head, &mut room[..limits.fields_max])) {
+        match form.and_then(|()| parse_request(&head, &mut room[..fields_max])) {
             Err(fault) => self.refuse(id, &fault),
             Ok(r) if r.path.len() > limits.uri_bytes_max => {
                 let fault = Fault::bad("target too long", format!("{} bytes", r.path.len()), "within uri_bytes_max");
@@ -122,9 +123,9 @@ impl Core {
         if let Some(e) = &mut c.exchange {
             e.stage = Stage::New;
         }
-        let head = std::mem::take(&mut c.head);
+        let (head, trusted) = (std::mem::take(&mut c.head), c.trusted);
         let mut room = slots();
-        match parse_request(&head, &mut room[..self.limits.fields_max]) {
+        match parse_request(&head, &mut room[..self.limits.fields_max(trusted)]) {
             Ok(r) => self.route(id, &r),
             Err(fault) => self.refuse(id, &fault),
         }
@@ -299,6 +300,8 @@ impl Core {
         self.give_back(id);
         let Some((io, c)) = self.client(id) else { return };
         c.exchange = None;
+        // What comes next may be no request at all, and what we say to that has a body.
+        c.about.is_head = false;
         if c.kept.capacity() > DISCARD_BYTES_MAX || short {
             c.kept = Vec::new();
         }

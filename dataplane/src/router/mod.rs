@@ -58,6 +58,6 @@ pub use conn::ConnId;
 pub use core::{Core, Now, Order, Side, Target};
 pub use eject::By as EjectedBy;
 pub use service::{Endpoint, Peer, Service};
-pub use settings::{Limits, Settings};
+pub use settings::{HOP_FIELDS, Limits, Settings};
 pub use stats::{Counts, Shared};
 pub use view::{Found, Routes, Tagged};

@@ -59,7 +59,8 @@ impl Core {
                 return;
             }
         }
-        if r.ezone.read_local && place.is_some() {
+        // Of the record store only: a service below its path is served by the owner as any other.
+        if r.ezone.read_local && place.is_some() && self.to.service(r.path, Place::PREFIX.len()).is_none() {
             return self.serve(id, r, Some(shard), place);
         }
         let settled = matches!(kind, Kind::Own | Kind::Unlock);

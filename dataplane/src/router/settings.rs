@@ -4,6 +4,7 @@ use super::access::Access;
 use super::admit::ShardRates;
 use super::forward::Forwarding;
 use super::service::{Peer, Service};
+use crate::http::head::FIELDS_MAX;
 use crate::tls::Contexts;
 use shardmap::Zone;
 use std::net::SocketAddr;
@@ -53,7 +54,7 @@ pub struct Limits {
     pub head_bytes_max: usize,
     /// A request's target: 414 beyond.
     pub uri_bytes_max: usize,
-    /// Fields of a head, at most `http::head::FIELDS_MAX`: 431 beyond.
+    /// Fields of a head, at most `http::head::FIELDS_MAX` less `HOP_FIELDS`: 431 beyond.
     pub fields_max: usize,
     /// 1xx answers to one request.
     pub interim_max: u32,
@@ -148,7 +149,22 @@ impl Default for Limits {
     }
 }
 
+/// What a router may add to a head for its peer, at most: fields about the request's way and its own.
+const HOP_BYTES: usize = 2048;
+/// How many fields that are.
+pub const HOP_FIELDS: usize = 16;
+
 impl Limits {
+    /// Bytes of a head; one that a router has passed on has grown since it was judged.
+    pub fn head_bytes_max(&self, of_peer: bool) -> usize {
+        self.head_bytes_max + if of_peer { HOP_BYTES } else { 0 }
+    }
+
+    /// Fields of a head, likewise.
+    pub fn fields_max(&self, of_peer: bool) -> usize {
+        (self.fields_max + if of_peer { HOP_FIELDS } else { 0 }).min(FIELDS_MAX)
+    }
+
     /// The shortest patience: whatever deadline a core sets, it lies at least so far ahead.
     pub fn shortest_ms(&self) -> u64 {
         let all = [

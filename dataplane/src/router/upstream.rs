@@ -114,14 +114,16 @@ impl Core {
 
     /// Uses as many bytes as the client has room for.
     pub(super) fn pump_upstream(&mut self, id: ConnId, bytes: &[u8]) -> usize {
-        let (mut at, limits) = (0, self.limits);
+        let (mut at, peer) = (0, self.is_to_peer(id));
+        let head_bytes_max = self.limits.head_bytes_max(peer);
         loop {
             let Some((_, u)) = self.upstream(id) else { return bytes.len() };
             let rest = &bytes[at..];
             if u.interims > 0 && u.phase == UpPhase::Head && self.client_is_full(id) {
                 return at;
             }
-            let Some((_, u)) = self.upstream(id) else { return bytes.len() };
+            let Some((io, u)) = self.upstream(id) else { return bytes.len() };
+            let taken = io.taken;
             match u.phase {
                 UpPhase::Connecting | UpPhase::Idle if rest.is_empty() => return at,
                 // Nobody asked for these bytes: whoever came next would take them for an answer.
@@ -130,8 +132,13 @@ impl Core {
                     return bytes.len();
                 }
                 UpPhase::Head if rest.is_empty() => return at,
+                // Not a byte of the request has been sent: it was not asked for either. Servers say 408 to who is idle.
+                UpPhase::Head if !taken => {
+                    self.spoke_first(id);
+                    return bytes.len();
+                }
                 UpPhase::Tunnel => return at + self.back(id, rest),
-                UpPhase::Head => match scan(rest, &mut u.scanned, limits.head_bytes_max) {
+                UpPhase::Head => match scan(rest, &mut u.scanned, head_bytes_max) {
                     Ok(None) => return at,
                     Ok(Some(n)) => {
                         u.scanned = 0;
@@ -149,16 +156,23 @@ impl Core {
         }
     }
 
+    /// Is the other side a router of ours?
+    fn is_to_peer(&mut self, id: ConnId) -> bool {
+        let pool = self.upstream(id).map(|(_, u)| u.target);
+        pool.is_some_and(|pool| self.to.pools[pool].peer)
+    }
+
     fn answer_head(&mut self, id: ConnId, raw: &[u8]) {
+        let peer = self.is_to_peer(id);
         let mut room = slots();
-        let r = match parse_response(raw, &mut room) {
+        let r = match parse_response(raw, &mut room[..self.limits.fields_max(peer)]) {
             Ok(r) if r.status == 101 => return self.switch(id, &r),
             Ok(r) if r.status < 200 => return self.interim(id, &r),
             Ok(r) => r,
             Err(fault) => return self.bad_answer(id, fault.error),
         };
         let Some((_, u)) = self.upstream(id) else { return };
-        let (pool, client) = (u.target, u.client);
+        let client = u.client;
         client.into_iter().for_each(|c| self.wait_ends(c));
         let Some((_, u)) = self.upstream(id) else { return };
         (u.keep_alive, u.body, u.phase) = (r.keep_alive, r.body, UpPhase::Body);
@@ -168,7 +182,6 @@ impl Core {
         if let Some((_, u)) = self.upstream(id).filter(|_| bodiless) {
             u.body = Body::Done;
         }
-        let peer = self.to.pools[pool].peer;
         // The peer's own word that nothing was done; a 421 of one of its upstreams, which names no owner, proves nothing.
         if let (421, true, true, Some(named)) = (r.status, peer, r.ezone.owner, r.ezone.epoch) {
             self.leave(id);
@@ -286,7 +299,12 @@ impl Core {
             self.arrive(shard);
             self.to.ends(pool);
         }
-        let asked_whole = client.and_then(|c| self.client(c)).is_none_or(|(_, c)| c.phase != Phase::Body);
+        let (coming, bodied) = client
+            .and_then(|c| self.client(c))
+            .map_or((false, false), |(_, c)| (c.phase == Phase::Body, c.trace.body_bytes > 0));
+        // What is left of a body might be taken for the next request.
+        let sent = |io: &Io| io.out.is_empty() && !(bodied && io.sending);
+        let asked_whole = !coming && self.upstream(id).is_some_and(|(io, _)| sent(io));
         let room = self.keeps(pool, served);
         let own = self.to.pools[pool].endpoint.proxy_protocol; // it has begun with the address of this client
         let keep = keep && asked_whole && room && !own && !self.stopping;
@@ -348,6 +366,16 @@ impl Core {
             }
             (UpPhase::Connecting | UpPhase::Head, _) => self.upstream_lost(id),
         }
+    }
+
+    /// It said something before a byte of the request was sent: whatever that is, it is no answer to it.
+    fn spoke_first(&mut self, id: ConnId) {
+        let Some((_, u)) = self.upstream(id) else { return };
+        let (pool, fresh) = (u.target, u.served == 0);
+        if fresh {
+            self.to.outcome(pool, Outcome::Lost, self.now);
+        }
+        self.upstream_lost(id);
     }
 
     /// No byte of an answer has come. A request that was not sent, or that may be done twice, is tried once more.

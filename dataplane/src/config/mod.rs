@@ -52,6 +52,7 @@ use service::RawService;
 use shardmap::Zone;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use tls::{RawCluster, RawPair};
 use toml::Spanned;
@@ -141,7 +142,7 @@ impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Config, Problems> {
         let file = path.display().to_string();
-        match std::fs::read_to_string(path) {
+        match read(path) {
             Ok(text) => Config::parse(&file, &text),
             Err(e) => Err(Problems { file, found: vec![(0, format!("cannot be read: {e}"))] }),
         }
@@ -203,6 +204,24 @@ impl Config {
         zone.map(Some)
             .ok_or_else(|| format!("zone \"{name}\" of this configuration is not in the map, which has: {}", known()))
     }
+}
+
+/// More is no configuration.
+const FILE_BYTES_MAX: u64 = 16 << 20;
+
+/// The text of a regular file. A pipe would let a running router wait for ever, a device or a disk image fill its memory.
+fn read(path: &Path) -> io::Result<String> {
+    let about = std::fs::metadata(path)?;
+    if about.is_dir() {
+        return Err(io::Error::from(io::ErrorKind::IsADirectory));
+    }
+    if !about.is_file() || about.len() > FILE_BYTES_MAX {
+        let seen = if about.is_file() { format!("{} bytes", about.len()) } else { "no regular file".into() };
+        return Err(io::Error::other(format!("{seen}; expected a file of at most {FILE_BYTES_MAX} bytes")));
+    }
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 impl Check<'_> {
@@ -271,6 +290,33 @@ mod tests {
         let c = Config::parse("ezone.example.toml", text).unwrap();
         assert_eq!(c.node.zone.as_deref(), Some("bj"));
         assert!(c.router.is_some() && c.log.is_some());
+    }
+
+    #[test]
+    fn what_is_no_file_of_a_sensible_size_is_refused_unread() {
+        let dir = std::env::temp_dir().join(format!("ezone-config-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let check = |name: &str, expected: &str| {
+            let said = Config::load(&dir.join(name)).unwrap_err().to_string();
+            assert!(said.contains(expected), "{name}: {said}");
+        };
+        check("missing", "No such file");
+        check(".", "cannot be read: is a directory");
+        std::fs::File::create(dir.join("huge")).unwrap().set_len(3 << 30).unwrap();
+        check("huge", "3221225472 bytes; expected a file of at most 16777216 bytes");
+        std::os::unix::fs::symlink("/dev/zero", dir.join("zero")).unwrap();
+        check("zero", "no regular file");
+        let fifo = dir.join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        check("fifo", "no regular file");
+        std::os::unix::fs::symlink("loop", dir.join("loop")).unwrap();
+        check("loop", "Too many levels");
+        std::fs::write(dir.join("bytes"), [0xff, 0, 0x80]).unwrap();
+        check("bytes", "valid UTF-8");
+        std::fs::write(dir.join("good"), GOOD).unwrap();
+        std::os::unix::fs::symlink("good", dir.join("link")).unwrap();
+        assert!(Config::load(&dir.join("link")).is_ok());
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -211,6 +211,22 @@ fn new_settings_change_nothing_about_endpoints_that_they_do_not_change() {
 }
 
 #[test]
+fn a_new_service_takes_no_others_place_whatever_its_own_in_the_list() {
+    let rate = Some(Rate { per_s: 1, burst: 2 });
+    let s = service(1, Policy { rate, ..Policy::default() });
+    let mut all = of(s);
+    let mut w = World::of(all.clone());
+    let closing = "HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+    (0..2).for_each(|_| assert_eq!(round(&mut w, |_| (closing, 0)).1, 200));
+    all.services.insert(0, Service::new("/new", &[addr(11), addr(12)]));
+    w.core.on_settings(Arc::new(all), w.now);
+    w.run();
+    let c = w.client();
+    w.give(c, GET);
+    assert_eq!(status_of(&w.took(c)), 429, "it has used its rate up, whoever came before it");
+}
+
+#[test]
 fn no_more_is_ejected_than_the_cap_allows() {
     let s = service(3, Policy::default());
     let (shown, of_service): (Vec<_>, _) = (s.endpoints.iter().map(|e| e.shown.clone()).collect(), s.shown.clone());

@@ -12,7 +12,10 @@ use super::queue::Queue;
 use super::service::Endpoint;
 use super::shown::{OfService, ServiceShown};
 use super::{Now, Settings, Target};
+use crate::tls::TlsId;
 use shardmap::ZONES;
+use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// A slow start has so many steps, and begins with one.
@@ -59,12 +62,54 @@ pub(super) struct Pool {
 }
 
 impl Pool {
+    fn key(&self) -> Key {
+        key(self.cluster, &self.endpoint)
+    }
+
+    /// Someone goes by it, or did until the settings that are being renewed.
+    fn is_used(&self) -> bool {
+        self.live || self.stays || self.open > 0 || self.active > 0
+    }
+
     /// Where a new connection of it goes.
     pub fn target(&self) -> Target {
         match self.endpoint.tls {
             Some(tls) => Target::Tls(self.endpoint.addr, tls),
             None => Target::Tcp(self.endpoint.addr),
         }
+    }
+}
+
+/// What tells pools apart. What a connection has begun with cannot be changed: others are of another pool.
+type Key = (usize, SocketAddr, Option<TlsId>, bool);
+
+fn key(cluster: usize, e: &Endpoint) -> Key {
+    (cluster, e.addr, e.tls, e.proxy_protocol)
+}
+
+/// While settings are renewed: where each pool is, and which places nobody needs.
+struct Places {
+    known: HashMap<Key, usize>,
+    unused: Vec<usize>,
+}
+
+impl Places {
+    fn of(pools: &[Pool]) -> Places {
+        let unused = |(_, p): &(usize, &Pool)| !p.is_used();
+        Places {
+            known: pools.iter().enumerate().map(|(at, p)| (p.key(), at)).collect(),
+            unused: pools.iter().enumerate().filter(unused).map(|(at, _)| at).rev().collect(),
+        }
+    }
+
+    /// A place that nobody has taken meanwhile either.
+    fn unused(&mut self, pools: &[Pool]) -> Option<usize> {
+        while let Some(at) = self.unused.pop() {
+            if !pools[at].is_used() {
+                return Some(at);
+            }
+        }
+        None
     }
 }
 
@@ -77,6 +122,8 @@ pub(super) struct Cluster {
     pub shown: Arc<ServiceShown>,
     peer: bool,
     live: bool,
+    /// While settings are renewed: those before named it.
+    stays: bool,
     members: Vec<usize>,
     choice: Choice,
     /// When the open endpoints change by themselves.
@@ -137,11 +184,12 @@ impl Destinations {
     pub fn renew(&mut self, settings: &Settings, now_ms: u64) -> Vec<ConnId> {
         self.cores = settings.cores;
         self.pools.iter_mut().for_each(|p| p.stays = std::mem::take(&mut p.live));
-        self.clusters.iter_mut().for_each(|c| c.live = false);
+        self.clusters.iter_mut().for_each(|c| c.stays = std::mem::take(&mut c.live));
+        let mut places = Places::of(&self.pools);
         self.routes.clear();
         for s in &settings.services {
             let cluster = self.cluster(&s.name, false, &s.policy, &s.shown, now_ms);
-            self.fill(cluster, &s.endpoints, now_ms);
+            self.fill(cluster, &s.endpoints, &mut places, now_ms);
             self.routes.push(Route { name: s.name.clone(), prefix: s.prefix.clone(), cluster, place: NO_SERVICE });
         }
         self.tells_addresses = self.pools.iter().any(|p| p.live && p.endpoint.proxy_protocol);
@@ -149,13 +197,13 @@ impl Destinations {
         self.peers = [None; ZONES];
         for p in &settings.peers {
             let cluster = self.cluster(&p.name, true, &p.policy, &p.shown, now_ms);
-            self.fill(cluster, &p.endpoints, now_ms);
+            self.fill(cluster, &p.endpoints, &mut places, now_ms);
             if let Some(peer) = self.peers.get_mut(p.zone.0 as usize) {
                 *peer = Some(cluster);
             }
         }
         for gone in (0..self.clusters.len()).filter(|c| !self.clusters[*c].live).collect::<Vec<_>>() {
-            self.fill(gone, &[], now_ms);
+            self.fill(gone, &[], &mut places, now_ms);
         }
         self.freed = (0..self.clusters.len()).collect();
         self.pools.iter_mut().filter(|p| !p.live).flat_map(|p| std::mem::take(&mut p.idle)).collect()
@@ -168,7 +216,7 @@ impl Destinations {
 
     fn cluster(&mut self, name: &str, peer: bool, policy: &Policy, shown: &Arc<ServiceShown>, now_ms: u64) -> usize {
         let known = self.clusters.iter().position(|c| c.peer == peer && c.name == name);
-        let unused = |c: &Cluster| !c.live && c.budget.active == 0 && c.queue.waiting() == 0;
+        let unused = |c: &Cluster| !c.live && !c.stays && c.budget.active == 0 && c.queue.waiting() == 0;
         let is_free =
             |i: &usize| unused(&self.clusters[*i]) && self.pools.iter().all(|p| p.cluster != *i || p.open == 0);
         let at = known.or_else(|| (0..self.clusters.len()).find(is_free)).unwrap_or(self.clusters.len());
@@ -185,6 +233,7 @@ impl Destinations {
                 shown,
                 peer,
                 live: true,
+                stays: false,
                 members: Vec::new(),
                 change_at_ms: u64::MAX,
                 panic: false,
@@ -203,11 +252,11 @@ impl Destinations {
         at
     }
 
-    fn fill(&mut self, cluster: usize, endpoints: &[Endpoint], now_ms: u64) {
+    fn fill(&mut self, cluster: usize, endpoints: &[Endpoint], places: &mut Places, now_ms: u64) {
         // Where all are new, none has to start slowly: there is nobody else to take the load.
         let others = !self.clusters[cluster].members.is_empty();
         let since_ms = if others { now_ms } else { 0 };
-        let members: Vec<_> = endpoints.iter().map(|e| self.pool(cluster, e, since_ms)).collect();
+        let members: Vec<_> = endpoints.iter().map(|e| self.pool(cluster, e, places, since_ms)).collect();
         let name = |p: &Pool| hash(p.endpoint.addr.to_string().as_bytes());
         let candidate = |p: &usize| {
             let pool = &self.pools[*p];
@@ -221,13 +270,10 @@ impl Destinations {
     }
 
     /// The place of the endpoint's pool, made if there is none.
-    fn pool(&mut self, cluster: usize, e: &Endpoint, since_ms: u64) -> usize {
-        // What a connection has begun with cannot be changed: others are of another pool.
-        let kind = |e: &Endpoint| (e.addr, e.tls, e.proxy_protocol);
-        let same = |p: &Pool| p.cluster == cluster && kind(&p.endpoint) == kind(e);
-        let known = self.pools.iter().position(|p| same(p) && (p.stays || p.open > 0 || p.active > 0));
+    fn pool(&mut self, cluster: usize, e: &Endpoint, places: &mut Places, since_ms: u64) -> usize {
+        let same = places.known.get(&key(cluster, e)).copied().filter(|at| self.pools[*at].key() == key(cluster, e));
         let peer = self.clusters[cluster].peer;
-        if let Some(at) = known {
+        if let Some(at) = same.filter(|at| self.pools[*at].is_used()) {
             let p = &mut self.pools[at];
             if !p.stays || e.healthy && !p.endpoint.healthy || !e.draining && p.endpoint.draining {
                 p.since_ms = since_ms;
@@ -235,9 +281,7 @@ impl Destinations {
             (p.endpoint, p.live) = (e.clone(), true);
             return at;
         }
-        let known = self.pools.iter().position(same);
-        let unused = |p: &Pool| !p.live && !p.stays && p.open == 0 && p.active == 0;
-        let at = known.or_else(|| self.pools.iter().position(unused)).unwrap_or(self.pools.len());
+        let at = same.or_else(|| places.unused(&self.pools)).unwrap_or(self.pools.len());
         let new = Pool {
             cluster,
             endpoint: e.clone(),

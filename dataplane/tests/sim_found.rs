@@ -12,6 +12,31 @@ fn post(length: usize) -> String {
 }
 
 /// The other router still waited for the rest of a body: it took the next client's request for that, and answered it never.
+/// The end of a client that closes while its answer is on the way shows only in a send that fails: its end was read before, or
+/// the failed send was told what a receive would have been.
+#[test]
+fn a_client_that_can_be_sent_nothing_any_more_is_gone_with_its_request() {
+    for (ended, whole) in [(true, false), (false, false), (true, true), (false, true)] {
+        let mut w = World::new();
+        let c = w.client();
+        w.give(c, GET);
+        let up = w.last_connect();
+        if ended {
+            w.end(c, false);
+        }
+        assert!(!w.closed.contains(&c), "who has ended its half may wait for the answer");
+        w.stuck.push(c);
+        let length = if whole { 4 } else { 400_000 };
+        w.give(up, format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\nsome"));
+        w.core.on_sent(c, Vec::new(), false, w.now);
+        w.run();
+        assert!(w.closed.contains(&c), "ended {ended}, whole {whole}: the client is gone");
+        assert!(whole || w.closed.contains(&up), "ended {ended}: nobody wants the rest of the answer");
+        let counts = w.counts();
+        assert_eq!((counts.clients, counts.in_flight), (0, 0), "ended {ended}, whole {whole}");
+    }
+}
+
 #[test]
 fn a_connection_whose_peer_said_421_before_the_end_of_a_body_serves_nobody_else() {
     let mut w = World::new();

@@ -285,12 +285,16 @@ impl Core {
         self.weigh(id);
         let Some(conn) = self.conn(id) else { return };
         if !ok {
-            // Nothing can be sent any more, but an answer may have come before: reading it tells the end.
             conn.io.open = false;
             conn.io.out.clear();
-            // A tunnel's end may have been read before: nothing else would tell.
-            self.tunnel_close(id);
-            return;
+            if matches!(conn.kind, Kind::Client(_)) {
+                // Nobody is left to answer. Its end may have been read before, or told to this send: nothing else would tell.
+                self.client_gone(id);
+            } else {
+                // An answer may have come before: reading it tells the end. A tunnel's may have been read before.
+                self.tunnel_close(id);
+            }
+            return self.settle();
         }
         let (drained, finishing) = (conn.io.out.len() <= low, conn.io.finishing && conn.io.out.is_empty());
         let other = match &conn.kind {

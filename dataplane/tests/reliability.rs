@@ -146,6 +146,7 @@ fn child_router() {
         let c = router.counts();
         match line.unwrap().as_str() {
             "open" => println!("\nopen {}", c.connections),
+            "failed" => println!("\nfailed {}", router.control.shared().loops(0).accepts_failed.get()),
             _ => println!("\nrss {}", resident_bytes()),
         }
     }
@@ -233,7 +234,7 @@ fn ten_thousand_idle_connections_cost_at_most_6_kib_each() {
 #[test]
 fn out_of_descriptors_a_router_goes_on_with_those_it_has_and_takes_the_rest_later() {
     let backend = Backend::start(None, Manner::default());
-    let (process, at) = Process::start(&backend, Some(50));
+    let (mut process, at) = Process::start(&backend, Some(50));
     let mut clients: Vec<_> = (0..100).map(|_| TcpStream::connect(at).map(Client::of).unwrap()).collect();
     for (i, client) in clients.iter_mut().enumerate() {
         client.send("GET", "/a", i as u64, 0);
@@ -250,6 +251,38 @@ fn out_of_descriptors_a_router_goes_on_with_those_it_has_and_takes_the_rest_late
         }
     }
     println!("{right} served and {refused} refused for want of descriptors");
+    assert!(process.ask("failed") > 0, "no accept failed: the test proves nothing");
     assert_eq!(Client::connect(at).ask("GET", 1, 0).unwrap().0, 200);
+    process.stop();
+}
+
+/// PITFALLS: completions that outnumber what the ring holds. All of these wait for the core when it runs again.
+#[test]
+fn a_router_that_was_stopped_for_a_while_finds_everything_at_once_and_serves_it() {
+    use rustix::process::{Pid, Signal, kill_process};
+    const CLIENTS: u64 = 3000;
+    reliability_world::need_files(2 * CLIENTS + 200);
+    let backend = Backend::start(None, Manner::default());
+    let (mut process, at) = Process::start(&backend, None);
+    let pid = Pid::from_raw(process.child.id() as i32).unwrap();
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| Client::connect(at)).collect();
+    while process.ask("open") < CLIENTS {
+        sleep(Duration::from_millis(10));
+    }
+    let (stay, go) = clients.split_at_mut(CLIENTS as usize * 2 / 3);
+    kill_process(pid, Signal::STOP).unwrap();
+    for (i, client) in stay.iter_mut().enumerate() {
+        client.send("GET", "/nothing", i as u64, 0);
+    }
+    go.iter().for_each(Client::end);
+    let late: Vec<_> = (0..500).map(|_| Client::connect(at)).collect();
+    kill_process(pid, Signal::CONT).unwrap();
+    for client in stay.iter_mut() {
+        assert_eq!(client.receive().expect("an answer").0, 404);
+    }
+    for (i, mut client) in late.into_iter().enumerate() {
+        assert_eq!(client.ask("PUT", i as u64, 100).expect("an answer").0, 200);
+    }
+    clients.clear();
     process.stop();
 }

@@ -185,6 +185,18 @@ fn of_core(page: &mut Page, shared: &Shared, core: usize, adopted: &Adopted) {
         ),
         (Gauge, "ezone_loop_completions_max", "Completions of the fullest round", &loops.completions_max),
         (Counter, "ezone_loop_out_of_buffers_total", "Receives armed again for want of buffers", &loops.out_of_buffers),
+        (
+            Counter,
+            "ezone_loop_overflows_total",
+            "Rounds that found more completions than there is room for",
+            &loops.overflows,
+        ),
+        (
+            Counter,
+            "ezone_accept_failures_total",
+            "Accepts that failed; most often no descriptor is left",
+            &loops.accepts_failed,
+        ),
         (Counter, "ezone_loop_queue_full_total", "Entries that found the submission queue full", &loops.queue_full),
         (Gauge, "ezone_loop_backlog", "Entries that wait for the submission queue", &loops.backlog),
     ] {

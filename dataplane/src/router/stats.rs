@@ -190,6 +190,10 @@ pub struct Loops {
     pub completions_max: Single,
     /// Receives that the kernel ended because no buffer was left; each is armed again.
     pub out_of_buffers: Single,
+    /// Rounds that found more completions than the ring has room for; the kernel kept them.
+    pub overflows: Single,
+    /// Accepts that failed: for want of descriptors or memory, or because one connection was at fault.
+    pub accepts_failed: Single,
     /// Entries that found the submission queue full and waited.
     pub queue_full: Single,
     /// Entries that wait so now.

@@ -75,7 +75,7 @@ impl Doors {
         self.doors[number].as_ref().expect("a place is kept while an accept on it is under way").listener.side()
     }
 
-    /// No descriptor or no memory is left: accepts wait a while.
+    /// Accepts wait a while: the next one would fail as the last one did.
     pub fn pause(&mut self, now_ms: u64) {
         self.unarmed_until_ms = now_ms + ACCEPT_PAUSE_MS;
     }
@@ -156,6 +156,25 @@ impl Doors {
     }
 }
 
+/// Will the next accept fail too? Not where one connection is at fault, which was gone before it was accepted
+/// (accept(2)): who waits behind it must not wait for that. Whoever forbids one (EPERM) may forbid all.
+pub(super) fn is_lasting(errno: i32) -> bool {
+    let of_one = [
+        libc::ECONNABORTED,
+        libc::EPROTO,
+        libc::EINTR,
+        libc::EAGAIN,
+        libc::ENOPROTOOPT,
+        libc::EHOSTDOWN,
+        libc::ENONET,
+        libc::EHOSTUNREACH,
+        libc::ENETUNREACH,
+        libc::ENETDOWN,
+        libc::ETIMEDOUT,
+    ];
+    !of_one.contains(&errno)
+}
+
 /// Which core is to take a connection that this one, with `own` clients, has accepted; `None`: this one. The kernel spreads
 /// by a hash of addresses; a core gives away what makes it a quarter heavier than the lightest.
 pub(super) fn lighter(own: u64, others: impl Iterator<Item = (usize, u64)>) -> Option<usize> {
@@ -180,6 +199,16 @@ mod tests {
             }
             let most = *clients.iter().max().unwrap();
             assert!(most * cores as u64 <= 1000 * 5 / 4 + 10 * cores as u64, "{clients:?}");
+        }
+    }
+
+    #[test]
+    fn accepts_pause_for_want_of_descriptors_or_memory_and_not_for_one_connection() {
+        for errno in [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EINVAL, libc::EBADF, libc::EPERM] {
+            assert!(is_lasting(errno), "{}", std::io::Error::from_raw_os_error(errno));
+        }
+        for errno in [libc::ECONNABORTED, libc::EPROTO, libc::ENETDOWN, libc::EINTR] {
+            assert!(!is_lasting(errno), "{}", std::io::Error::from_raw_os_error(errno));
         }
     }
 

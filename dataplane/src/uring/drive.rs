@@ -4,15 +4,15 @@
 //! socket is closed only when none of its operations is under way, and a buffer lives in its socket's slot until its send
 //! is complete.
 
+use super::backlog::Backlog;
 use super::doors::{self, Doors, Step};
-use super::ring::{self, Buffers, GROUP};
+use super::ring::{self, Buffers, GROUP, Sizes};
 use super::secure::{Secure, Shelf};
 use super::wake::Handed;
 use super::{Listener, Waker, socket};
 use crate::router::{ConnId, Core, Now, Order, Settings, Shared, Side, Target};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use socket2::{SockAddr, Socket};
-use std::collections::VecDeque;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -91,7 +91,7 @@ pub(super) struct Driver {
     access: Option<rtrb::Producer<u8>>,
     batch: Vec<cqueue::Entry>,
     /// Entries that found the submission queue full.
-    backlog: VecDeque<squeue::Entry>,
+    backlog: Backlog<squeue::Entry>,
     /// Operations under way, cancellations apart.
     under_way: usize,
     began: Instant,
@@ -108,8 +108,20 @@ pub fn run(
     waker: Waker,
     shared: Arc<Shared>,
 ) -> io::Result<()> {
-    let ring = ring::open()?;
-    let buffers = Buffers::new(&ring)?;
+    run_sized(Sizes::default(), number, settings, listeners, waker, shared)
+}
+
+/// The same on a ring of these sizes.
+pub fn run_sized(
+    sizes: Sizes,
+    number: usize,
+    settings: Arc<Settings>,
+    listeners: Vec<Listener>,
+    waker: Waker,
+    shared: Arc<Shared>,
+) -> io::Result<()> {
+    let ring = ring::open(sizes)?;
+    let buffers = Buffers::new(&ring, sizes.buffers)?;
     let mut driver = Driver {
         ring,
         buffers,
@@ -126,7 +138,7 @@ pub fn run(
         waker,
         access: None,
         batch: Vec::new(),
-        backlog: VecDeque::new(),
+        backlog: Backlog::new(),
         under_way: 0,
         began: Instant::now(),
         wall_ms: wall_ms(),
@@ -194,6 +206,7 @@ impl Driver {
 
     fn complete(&mut self) {
         let mut batch = std::mem::take(&mut self.batch);
+        self.look_for_overflow();
         batch.extend(self.ring.completion());
         let now = self.now();
         self.turned(batch.len() as u64);
@@ -218,10 +231,9 @@ impl Driver {
         }
         self.buffers.publish();
         self.batch = batch;
-        for _ in 0..self.backlog.len() {
-            if let Some(entry) = self.backlog.pop_front() {
-                self.submit(entry);
-            }
+        if self.backlog.len() > 0 {
+            let Driver { ring, backlog, .. } = self;
+            backlog.drain(|entry| push(ring, entry));
         }
     }
 
@@ -256,6 +268,13 @@ impl Driver {
         loops.backlog.set(self.backlog.len() as u64);
     }
 
+    /// Are there more completions than the ring has room for? The kernel keeps them, and gives them at the next wait.
+    fn look_for_overflow(&mut self) {
+        if self.ring.submission().cq_overflow() {
+            self.shared.loops(self.number).overflows.add(1);
+        }
+    }
+
     // ---- what completed ---------------------------------------------------------------------------------------------
 
     fn accepted(&mut self, listener: usize, result: i32, flags: u32, now: Now) {
@@ -264,7 +283,10 @@ impl Driver {
             let socket = unsafe { Socket::from_raw_fd(result) };
             self.arrived(socket, self.doors.side(listener), now);
         } else if result != -libc::ECANCELED {
-            self.doors.pause(now.ms);
+            self.shared.loops(self.number).accepts_failed.add(1);
+            if doors::is_lasting(-result) {
+                self.doors.pause(now.ms);
+            }
         }
         if !cqueue::more(flags) {
             self.doors.disarmed(listener);
@@ -604,18 +626,9 @@ impl Driver {
     }
 
     fn submit(&mut self, entry: squeue::Entry) {
-        // SAFETY: what an entry points to outlives its operation: a send's buffer and a connect's address stay in the socket's
-        // slot, whose descriptor is closed only after them; the word of the wake-up, the timer's time and the ring of buffers live as
-        // long as the driver, which is leaked if operations are left when it ends.
-        if unsafe { self.ring.submission().push(&entry) }.is_ok() {
-            return;
-        }
-        // Full: the kernel takes what is there. If it cannot, because completions have to be taken first, the entry waits.
-        let _ = self.ring.submit();
-        // SAFETY: as above.
-        if unsafe { self.ring.submission().push(&entry) }.is_err() {
+        let Driver { ring, backlog, .. } = self;
+        if backlog.put(entry, |entry| push(ring, entry)) {
             self.shared.loops(self.number).queue_full.add(1);
-            self.backlog.push_back(entry);
         }
     }
 
@@ -636,6 +649,20 @@ impl Driver {
             self.under_way -= done.count();
         }
     }
+}
+
+/// False: there is no room.
+fn push(ring: &mut IoUring, entry: &squeue::Entry) -> bool {
+    // SAFETY: what an entry points to outlives its operation: a send's buffer and a connect's address stay in the socket's
+    // slot, whose descriptor is closed only after them; the word of the wake-up, the timer's time and the ring of buffers live as
+    // long as the driver, which is leaked if operations are left when it ends.
+    if unsafe { ring.submission().push(entry) }.is_ok() {
+        return true;
+    }
+    // Full: the kernel takes what is there. If it cannot, because completions have to be taken first, the entry waits.
+    let _ = ring.submit();
+    // SAFETY: as above.
+    unsafe { ring.submission().push(entry) }.is_ok()
 }
 
 /// The socket of `id`, unless its place is empty or in another use.

@@ -7,8 +7,10 @@
 //! ```
 //!
 //! `ring` sets up the ring and its buffers, `socket` makes sockets, `drive` is the loop, `secure` the sockets that speak TLS,
-//! `wake` how control and the other cores reach it, `doors` its listeners. `place` says where any thread of ours runs.
+//! `wake` how control and the other cores reach it, `doors` its listeners,
+//! `backlog` what the ring has no room for. `place` says where any thread of ours runs.
 
+mod backlog;
 mod doors;
 mod drive;
 mod place;
@@ -17,8 +19,8 @@ mod secure;
 mod socket;
 mod wake;
 
-pub use drive::run;
+pub use drive::{run, run_sized};
 pub use place::{give_way, keep_to};
-pub use ring::check;
+pub use ring::{Sizes, check};
 pub use socket::{Listener, inherited, is_free, listen};
 pub use wake::{Control, Waker, control};

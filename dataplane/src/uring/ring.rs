@@ -5,25 +5,40 @@ use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io;
 use std::sync::atomic::{AtomicU16, Ordering::Release};
 
-const ENTRIES: u32 = 1024;
-/// Completions may outnumber submissions: multishot requests and closes.
-const COMPLETIONS: u32 = 8192;
-const BUFFERS: u16 = 512;
 const BUFFER_BYTES: usize = 8192;
 /// The group of the only buffer ring.
 pub(super) const GROUP: u16 = 0;
 
+/// How large a ring is; each a power of two. With small ones a test reaches what else takes thousands of connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Entries that can be submitted at once.
+    pub entries: u32,
+    /// Completions that can wait, at least as many as entries; the kernel keeps more aside. They may outnumber submissions:
+    /// multishot requests and closes.
+    pub completions: u32,
+    /// Provided buffers, of 8 KiB; at most 32768.
+    pub buffers: u16,
+}
+
+impl Default for Sizes {
+    fn default() -> Sizes {
+        Sizes { entries: 1024, completions: 8192, buffers: 512 }
+    }
+}
+
 /// Can a router run here? The error says what is in the way.
 pub fn check() -> io::Result<()> {
-    let ring = open()?;
-    Buffers::new(&ring).map(drop)
+    let sizes = Sizes::default();
+    let ring = open(sizes)?;
+    Buffers::new(&ring, sizes.buffers).map(drop)
 }
 
 /// A ring for the thread that calls: nobody else may submit to it.
-pub(super) fn open() -> io::Result<IoUring> {
+pub(super) fn open(sizes: Sizes) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
-    builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().setup_cqsize(COMPLETIONS);
-    builder.build(ENTRIES).map_err(|e| explain(e, disabled()))
+    builder.setup_single_issuer().setup_defer_taskrun().setup_coop_taskrun().setup_cqsize(sizes.completions);
+    builder.build(sizes.entries).map_err(|e| explain(e, disabled()))
 }
 
 fn disabled() -> Option<String> {
@@ -53,44 +68,47 @@ fn explain(e: io::Error, disabled: Option<String>) -> io::Error {
 pub(super) struct Buffers {
     ring: *mut types::BufRingEntry,
     data: Vec<u8>,
+    /// How many there are: a power of two.
+    count: u16,
     tail: u16,
 }
 
 impl Buffers {
-    pub fn new(ring: &IoUring) -> io::Result<Buffers> {
+    pub fn new(ring: &IoUring, count: u16) -> io::Result<Buffers> {
+        assert!(count.is_power_of_two() && count <= 1 << 15, "{count} buffers: a power of two up to 32768");
         // SAFETY: the layout is not of size zero. Alignment of a page is what the kernel asks for.
-        let memory = unsafe { alloc_zeroed(Buffers::layout()) }.cast::<types::BufRingEntry>();
+        let memory = unsafe { alloc_zeroed(Buffers::layout(count)) }.cast::<types::BufRingEntry>();
         if memory.is_null() {
             return Err(io::Error::other("no memory for the ring of buffers"));
         }
-        let mut buffers = Buffers { ring: memory, data: vec![0; BUFFERS as usize * BUFFER_BYTES], tail: 0 };
-        // SAFETY: `memory` holds BUFFERS entries, is aligned to a page, and lives as long as `Buffers`, which the driver keeps
+        let mut buffers = Buffers { ring: memory, data: vec![0; usize::from(count) * BUFFER_BYTES], count, tail: 0 };
+        // SAFETY: `memory` holds `count` entries, is aligned to a page, and lives as long as `Buffers`, which the driver keeps
         // until its ring is dropped.
-        unsafe { ring.submitter().register_buf_ring_with_flags(memory as u64, BUFFERS, GROUP, 0) }
+        unsafe { ring.submitter().register_buf_ring_with_flags(memory as u64, count, GROUP, 0) }
             .map_err(|e| explain(e, disabled()))?;
-        (0..BUFFERS).for_each(|id| buffers.give(id));
+        (0..count).for_each(|id| buffers.give(id));
         buffers.publish();
         Ok(buffers)
     }
 
-    fn layout() -> Layout {
-        Layout::from_size_align(BUFFERS as usize * size_of::<types::BufRingEntry>(), 4096)
+    fn layout(count: u16) -> Layout {
+        Layout::from_size_align(usize::from(count) * size_of::<types::BufRingEntry>(), 4096)
             .expect("a page is a power of two and the size is far from the limit")
     }
 
     /// The first `len` bytes of buffer `id`, which the kernel has filled and does not touch until it is given back.
     pub fn bytes(&self, id: u16, len: usize) -> &[u8] {
         let id = usize::from(id);
-        assert!(id < usize::from(BUFFERS), "the kernel gave back buffer {id} of {BUFFERS}");
+        assert!(id < usize::from(self.count), "the kernel gave back buffer {id} of {}", self.count);
         // SAFETY: the assertion keeps the buffer within `data`; the kernel has handed it over and writes to others only.
         unsafe { std::slice::from_raw_parts(self.data.as_ptr().add(id * BUFFER_BYTES), len.min(BUFFER_BYTES)) }
     }
 
     /// Gives buffer `id` back; the kernel sees it after `publish`.
     pub fn give(&mut self, id: u16) {
-        let slot = usize::from(self.tail & (BUFFERS - 1));
+        let slot = usize::from(self.tail & (self.count - 1));
         let addr = self.data.as_ptr() as u64 + u64::from(id) * BUFFER_BYTES as u64;
-        // SAFETY: `slot` < BUFFERS, so the entry lies within the allocation, which nobody else in this process refers to. The
+        // SAFETY: `slot` < `count`, so the entry lies within the allocation, which nobody else in this process refers to. The
         // kernel reads only entries before the published tail, and this one is not. The entry's `resv` field, which of entry 0
         // is the tail itself, is not written.
         unsafe {
@@ -113,7 +131,7 @@ impl Buffers {
 impl Drop for Buffers {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout; the driver drops its ring, and with it the kernel's use, first.
-        unsafe { dealloc(self.ring.cast(), Buffers::layout()) };
+        unsafe { dealloc(self.ring.cast(), Buffers::layout(self.count)) };
     }
 }
 

@@ -1,8 +1,8 @@
 //! What the reliability tests have around a router: misbehaving backends and plain clients, of threads and blocking sockets.
 
 use super::router_table::Table;
-use dataplane::router::{Counts, Routes, Service, Settings, Shared, Side};
-use dataplane::uring::{self, Control};
+use dataplane::router::{Counts, Limits, Routes, Service, Settings, Shared, Side};
+use dataplane::uring::{self, Control, Sizes};
 use shardmap::Zone;
 use std::collections::{HashMap, HashSet};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -46,17 +46,27 @@ pub fn body(token: u64, size: usize) -> Vec<u8> {
 
 /// One core of zone bj; shard 1 is its own.
 pub struct Router {
-    control: Control,
+    pub control: Control,
     pub addr: SocketAddr,
     thread: JoinHandle<std::io::Result<()>>,
 }
 
 impl Router {
     pub fn start(upstreams: &[SocketAddr]) -> Router {
+        Router::sized(upstreams, Sizes::default())
+    }
+
+    /// On a ring of these sizes.
+    pub fn sized(upstreams: &[SocketAddr], sizes: Sizes) -> Router {
+        Router::with(upstreams, sizes, Limits::default())
+    }
+
+    pub fn with(upstreams: &[SocketAddr], sizes: Sizes, limits: Limits) -> Router {
         let settings = Settings {
             zone: Some(BJ),
             zone_names: vec![(BJ, "bj".into())],
             services: vec![Service::new("/a", upstreams)],
+            limits,
             ..Settings::default()
         };
         let shared = Arc::new(Shared::new(1));
@@ -64,7 +74,7 @@ impl Router {
         let listener = uring::listen("127.0.0.1:0".parse().unwrap(), Side::Client).unwrap();
         let addr = listener.local_addr().unwrap();
         let waker = wakers.pop().unwrap();
-        let thread = spawn(move || uring::run(0, Arc::new(settings), vec![listener], waker, shared));
+        let thread = spawn(move || uring::run_sized(sizes, 0, Arc::new(settings), vec![listener], waker, shared));
         let router = Router { control, addr, thread };
         router.map(Table::new(1, &[(1, BJ)]));
         router

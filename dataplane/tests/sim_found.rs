@@ -116,6 +116,22 @@ fn pipelined_requests_of_a_client_that_has_ended_its_half_are_answered_though_it
 }
 
 #[test]
+fn what_a_client_sent_before_it_ended_its_half_is_answered_also_after_an_answer_of_the_routers_own() {
+    let mut w = World::new();
+    let c = w.client();
+    w.give(c, [GET, &GET.replace("/a", "/nothing"), GET].concat());
+    w.end(c, false);
+    for expected in [&[200, 404][..], &[200]] {
+        let up = w.last_connect();
+        w.give(up, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+        let answers = w.took(c);
+        let seen: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|a| a[..3].parse::<u16>().unwrap()).collect();
+        assert_eq!(seen, *expected, "{answers}");
+    }
+    assert!(w.closed.contains(&c));
+}
+
+#[test]
 fn the_end_of_a_request_is_seen_though_the_upstreams_buffer_is_full() {
     let mut w = World::with(Limits { buffer_bytes_max: 1000, read_ms: 400, answer_ms: 900, ..Limits::default() });
     let c = w.client();

@@ -305,7 +305,9 @@ impl Core {
         if c.kept.capacity() > DISCARD_BYTES_MAX || short {
             c.kept = Vec::new();
         }
-        let (eof, has_more) = (io.eof && io.stash.is_empty(), !io.stash.is_empty() || io.paused);
+        // While its bytes are being looked at there may be more of them; whoever looks sees to the end.
+        let eof = io.eof && io.stash.is_empty() && !io.reading;
+        let has_more = !io.stash.is_empty() || io.paused;
         io.deadline = deadline;
         if c.body.is_done() {
             c.phase = Phase::Head;

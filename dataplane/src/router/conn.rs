@@ -40,6 +40,8 @@ pub(super) struct Io {
     pub taken: bool,
     /// The driver does not read it.
     pub paused: bool,
+    /// Its bytes are being looked at: what is left of them is not in `stash`.
+    pub reading: bool,
     /// It waits in the core's list to be read on.
     pub ready: bool,
     /// The other side has ended.

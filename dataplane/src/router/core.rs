@@ -557,6 +557,7 @@ impl Core {
             return self.port_bytes(id);
         }
         let mut stash = std::mem::take(&mut conn.io.stash);
+        conn.io.reading = true;
         if stash.is_empty() {
             let used = self.pump(id, bytes);
             if used < bytes.len() {
@@ -572,7 +573,7 @@ impl Core {
         if stash.is_empty() && stash.capacity() > BUFFER_KEPT_BYTES {
             stash = Vec::new();
         }
-        conn.io.stash = stash;
+        (conn.io.stash, conn.io.reading) = (stash, false);
         let full = conn.io.stash.len() >= high || conn.kind.is_held_with_body();
         if full != conn.io.paused && (full || conn.io.stash.len() <= high / 2) {
             conn.io.paused = full;

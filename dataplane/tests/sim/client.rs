@@ -313,7 +313,9 @@ impl Client {
             assert!(matches!(a.aim, Aim::App | Aim::Liar), "{head:?}");
         }
         if self.calm {
-            assert!(head.status() < 500, "token {}: {head:?}", a.token);
+            // Two moves within one request's way: nothing was done, and it is asked to come again. `end` looks at the words.
+            let moved_twice = head.status() == 503 && head.get("retry-after") == Some("1");
+            assert!(head.status() < 500 || moved_twice, "token {}: {head:?}", a.token);
         }
         self.told |= head.get("connection") == Some("close");
         self.last |= self.told;
@@ -357,7 +359,9 @@ impl Client {
             assert!(a.came == 0);
         } else if text.contains("\"error\"") {
             assert!(head.status() >= 400, "{head:?} {text}");
-            assert!(!self.calm || head.status() == 404 && a.aim == Aim::Record, "token {}: {head:?} {text}", a.token);
+            let missing = head.status() == 404 && a.aim == Aim::Record;
+            let moved_twice = head.status() == 503 && text.contains("the shard's owner changed twice");
+            assert!(!self.calm || missing || moved_twice, "token {}: {head:?} {text}", a.token);
             if text.contains("nothing was done") {
                 ledger.deny(a.token);
             }

@@ -420,6 +420,11 @@ fn a_successor_that_does_not_come_up_changes_nothing() {
     fails(&node, "exit status: 2");
     node.write(0, &[node.at], "[zones.atlantis]\nrouter = \"127.0.0.1:1\"\n");
     fails(&node, "ended");
+    fs::write(node.dir.join("hangs"), "#!/bin/sh\nexec sleep 100000\n").unwrap();
+    fs::set_permissions(node.dir.join("hangs"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(node.dir.join("hangs"), &program).unwrap();
+    fails(&node, "signal: 9");
+    assert!(node.said().contains("did not ask for the listeners within 30s"), "{}", node.said());
     fs::write(node.dir.join("broken"), "no program").unwrap();
     fs::rename(node.dir.join("broken"), &program).unwrap();
     fails(&node, "ezone");

@@ -144,6 +144,7 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
         gave: mpsc::unbounded_channel(),
         giving: false,
         successor: None,
+        asks_by: Instant::now(),
     };
     running.run().await
 }
@@ -242,6 +243,8 @@ struct Running {
     giving: bool,
     /// It, if this process started it.
     successor: Option<Child>,
+    /// When it has to have asked for them.
+    asks_by: Instant,
 }
 
 enum Event {
@@ -256,6 +259,7 @@ enum Event {
     Heir(UnixStream),
     Gave(Gave),
     SuccessorEnded(String),
+    SuccessorSilent,
 }
 
 /// Why it drains.
@@ -269,6 +273,14 @@ type Addresses = Vec<SocketAddr>;
 
 impl Running {
     async fn next(&mut self) -> Event {
+        // One that has asked is given its time by `upgrade::give`.
+        let asks_by = (self.successor.is_some() && !self.giving).then_some(self.asks_by);
+        let silent = async {
+            match asks_by {
+                Some(by) => tokio::time::sleep_until(by.into()).await,
+                None => std::future::pending().await,
+            }
+        };
         let successor = async {
             match &mut self.successor {
                 Some(child) => child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string()),
@@ -287,6 +299,7 @@ impl Running {
             heir = self.heirs.next() => Event::Heir(heir),
             Some(gave) = self.gave.1.recv() => Event::Gave(gave),
             ended = successor => Event::SuccessorEnded(ended),
+            () = silent => Event::SuccessorSilent,
         }
     }
 
@@ -320,6 +333,10 @@ impl Running {
                     Err(e) => self.not_upgraded(format!("the successor was ready and is gone: {e}")),
                 },
                 Event::Gave(Err(why)) => self.not_taken(why),
+                Event::SuccessorSilent => {
+                    self.asks_by += upgrade::ASK_WAIT; // it is killed, and its end tells
+                    self.not_taken(format!("it did not ask for the listeners within {:?}", upgrade::ASK_WAIT));
+                }
                 Event::SuccessorEnded(status) => {
                     self.successor = None;
                     self.not_upgraded(format!("the successor ended ({status}); what it said is above"));
@@ -489,7 +506,10 @@ impl Running {
         }
         let started = match super::run::watcher() {
             Some(watcher) => super::run::ask_for_upgrade(watcher),
-            None => upgrade::start().map(|child| self.successor = Some(child)),
+            None => upgrade::start().map(|child| {
+                self.asks_by = Instant::now() + upgrade::ASK_WAIT;
+                self.successor = Some(child);
+            }),
         };
         match started {
             Ok(()) => Answer::Started,

@@ -30,6 +30,8 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 
+/// How long a successor may take until it asks: it reads its configuration first, and nothing else.
+pub const ASK_WAIT: Duration = Duration::from_secs(30);
 /// How long a successor may take until it is ready: it may have to wait for its first map.
 pub const READY_WAIT: Duration = Duration::from_secs(60);
 /// How long the other may take for a byte that it does not have to think about.

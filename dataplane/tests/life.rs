@@ -399,6 +399,20 @@ fn a_node_follows_its_router_to_its_successors() {
     assert!(TcpStream::connect(node.at).is_err());
 }
 
+/// Otherwise 1,024 clients are all, where the system would give a million.
+#[test]
+fn a_router_takes_the_descriptors_that_it_may_have_and_says_if_they_are_few() {
+    let mut node = Node::new("descriptors");
+    let few = node.dir.join("few");
+    fs::write(&few, format!("#!/bin/sh\nulimit -Sn 300\nulimit -Hn 900\nexec {} \"$@\"\n", exe().display())).unwrap();
+    fs::set_permissions(&few, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    node.start("router", &few);
+    let limits = fs::read_to_string(format!("/proc/{}/limits", node.pid())).unwrap();
+    let line = limits.lines().find(|l| l.starts_with("Max open files")).unwrap();
+    assert_eq!(line.split_whitespace().skip(3).take(2).collect::<Vec<_>>(), ["900", "900"], "{line}");
+    assert!(node.said().contains("at most 900 descriptors may be open here, 20000 are needed"), "{}", node.said());
+}
+
 #[test]
 fn a_successor_that_does_not_come_up_changes_nothing() {
     let mut node = Node::new("failing");

@@ -1,6 +1,7 @@
-//! Says clearly when this machine cannot run the log: too little locked memory. (`uring::check` speaks for the rings.)
+//! What the machine lets a process have: locked memory for the log, descriptors for the router. (`uring::check` speaks for the
+//! rings.)
 
-use rustix::process::{Resource, getrlimit};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What glommio locks at least for each executor.
 const LOCKED_BYTES_PER_CORE: u64 = 512 * 1024;
@@ -17,4 +18,17 @@ pub fn locked_memory(cores: usize) -> Result<(), String> {
         )),
         Some(_) | None => Ok(()),
     }
+}
+
+/// Takes as many descriptors as the process may have, where a shell's habit gives it 1,024; what is to be said if `wanted` are
+/// more than that.
+pub fn descriptors(wanted: u64) -> Option<String> {
+    let had = getrlimit(Resource::Nofile);
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: had.maximum, maximum: had.maximum });
+    let may = if raised.is_ok() { had.maximum } else { had.current };
+    let may = may.filter(|may| *may < wanted)?;
+    Some(format!(
+        "at most {may} descriptors may be open here, {wanted} are needed where each core has connections_max clients: \
+         raise `ulimit -n`, or LimitNOFILE= in the systemd unit, or lower connections_max"
+    ))
 }

@@ -16,7 +16,7 @@ use super::secrets;
 use super::signals::{Asked, Signals};
 use super::upgrade::{self, Heirs, Taken};
 use super::upstreams::{Drain, Upstreams};
-use super::{Failed, agree, data_dir, notify, runtime};
+use super::{Failed, agree, data_dir, machine, notify, runtime};
 use crate::config::{self, Config};
 use crate::router::{Routes, Settings, Shared};
 use crate::uring::{self, Control, Listener, Waker};
@@ -57,6 +57,8 @@ pub fn run(config: &Config, start: Start) -> Result<(), Failed> {
     let Some(router) = &config.router else { return Err(Failed::Input("this configuration has no [router]".into())) };
     data_dir(&config.node.data_dir)?;
     config.layout.warning.iter().for_each(|w| tracing::warn!("{w}"));
+    let clients = config.limits.connections_max * router.cores.len() as u64;
+    machine::descriptors(2 * clients).into_iter().for_each(|w| tracing::warn!("{w}"));
     let runtime = runtime()?;
     let ended = runtime.block_on(serve(&config, router, start));
     runtime.shutdown_background(); // a resolver that does not answer keeps nobody from ending

@@ -334,3 +334,128 @@ fn the_spread_of_connections_over_the_cores_is_shown() {
     }
     drop(streams);
 }
+
+/// Numbers that only look random, from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % sides
+    }
+
+    fn one<'a>(&mut self, of: &[&'a str]) -> &'a str {
+        of[self.roll(of.len() as u64) as usize]
+    }
+
+    /// An id as a log core of `shard` would mint it now, or nearly.
+    fn id(&mut self) -> u64 {
+        let since = std::time::SystemTime::UNIX_EPOCH + Duration::from_millis(1_704_067_200_000);
+        let ms = since.elapsed().unwrap().as_millis() as u64 - self.roll(1000);
+        ms << 22 | self.roll(1024) << 12 | self.roll(16) << 8 | self.roll(256)
+    }
+
+    fn part(&mut self) -> String {
+        let (lng, lat) = (70 + self.roll(70), 15 + self.roll(40));
+        match self.roll(12) {
+            0..=3 => format!("loc={lng}.{},{lat}.{}", self.roll(100_000), self.roll(100_000)),
+            4 | 5 => format!("eosid={}", self.id()),
+            6 => format!("shopid={}", self.id()),
+            7 => format!("shopid={}", self.roll(1 << 31)),
+            8 => format!("shardid={}", self.roll(2000)),
+            9 => self
+                .one(&["loc=1", "loc=,", "eosid=-1", "eosid=", "shopid=9223372036854775808", "=", "loc=500,500"])
+                .into(),
+            10 => self.one(&["eosid=0", "shopid=1.0", "LOC=116.4,39.9", "loc = 116.4, 39.9", "x=y", ""]).into(),
+            _ => format!("loc=116.{},39.{}", self.roll(1000), self.roll(1000)),
+        }
+    }
+
+    fn request(&mut self) -> (String, String, Vec<(String, String)>) {
+        let method = self.one(&["GET", "GET", "PUT", "POST", "DELETE", "HEAD", "OPTIONS", "get", "CONNECT"]);
+        let mut path: String = self
+            .one(&[
+                "/api/x",
+                "/api/",
+                "/api",
+                "//api/x",
+                "/api/../x",
+                "/",
+                "*",
+                "x",
+                "http://h/api/x",
+                "/api/a b",
+                "/records/t/",
+            ])
+            .into();
+        if path.ends_with("t/") {
+            path += &self.id().to_string();
+        }
+        let parts: Vec<String> = (0..self.roll(4)).map(|_| self.part()).collect();
+        let mut fields = vec![("x-shard".to_string(), parts.join(";"))];
+        if self.roll(6) == 0 {
+            let (name, value) = [
+                ("x-ezone-hop", "1"),
+                ("x-ezone-shard", "7"),
+                ("x-ezone-read", "local"),
+                ("x-ezone-epoch", "99"),
+                ("if-match", "1"),
+                ("x-shard", "loc=116.4,39.9"),
+                ("connection", "x-shard"),
+                ("content-length", "x"),
+            ][self.roll(8) as usize];
+            fields.push((name.into(), value.into()));
+        }
+        if self.roll(10) == 0 {
+            fields.remove(0);
+        }
+        (method.into(), path, fields)
+    }
+}
+
+/// `SEED=n` replays one.
+#[test]
+fn what_is_explained_is_what_happens_whatever_the_request() {
+    let router = Router::with("agrees", "0", "[zones.sh]\nrouter = \"127.0.0.1:9\"\n");
+    let seed = std::env::var("SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+    let mut dice = Dice(seed);
+    let mut seen = std::collections::BTreeMap::<String, u32>::new();
+    for round in 0..600 {
+        let (method, path, fields) = dice.request();
+        let (status, said) =
+            explained(&router, &serde_json::json!({"method": method, "path": path, "headers": fields}));
+        let at = format!("SEED={seed} round {round}: {method} {path} {fields:?}: {said}");
+        assert_eq!(status, 200, "{at}");
+        let mut stream = TcpStream::connect(router.client).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        stream.write_all(format!("{method} {path} HTTP/1.1\r\nhost: explain\r\n{lines}\r\n").as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let status: u64 = answer.get(9..12).and_then(|s| s.parse().ok()).unwrap_or(0);
+        let shard = answer.lines().find_map(|l| l.strip_prefix("x-ezone-shard: ")).map(|s| s.parse::<u64>().unwrap());
+        let decision = said["decision"].as_str().unwrap();
+        *seen.entry(format!("{decision} {}", said["answer"]["status"])).or_default() += 1;
+        match decision {
+            "serve" => assert_eq!((status, shard), (200, said["shard"].as_u64()), "{at}\n{answer}"),
+            "forward" => {
+                assert_eq!((status, shard), (502, said["shard"].as_u64()), "{at}\n{answer}");
+                assert_ne!(said["owner"], "bj", "{at}");
+            }
+            "refuse" => {
+                assert_eq!(said["answer"]["status"].as_u64(), Some(status), "{at}\n{answer}");
+                let body = answer.split_once("\r\n\r\n").unwrap().1;
+                if method != "HEAD" {
+                    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+                    assert_eq!(said["answer"]["body"], body, "{at}");
+                }
+                assert!(shard.is_none() || shard == said["shard"].as_u64(), "{at}\n{answer}");
+            }
+            other => panic!("{other}: {at}"),
+        }
+    }
+    for each in ["serve null", "forward null", "refuse 400", "refuse 404", "refuse 501"] {
+        assert!(seen.contains_key(each), "{each} is not among {seen:?}");
+    }
+}

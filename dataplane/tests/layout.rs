@@ -316,3 +316,22 @@ fn a_check_says_what_is_chosen_and_why() {
     assert!(said.contains("node.toml:") && said.contains("cores 0 against [layout] mode = \"split\""), "{said}");
     assert_eq!(out.status.code(), Some(2));
 }
+
+/// Its directory is gone, so that it can neither write its last checkpoint nor end in order.
+#[test]
+fn a_log_that_fails_while_it_stops_ends_all_the_same() {
+    let mut node = Node::new("gone", "");
+    for round in 0..3 {
+        let (log, router) = (node.start("log"), node.start("router"));
+        node.ready();
+        for _ in 0..20 {
+            node.post("116.40,39.90");
+        }
+        fs::remove_dir_all(node.dir.join("data")).unwrap();
+        let pid = rustix::process::Pid::from_raw(node.started[log].id() as i32).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        within(&format!("round {round}: the log ends"), || node.started[log].try_wait().unwrap());
+        let _ = node.started[router].kill();
+        let _ = node.started[router].wait();
+    }
+}

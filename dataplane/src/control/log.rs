@@ -103,8 +103,11 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
             asked = signals.next() => match asked {
                 Asked::Stop => {
                     notify::tell(notify::STOPPING);
-                    node.stop().await;
-                    return Ok(());
+                    return tokio::select! {
+                        () = node.stop() => Ok(()),
+                        // A core that fails now never says that it has stopped.
+                        why = fault(&mut told) => Err(Failed::Fault(why)),
+                    };
                 }
                 Asked::Reload | Asked::Upgrade => tracing::info!("the log reads its configuration at its start only"),
             },
@@ -113,6 +116,17 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
                 Told::Map(bytes) => shown.take_from_peer(&bytes, &kept),
             },
             Some(news) = newer.recv() => shown.take(news),
+        }
+    }
+}
+
+/// Ends with the first fault.
+async fn fault(told: &mut mpsc::UnboundedReceiver<Told>) -> String {
+    loop {
+        match told.recv().await {
+            Some(Told::Fault(why)) => return why,
+            Some(Told::Map(_)) => {}
+            None => std::future::pending().await,
         }
     }
 }

@@ -335,6 +335,21 @@ fn the_spread_of_connections_over_the_cores_is_shown() {
     drop(streams);
 }
 
+#[test]
+fn a_flood_at_the_admin_port_takes_no_descriptor_from_clients() {
+    let router = Router::start("flood");
+    let open = || fs::read_dir(format!("/proc/{}/fd", router.process.id())).unwrap().count();
+    let before = open();
+    let flood: Vec<_> = (0..240).map(|_| TcpStream::connect(router.admin).unwrap()).collect();
+    flood.iter().for_each(|mut s| s.write_all(b"GET /metr").unwrap());
+    for _ in 0..50 {
+        assert_eq!(router.ask("/api/x").0, 200);
+        assert!(open() < before + 200, "{} descriptors are open, {before} were", open());
+    }
+    drop(flood);
+    assert_eq!(router.page("/healthz").unwrap().0, 200, "and it answers again");
+}
+
 /// Numbers that only look random, from a seed.
 struct Dice(u64);
 

@@ -4,6 +4,7 @@ use super::maps::{self, Kept, News};
 use super::metrics::Page;
 use super::report::{Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
 use super::signals::{Asked, Signals};
+use super::visit::Visitors;
 use super::{Failed, agree, machine, notify, runtime};
 use crate::config::{Config, Kind, Layout, Log, MapSource};
 use crate::uring;
@@ -97,7 +98,7 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     tokio::spawn(accept_links(links, node.clone()));
     let pages = pages(shown.clone());
     notify::tell(notify::READY);
-    tokio::spawn(async move { axum::serve(admin, pages).await });
+    tokio::spawn(async move { axum::serve(Visitors::new(admin), pages).await });
     loop {
         tokio::select! {
             asked = signals.next() => match asked {

@@ -30,6 +30,7 @@ pub mod state;
 pub mod threads;
 pub mod upgrade;
 pub mod upstreams;
+pub mod visit;
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;

@@ -16,6 +16,7 @@ use super::secrets;
 use super::signals::{Asked, Signals};
 use super::upgrade::{self, Heirs, Taken};
 use super::upstreams::{Drain, Upstreams};
+use super::visit::Visitors;
 use super::{Failed, agree, data_dir, machine, notify, runtime};
 use crate::config::{self, Config};
 use crate::router::{Routes, Settings, Shared};
@@ -201,7 +202,7 @@ impl Pages {
         let (stop, stopped) = oneshot::channel::<()>();
         let served = tokio::spawn(async move {
             let until = async move { drop(stopped.await) };
-            let _ = axum::serve(own, admin::pages(shown)).with_graceful_shutdown(until).await;
+            let _ = axum::serve(Visitors::new(own), admin::pages(shown)).with_graceful_shutdown(until).await;
         });
         Ok(Some(Pages { stop, served }))
     }

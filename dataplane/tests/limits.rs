@@ -251,3 +251,25 @@ fn a_new_request_of_a_core_short_of_memory_is_503() {
     assert!(status_of(&got) == 503 && got.contains("retry-after") && got.contains("connection: close"), "{got}");
     assert_eq!(w.counts().short_of_memory, 1);
 }
+
+#[test]
+fn bytes_of_held_requests_and_of_a_record_are_bounded() {
+    let mut w = World::with(Limits { hold_bytes_max: GET.len() * 3 / 2, ..Limits::default() });
+    w.map(router_table::Table::new(2, &[(1, router_world::BJ), (2, router_world::SH)]).moving(1, router_world::SH));
+    let (first, second) = (w.client(), w.client());
+    w.give(first, GET);
+    w.give(second, GET);
+    let got = w.took(second);
+    assert!(
+        status_of(&got) == 503 && got.contains("retry-after") && got.contains("too many requests are held"),
+        "{got}"
+    );
+    assert_eq!((w.took(first).as_str(), w.counts().holding), ("", 1));
+
+    for body in ["Content-Length: 11\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\nb\r\nhello world\r\n"] {
+        let mut w = World::with(Limits { record_bytes_max: 10, ..Limits::default() });
+        let c = w.client();
+        w.give(c, format!("PUT /records/t/1 HTTP/1.1\r\nHost: h\r\nx-shard: shopid=1\r\n{body}"));
+        assert_eq!(status_of(&w.took(c)), 413, "{body}");
+    }
+}

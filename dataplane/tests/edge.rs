@@ -1,20 +1,20 @@
 //! An edge router of no zone before two zones, as real processes: it sends everything on to the owner, and stores nothing.
 
+mod process_kit;
+
+use process_kit::{Dir, PATIENCE, addresses, map, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::thread::{sleep, spawn};
-use std::time::{Duration, Instant};
+use std::thread::spawn;
 
-const PATIENCE: Duration = Duration::from_secs(240);
 const BEIJING: &str = "loc=116.40,39.90";
 const SHANGHAI: &str = "loc=121.47,31.23";
 
 /// Every process and the directory of the test; gone at its end.
 struct Cluster {
-    dir: PathBuf,
+    dir: Dir,
     started: Vec<Child>,
 }
 
@@ -35,18 +35,6 @@ impl Drop for Cluster {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
-        sleep(Duration::from_millis(20));
     }
 }
 
@@ -84,18 +72,14 @@ fn ask(at: SocketAddr, method: &str, path: &str, tag: &str, body: &str) -> Optio
 
 #[test]
 fn an_edge_sends_everything_to_the_owner_and_stores_nothing() {
-    let dir = std::env::temp_dir().join(format!("ezone-edge-{}", std::process::id()));
-    let _ = fs::remove_dir_all(&dir);
-    fs::create_dir_all(&dir).unwrap();
-    let held: Vec<_> = (0..12).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let port: Vec<_> = held.iter().map(|l| l.local_addr().unwrap()).collect();
-    drop(held);
-    let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+    let port: [_; 12] = addresses();
+    let mut cluster = Cluster { dir: Dir::new("two"), started: vec![] };
+    let dir = cluster.dir.to_path_buf();
     let node = |zone: &str| {
-        let (map, data) = (map.display(), dir.join(zone));
-        format!("[node]\nzone = \"{zone}\"\ndata_dir = \"{}\"\n[map]\nfile = \"{map}\"\n", data.display())
+        let (map, data) = (map(), dir.join(zone));
+        let (map, data) = (map.display(), data.display());
+        format!("[node]\nzone = \"{zone}\"\ndata_dir = \"{data}\"\n[map]\nfile = \"{map}\"\n")
     };
-    let mut cluster = Cluster { dir: dir.clone(), started: vec![] };
     for (i, (name, other)) in [("bj", "sh"), ("sh", "bj")].into_iter().enumerate() {
         let (own, far) = (&port[i * 5..i * 5 + 5], &port[(1 - i) * 5..(1 - i) * 5 + 5]);
         let text = node(name)

@@ -1,18 +1,17 @@
 //! Upstreams as an operator meets them: two that fall ill, die and come back under clients that count errors, and some that have
 //! names. Real processes and sockets.
 
+mod process_kit;
+
+use process_kit::{Dir, addresses, map, read_head, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{JoinHandle, sleep, spawn};
-use std::time::{Duration, Instant};
-
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+use std::time::Duration;
 
 /// An upstream that can be ill (its page of health says 503), and that can die: its listener and all its connections go.
 struct Upstream {
@@ -77,29 +76,9 @@ impl Upstream {
     }
 }
 
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let (mut head, mut byte) = (vec![], [0u8; 1]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).ok()
-}
-
-fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
-        sleep(Duration::from_millis(10));
-    }
-}
-
 /// A router of zone bj, gone at the end with its directory.
 struct Router {
-    dir: PathBuf,
+    dir: Dir,
     at: SocketAddr,
     admin: SocketAddr,
     child: Option<Child>,
@@ -107,20 +86,15 @@ struct Router {
 
 impl Router {
     fn new(name: &str) -> Router {
-        let dir = std::env::temp_dir().join(format!("ezone-health-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let held: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<_> = held.iter().map(|l| l.local_addr().unwrap()).collect();
-        Router { dir, at: ports[0], admin: ports[1], child: None }
+        let [at, admin] = addresses();
+        Router { dir: Dir::new(name), at, admin, child: None }
     }
 
     fn write(&self, service: &str) {
-        let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
         let text = format!(
             "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n[router]\nlisten = [\"{}\"]\n\
              admin = \"{}\"\ncores = [0]\n[[service]]\nname = \"s\"\nprefix = \"/\"\n{service}",
-            map.display(),
+            map().display(),
             self.at,
             self.admin
         );
@@ -162,7 +136,7 @@ impl Router {
     }
 
     fn said(&self) -> String {
-        fs::read_to_string(self.dir.join("said")).unwrap_or_default()
+        self.dir.said()
     }
 }
 
@@ -172,7 +146,6 @@ impl Drop for Router {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

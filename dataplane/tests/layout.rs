@@ -1,43 +1,34 @@
 //! Which cores serve what, as the kernel sees it: real processes, their threads' masks and priorities.
 
+mod process_kit;
+
+use process_kit::{Dir, addresses, http, map, within};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A node of zone bj with a map that never changes; gone at the end with its processes.
 struct Node {
-    dir: PathBuf,
-    ports: Vec<SocketAddr>,
+    dir: Dir,
+    ports: [SocketAddr; 4],
     started: Vec<Child>,
 }
 
 impl Node {
     fn new(name: &str, layout: &str) -> Node {
-        let dir = std::env::temp_dir().join(format!("ezone-layout-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let held: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports = held.iter().map(|l| l.local_addr().unwrap()).collect();
-        let node = Node { dir, ports, started: vec![] };
+        let node = Node { dir: Dir::new(name), ports: addresses(), started: vec![] };
         node.write(layout, "", "");
         node
     }
 
     fn write(&self, layout: &str, router: &str, log: &str) {
-        let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
-        let [listen, router_admin, link, log_admin] = self.ports[..] else { panic!("four ports") };
+        let [listen, router_admin, link, log_admin] = self.ports;
         let text = format!(
             "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n{layout}\n\
              [router]\nlisten = [\"{listen}\"]\nadmin = \"{router_admin}\"\n{router}\n\
              [log]\nlisten = \"{link}\"\nadmin = \"{log_admin}\"\nstreams = 2\nsegment_mib = 1\n{log}\n",
-            map.display()
+            map().display()
         );
         fs::write(self.dir.join("node.toml"), text).unwrap();
     }
@@ -65,7 +56,7 @@ impl Node {
     }
 
     fn said(&self) -> String {
-        fs::read_to_string(self.dir.join("said")).unwrap_or_default()
+        self.dir.said()
     }
 
     /// Waits until records can be written, whichever stream they are of.
@@ -80,20 +71,20 @@ impl Node {
         let request = format!(
             "POST /records/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-shard: loc={loc}\r\ncontent-length: 2\r\n\r\n{{}}"
         );
-        let (status, body) = http(self.ports[0], &request)?;
+        let (status, body) = http(self.ports[0], &request).ok()?;
         let json: serde_json::Value = serde_json::from_str(&body).ok()?;
         (status == 201).then(|| json["id"].as_str().unwrap().to_owned())
     }
 
     fn record(&self, id: &str) -> Option<u16> {
         let request = format!("GET /records/orders/{id} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        http(self.ports[0], &request).map(|(status, _)| status)
+        http(self.ports[0], &request).ok().map(|(status, _)| status)
     }
 
     fn status(&self, admin: usize) -> serde_json::Value {
         within("the status", || {
             let answer = http(self.ports[admin], "GET /status HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-            serde_json::from_str(&answer?.1).ok()
+            serde_json::from_str(&answer.ok()?.1).ok()
         })
     }
 
@@ -118,28 +109,7 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.dir);
     }
-}
-
-fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn http(at: SocketAddr, request: &str) -> Option<(u16, String)> {
-    let mut stream = TcpStream::connect(at).ok()?;
-    stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    stream.write_all(request.as_bytes()).ok()?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).ok()?;
-    Some((answer.split(' ').nth(1)?.parse().ok()?, answer.split_once("\r\n\r\n")?.1.to_owned()))
 }
 
 /// A thread as the kernel tells of it.

@@ -1,5 +1,8 @@
 //! The life of a router as an operator leads it: reloads, upgrades, ends, under clients that count every failure. Real processes.
 
+mod process_kit;
+
+use process_kit::{Dir, PATIENCE, addresses, read_head, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,10 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{JoinHandle, sleep, spawn};
-use std::time::{Duration, Instant};
-
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(240);
+use std::time::Duration;
 
 /// Requests that backends never answer, by the process of the test.
 static NEVER: AtomicU64 = AtomicU64::new(0);
@@ -20,7 +20,7 @@ static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// A router of zone bj with two backends, alone or under `ezone run`; gone at the end with every process.
 struct Node {
-    dir: PathBuf,
+    dir: Dir,
     config: PathBuf,
     at: SocketAddr,
     second: SocketAddr,
@@ -31,11 +31,7 @@ struct Node {
 
 impl Node {
     fn new(name: &str) -> Node {
-        let dir = std::env::temp_dir().join(format!("ezone-life-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let held: Vec<_> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<_> = held.iter().map(|l| l.local_addr().unwrap()).collect();
+        let dir = Dir::new(name);
         let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data");
         for file in fs::read_dir(map).unwrap() {
             let from = file.unwrap().path();
@@ -43,7 +39,7 @@ impl Node {
         }
         let backends = [backend("one"), backend("two")];
         let config = dir.join("node.toml");
-        let (at, second, admin) = (ports[0], ports[1], ports[2]);
+        let [at, second, admin] = addresses();
         let node = Node { dir, config, at, second, admin, backends, started: vec![] };
         node.write(0, &[at], "");
         node
@@ -105,7 +101,7 @@ impl Node {
     }
 
     fn said(&self) -> String {
-        fs::read_to_string(self.dir.join("said")).unwrap_or_default()
+        self.dir.said()
     }
 
     /// Waits for the end of the process that was started; its exit code.
@@ -126,7 +122,6 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -137,17 +132,6 @@ fn kill(pid: u32, signal: rustix::process::Signal) {
 
 fn exe() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_ezone"))
-}
-
-fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
-        sleep(Duration::from_millis(10));
-    }
 }
 
 /// Answers with its name; `/slow` after a second, `/never` not at all.
@@ -178,15 +162,6 @@ fn backend(name: &'static str) -> SocketAddr {
         }
     });
     at
-}
-
-fn read_head(stream: &mut TcpStream) -> Option<String> {
-    let (mut head, mut byte) = (vec![], [0u8; 1]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).ok()
 }
 
 fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {

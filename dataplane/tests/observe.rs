@@ -1,18 +1,17 @@
 //! What an operator sees of a running router: its pages and its access log, as a process shows them.
 
+mod process_kit;
+
+use process_kit::{Dir, PATIENCE, addresses, http, map, within_or};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
-
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+use std::time::Duration;
 
 /// A router of zone bj with a map that never changes and one service whose upstream answers everything.
 struct Router {
-    dir: PathBuf,
+    dir: Dir,
     client: SocketAddr,
     admin: SocketAddr,
     process: Child,
@@ -25,18 +24,13 @@ impl Router {
 
     /// On these cores, with more said of its service.
     fn with(name: &str, cores: &str, service: &str) -> Router {
-        let dir = std::env::temp_dir().join(format!("ezone-observe-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let held: Vec<_> = (0..2).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let [client, admin] = [0, 1].map(|i| held[i].local_addr().unwrap());
-        drop(held);
-        let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+        let dir = Dir::new(name);
+        let [client, admin] = addresses();
         let text = format!(
             "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n\
              [router]\nlisten = [\"{client}\"]\nadmin = \"{admin}\"\ncores = [{cores}]\n\
              [[service]]\nprefix = \"/api/\"\nendpoints = [\"{}\"]\n{service}\n[access_log]\npath = \"access.log\"\n",
-            map.display(),
+            map().display(),
             upstream(),
         );
         let config = dir.join("ezone.toml");
@@ -50,20 +44,12 @@ impl Router {
         router
     }
 
-    fn within<T>(&self, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(found) = look() {
-                return found;
-            }
-            let said = || fs::read_to_string(self.dir.join("said")).unwrap_or_default();
-            assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}; it said: {}", said());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    fn within<T>(&self, what: &str, look: impl FnMut() -> Option<T>) -> T {
+        within_or(what, || self.dir.said(), look)
     }
 
     fn ask(&self, path: &str) -> (u16, String) {
-        http(
+        ask(
             self.client,
             "GET",
             path,
@@ -73,7 +59,7 @@ impl Router {
     }
 
     fn page(&self, path: &str) -> std::io::Result<(u16, String)> {
-        http(self.admin, "GET", path, "")
+        ask(self.admin, "GET", path, "")
     }
 
     /// Waits until the file has a line with `part`.
@@ -89,7 +75,6 @@ impl Drop for Router {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -119,15 +104,8 @@ fn upstream() -> SocketAddr {
     at
 }
 
-fn http(at: SocketAddr, method: &str, path: &str, fields: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(at)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
-    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned());
-    status.zip(body).ok_or_else(|| std::io::Error::other(format!("no HTTP: {answer:?}")))
+fn ask(at: SocketAddr, method: &str, path: &str, fields: &str) -> std::io::Result<(u16, String)> {
+    http(at, &format!("{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{fields}\r\n"))
 }
 
 #[test]
@@ -142,7 +120,7 @@ fn requests_are_in_the_log_and_on_the_page_and_a_moved_log_is_opened_anew() {
     let line = router.logged("access.log", "\"GET /nowhere\" 404");
     assert!(line.contains("end=refused why=\"no service for this path\""), "{line}");
     fs::rename(router.dir.join("access.log"), router.dir.join("access.log.1")).unwrap();
-    assert_eq!(http(router.admin, "POST", "/reopen", "content-length: 0\r\n").unwrap().0, 200);
+    assert_eq!(ask(router.admin, "POST", "/reopen", "content-length: 0\r\n").unwrap().0, 200);
     router.within("the log is opened anew", || fs::metadata(router.dir.join("access.log")).ok());
     assert_eq!(router.ask("/api/two").0, 200);
     router.logged("access.log", "\"GET /api/two\" 200");
@@ -166,14 +144,10 @@ fn requests_are_in_the_log_and_on_the_page_and_a_moved_log_is_opened_anew() {
 /// What `POST /explain` says of a request.
 fn explained(router: &Router, ask: &serde_json::Value) -> (u16, serde_json::Value) {
     let body = ask.to_string();
-    let mut stream = TcpStream::connect(router.admin).unwrap();
-    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!("content-type: application/json\r\ncontent-length: {}\r\nconnection: close\r\n", body.len());
-    stream.write_all(format!("POST /explain HTTP/1.1\r\nhost: x\r\n{head}\r\n{body}").as_bytes()).unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap();
-    (status, serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap_or_default())
+    let request = format!("POST /explain HTTP/1.1\r\nhost: x\r\n{head}\r\n{body}");
+    let (status, answer) = http(router.admin, &request).unwrap();
+    (status, serde_json::from_str(&answer).unwrap_or_default())
 }
 
 #[test]

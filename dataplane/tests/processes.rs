@@ -1,5 +1,8 @@
 //! The programs as an operator meets them: real processes, wrong input, taken ports, kills.
 
+mod process_kit;
+
+use process_kit::{Dir, addresses, http, map, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,52 +10,30 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-/// How long anything may take.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A directory of one test, gone at its end.
-struct Dir(PathBuf);
-
-impl Dir {
-    fn new(name: &str) -> Dir {
-        let dir = std::env::temp_dir().join(format!("ezone-processes-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        Dir(dir)
-    }
-}
-impl Drop for Dir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
-}
-
 /// A node of zone bj with a map that never changes.
 struct Node {
     dir: Dir,
-    ports: Vec<SocketAddr>,
+    ports: [SocketAddr; 5],
     config: PathBuf,
 }
 
 impl Node {
     fn new(name: &str) -> Node {
         let dir = Dir::new(name);
-        let held: Vec<_> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let ports: Vec<_> = held.iter().map(|l| l.local_addr().unwrap()).collect();
-        let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+        let ports: [_; 5] = addresses();
         let text = format!(
             "[node]\nzone = \"bj\"\ndata_dir = \"{}\"\n[map]\nfile = \"{}\"\n\
              [router]\nlisten = [\"{}\"]\npeer_listen = [\"{}\"]\nadmin = \"{}\"\ncores = [0]\n\
              [log]\nlisten = \"{}\"\nadmin = \"{}\"\ncores = [0]\nstreams = 2\nsegment_mib = 1\n",
-            dir.0.join("data").display(),
-            map.display(),
+            dir.join("data").display(),
+            map().display(),
             ports[0],
             ports[1],
             ports[2],
             ports[3],
             ports[4]
         );
-        let config = dir.0.join("node.toml");
+        let config = dir.join("node.toml");
         fs::write(&config, text).unwrap();
         Node { dir, ports, config }
     }
@@ -64,7 +45,7 @@ impl Node {
     }
 
     fn start(&self, program: &str) -> Running {
-        let out = fs::File::options().create(true).append(true).open(self.dir.0.join("said")).unwrap();
+        let out = fs::File::options().create(true).append(true).open(self.dir.join("said")).unwrap();
         let mut command = ezone(program, &self.config);
         let child = command.stdin(Stdio::piped()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap();
         Running(child)
@@ -103,7 +84,7 @@ impl Node {
     }
 
     fn said(&self) -> String {
-        fs::read_to_string(self.dir.0.join("said")).unwrap_or_default()
+        self.dir.said()
     }
 }
 
@@ -134,28 +115,6 @@ fn ezone(program: &str, config: &Path) -> Command {
     }
     command.arg("--config").arg(config);
     command
-}
-
-fn within<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn http(at: SocketAddr, request: &str) -> std::io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect(at)?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(request.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
-    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned());
-    status.zip(body).ok_or_else(|| std::io::Error::other(format!("no HTTP: {answer:?}")))
 }
 
 fn id_of(answer: &str) -> String {
@@ -200,7 +159,7 @@ fn a_data_directory_in_use_is_refused_and_so_is_another_number_of_streams() {
     let (mut log, _router) = (node.start("log"), node.start("router"));
     node.ready();
     let other = Node::new("in-use-too");
-    other.edit(&other.dir.0.join("data").display().to_string(), &node.dir.0.join("data").display().to_string());
+    other.edit(&other.dir.join("data").display().to_string(), &node.dir.join("data").display().to_string());
     let (code, said) = other.refused("log");
     assert_eq!(code, 1, "{said}");
     assert!(said.contains("in use by another process"), "{said}");
@@ -224,7 +183,7 @@ fn damage_in_the_middle_of_a_log_keeps_it_closed_and_is_named() {
     }
     let mut flipped = 0;
     for stream in ["0", "1"] {
-        for file in fs::read_dir(node.dir.0.join("data/log").join(stream)).unwrap() {
+        for file in fs::read_dir(node.dir.join("data/log").join(stream)).unwrap() {
             let path = file.unwrap().path();
             let mut bytes = fs::read(&path).unwrap();
             // The body of the second batch: the first block is the segment's header.
@@ -305,7 +264,7 @@ fn garbage_on_any_port_harms_nobody() {
             let _ = stream.write_all(&bytes); // it may have been refused already
         }
     }
-    let mut port = std::os::unix::net::UnixStream::connect(node.dir.0.join("data/port-0.sock")).unwrap();
+    let mut port = std::os::unix::net::UnixStream::connect(node.dir.join("data/port-0.sock")).unwrap();
     port.write_all(&[0xff; 64]).unwrap();
     let mut end = vec![];
     assert_eq!(port.read_to_end(&mut end).unwrap(), 0, "closed without a word");
@@ -322,7 +281,7 @@ struct SmallDisk(Dir);
 impl SmallDisk {
     fn new(mib: u64) -> Option<SmallDisk> {
         let dir = Dir::new("disk");
-        let (image, at) = (dir.0.join("image"), dir.0.join("mnt"));
+        let (image, at) = (dir.join("image"), dir.join("mnt"));
         fs::File::create(&image).unwrap().set_len(mib << 20).unwrap();
         fs::create_dir_all(&at).unwrap();
         let run = |program: &str, args: &[&std::ffi::OsStr]| {
@@ -333,7 +292,7 @@ impl SmallDisk {
         made.then(|| SmallDisk(dir))
     }
     fn path(&self) -> PathBuf {
-        self.0.0.join("mnt")
+        self.0.join("mnt")
     }
 }
 impl Drop for SmallDisk {
@@ -349,7 +308,7 @@ fn a_full_disk_refuses_writes_loses_nothing_and_takes_them_again() {
         return eprintln!("NOT RUN: no file system could be made on a loop device here (needs root)");
     };
     let node = Node::new("full");
-    node.edit(&node.dir.0.join("data").display().to_string(), &disk.path().join("data").display().to_string());
+    node.edit(&node.dir.join("data").display().to_string(), &disk.path().join("data").display().to_string());
     let (_log, _router) = (node.start("log"), node.start("router"));
     node.ready();
     let ballast = disk.path().join("ballast");

@@ -1,23 +1,22 @@
 //! TLS as an operator meets it: `ezone cert`, a configuration, a router, certificates that change under it.
 
+mod process_kit;
 mod tls_kit;
 
 use dataplane::tls::{Makers, Roots};
+use process_kit::{Dir, PATIENCE, addresses, http, map, read_head, within_or};
 use rustls::client::Resumption;
 use rustls::{ClientConnection, StreamOwned};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory with an authority and a router that uses it; all gone at the end.
 struct Node {
-    dir: PathBuf,
+    dir: Dir,
     plain: SocketAddr,
     tls: SocketAddr,
     peer: SocketAddr,
@@ -27,27 +26,19 @@ struct Node {
 
 impl Node {
     fn new(name: &str) -> Node {
-        let dir = std::env::temp_dir().join(format!("ezone-tls-{name}-{}", std::process::id()));
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).unwrap();
-        let held: Vec<_> = (0..4).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let at: Vec<_> = held.iter().map(|l| l.local_addr().unwrap()).collect();
-        let map = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+        let dir = Dir::new(name);
+        let backend = backend();
+        let [plain, tls, peer, admin] = addresses();
         let text = format!(
-            "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n[router]\nlisten = [\"{}\"]\n\
-             tls_listen = [\"{}\"]\npeer_listen = [\"{}\"]\nadmin = \"{}\"\ncores = [0]\n\
+            "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n[router]\nlisten = [\"{plain}\"]\n\
+             tls_listen = [\"{tls}\"]\npeer_listen = [\"{peer}\"]\nadmin = \"{admin}\"\ncores = [0]\n\
              [[tls]]\ncertificate = \"tls/server-localhost.pem\"\nkey = \"tls/server-localhost.key\"\n\
              [cluster]\nca = \"tls/ca.pem\"\ncertificate = \"tls/zone-bj.pem\"\nkey = \"tls/zone-bj.key\"\n\
-             [[service]]\nprefix = \"/\"\nendpoints = [\"{}\"]\n",
-            map.display(),
-            at[0],
-            at[1],
-            at[2],
-            at[3],
-            backend()
+             [[service]]\nprefix = \"/\"\nendpoints = [\"{backend}\"]\n",
+            map().display(),
         );
         fs::write(dir.join("node.toml"), text).unwrap();
-        Node { dir, plain: at[0], tls: at[1], peer: at[2], admin: at[3], child: None }
+        Node { dir, plain, tls, peer, admin, child: None }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -81,16 +72,8 @@ impl Node {
         self.within("the router answers", || TcpStream::connect(self.plain).ok().map(drop));
     }
 
-    fn within<T>(&self, what: &str, mut done: impl FnMut() -> Option<T>) -> T {
-        let until = Instant::now() + PATIENCE;
-        loop {
-            if let Some(value) = done() {
-                return value;
-            }
-            let said = || fs::read_to_string(self.dir.join("said")).unwrap_or_default();
-            assert!(Instant::now() < until, "waited too long until {what}; it said:\n{}", said());
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    fn within<T>(&self, what: &str, done: impl FnMut() -> Option<T>) -> T {
+        within_or(what, || self.dir.said(), done)
     }
 
     /// A client that trusts the authority and never takes up an old session.
@@ -112,10 +95,8 @@ impl Node {
     }
 
     fn metric(&self, name: &str) -> Option<String> {
-        let mut stream = TcpStream::connect(self.admin).ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page).ok()?;
+        let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+        let (_, page) = http(self.admin, request).ok()?;
         page.lines().find(|l| l.starts_with(name)).and_then(|l| l.rsplit(' ').next()).map(str::to_owned)
     }
 }
@@ -126,7 +107,6 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 
@@ -147,15 +127,6 @@ fn backend() -> SocketAddr {
         }
     });
     at
-}
-
-fn read_head(stream: &mut impl Read) -> Option<String> {
-    let (mut head, mut byte) = (vec![], [0]);
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte).ok()?;
-        head.push(byte[0]);
-    }
-    String::from_utf8(head).ok()
 }
 
 fn ask(stream: &mut (impl Read + Write)) -> Option<String> {

@@ -1,0 +1,99 @@
+//! What tests of the real programs share: waits, directories that go, free addresses, and HTTP in its simplest form.
+#![allow(dead_code, reason = "each test program uses some of it")]
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long anything may take: machines of tests are loaded.
+pub const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How long one answer may take: less than all patience, as what waits for a node asks again.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// Looks until there is something; fails with `what` was waited for.
+pub fn within<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    within_or(what, String::new, look)
+}
+
+/// The same; fails with what `said` tells as well, such as the output of the process.
+pub fn within_or<T>(what: &str, said: impl Fn() -> String, mut look: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < until, "{what}: not within {PATIENCE:?}\n{}", said());
+        sleep(Duration::from_millis(10));
+    }
+}
+
+/// A directory of one test, gone at its end.
+pub struct Dir(PathBuf);
+
+impl Dir {
+    /// Empty; `name` is its own within the test program.
+    pub fn new(name: &str) -> Dir {
+        let name = format!("ezone-{}-{name}-{}", env!("CARGO_CRATE_NAME"), std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        Dir(dir)
+    }
+
+    /// What processes have written to its file `said`.
+    pub fn said(&self) -> String {
+        fs::read_to_string(self.join("said")).unwrap_or_default()
+    }
+}
+
+impl Deref for Dir {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Addresses that nobody listens on, each another one: all are held until the last is known.
+pub fn addresses<const N: usize>() -> [SocketAddr; N] {
+    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    held.map(|listener| listener.local_addr().unwrap())
+}
+
+/// The map that never changes.
+pub fn map() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml")
+}
+
+/// Sends a whole request, which asks for the end of the connection; status and body of the answer.
+pub fn http(at: SocketAddr, request: &str) -> io::Result<(u16, String)> {
+    let mut stream = TcpStream::connect(at)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|s| s.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, b)| b.to_owned());
+    status.zip(body).ok_or_else(|| io::Error::other(format!("no HTTP: {answer:?}")))
+}
+
+/// The head of a message, with the empty line; `None` if the connection ends before.
+pub fn read_head(stream: &mut impl Read) -> Option<String> {
+    let (mut head, mut byte) = (vec![], [0u8; 1]);
+    while !head.ends_with(b"\r\n\r\n") {
+        stream.read_exact(&mut byte).ok()?;
+        head.push(byte[0]);
+    }
+    String::from_utf8(head).ok()
+}

@@ -177,6 +177,21 @@ fn requests_that_come_after_a_send_has_failed_are_measured_without_a_panic() {
     assert!(w.closed.contains(&c));
 }
 
+/// Found by reading.
+#[test]
+fn an_answer_that_breaks_off_does_not_look_whole_to_a_client_of_http_1_0() {
+    for (version, reset) in [("1.0", true), ("1.1", false)] {
+        let mut w = World::new();
+        let c = w.client();
+        w.give(c, GET.replace("HTTP/1.1", &format!("HTTP/{version}")));
+        let up = w.last_connect();
+        w.give(up, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n");
+        w.end(up, false);
+        assert!(w.took(c).contains("half") && w.closed.contains(&c));
+        assert_eq!(w.reset.contains(&c), reset);
+    }
+}
+
 #[test]
 fn a_late_100_is_not_written_into_an_answer_that_has_begun() {
     let mut w = World::new();

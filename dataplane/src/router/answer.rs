@@ -60,7 +60,7 @@ impl Core {
         let Some((_, c)) = self.client(id) else { return };
         if c.exchange.as_ref().is_some_and(|e| e.answered) {
             self.breaks(id, reason);
-            return self.close(id);
+            return self.break_off(id);
         }
         if c.exchange.is_none() && c.phase == Phase::Body {
             // Answered before its end, and what is left of it is late or malformed: nobody waits for a second answer.

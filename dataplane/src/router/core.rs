@@ -88,6 +88,8 @@ pub enum Order {
     Shutdown(ConnId),
     /// Close; when no operation of it is under way, `on_closed`.
     Close(ConnId),
+    /// Likewise, and so that the other side sees it break off (RST).
+    Reset(ConnId),
 }
 
 /// One router core.
@@ -507,6 +509,16 @@ impl Core {
         if let Some(conn) = self.conn(id) {
             conn.io.closing = true;
             self.orders.push_back(Order::Close(id));
+        }
+    }
+
+    /// Ends an answer in its middle. To a client of HTTP/1.0 an orderly end would say that it is whole (RFC 9112 §8).
+    pub(super) fn break_off(&mut self, id: ConnId) {
+        let looks_whole = self.client(id).is_some_and(|(_, c)| !c.about.http11);
+        self.give_back(id);
+        if let Some(conn) = self.conn(id) {
+            conn.io.closing = true;
+            self.orders.push_back(if looks_whole { Order::Reset(id) } else { Order::Close(id) });
         }
     }
 

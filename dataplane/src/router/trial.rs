@@ -58,7 +58,12 @@ pub fn trial(settings: &Settings, map: &Arc<dyn Routes>, side: Side, request: &[
             Order::Connect(_, Target::Tcp(at) | Target::Tls(at, _)) => went = Some(Went::Upstream(at)),
             Order::Connect(_, Target::Port(port)) => went = Some(Went::Log(port)),
             Order::Send(id) if id == client && went.is_none() => went = answer(&core.take_out(id)),
-            Order::Send(_) | Order::Pause(_) | Order::Resume(_) | Order::Shutdown(_) | Order::Close(_) => {}
+            Order::Send(_)
+            | Order::Pause(_)
+            | Order::Resume(_)
+            | Order::Shutdown(_)
+            | Order::Close(_)
+            | Order::Reset(_) => {}
         }
     }
     let held = core.counts().holding > 0;

@@ -38,6 +38,8 @@ pub struct World {
     pub closed: Vec<ConnId>,
     pub paused: Vec<ConnId>,
     pub shut: Vec<ConnId>,
+    /// Of these the other side saw that it broke off.
+    pub reset: Vec<ConnId>,
     /// Connects wait for the test.
     pub slow_connects: bool,
     /// Sends wait for the test.
@@ -62,6 +64,7 @@ impl World {
             closed: vec![],
             paused: vec![],
             shut: vec![],
+            reset: vec![],
             slow_connects: false,
             stuck: vec![],
         };
@@ -121,7 +124,10 @@ impl World {
                 Order::Pause(id) => self.paused.push(id),
                 Order::Resume(id) => self.paused.retain(|p| *p != id),
                 Order::Shutdown(id) => self.shut.push(id),
-                Order::Close(id) => {
+                Order::Close(id) | Order::Reset(id) => {
+                    if matches!(order, Order::Reset(_)) {
+                        self.reset.push(id);
+                    }
                     self.closed.push(id);
                     self.core.on_closed(id);
                 }

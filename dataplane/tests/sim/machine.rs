@@ -23,6 +23,8 @@ pub struct Sock {
     /// Receives that had completed before they were cancelled.
     late: usize,
     closing: bool,
+    /// Its end is a break.
+    reset: bool,
 }
 
 pub struct Machine {
@@ -63,7 +65,8 @@ impl Machine {
         }
         assert!(self.socks[index].is_none(), "{id:?} is given out twice");
         let wanted = connecting.is_none();
-        self.socks[index] = Some(Sock { id, link, connecting, sending: None, wanted, late: 0, closing: false });
+        self.socks[index] =
+            Some(Sock { id, link, connecting, sending: None, wanted, late: 0, closing: false, reset: false });
     }
 
     /// One completion has been handed over: orders are looked at now or a little later.
@@ -114,11 +117,11 @@ impl Machine {
                     links[link].broken = true;
                 }
             }
-            Order::Close(id) => match self.sock(id) {
+            Order::Close(id) | Order::Reset(id) => match self.sock(id) {
                 Some(sock) => {
                     assert!(!sock.closing, "{id:?} is closed twice");
                     assert!(!stopping || sock.sending.is_none(), "{id:?}: a stop cuts an answer off");
-                    sock.closing = true;
+                    (sock.closing, sock.reset) = (true, matches!(order, Order::Reset(_)));
                 }
                 None => self.core.on_closed(id),
             },
@@ -232,7 +235,7 @@ impl Machine {
             links[link].broken |= sent < out.len() || out.is_empty();
             let _ = links[link].write(side, &out[sent..sent + rng.below(out.len() - sent + 1)]);
         }
-        links[link].hang_up(side, false, rng.below(2) == 0);
+        links[link].hang_up(side, sock.reset, rng.below(2) == 0);
     }
 
     /// The end of a socket that is closing.

@@ -6,6 +6,7 @@ use crate::uring::socket;
 use io_uring::{opcode, types};
 use socket2::SockAddr;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 
 impl Driver {
     pub(super) fn orders(&mut self) {
@@ -37,6 +38,7 @@ impl Driver {
                     None => {}
                 },
                 Order::Close(id) => self.close(id),
+                Order::Reset(id) => self.reset(id),
             }
         }
     }
@@ -104,6 +106,13 @@ impl Driver {
             self.submit(opcode::AsyncCancel::new(op.on(id)).build().user_data(Op::Cancel.on(id)));
         }
         self.end_if_done(id);
+    }
+
+    fn reset(&mut self, id: ConnId) {
+        if let Some(socket) = sock(&mut self.socks, id).and_then(|s| s.socket.as_ref()) {
+            let _ = socket.set_linger(Some(Duration::ZERO)); // then its end is an orderly one, as it would have been
+        }
+        self.close(id);
     }
 
     /// Closes a closing socket once none of its operations is under way.

@@ -2,11 +2,11 @@
 
 mod process_kit;
 
-use process_kit::{Dir, PATIENCE, addresses, map, within};
+use process_kit::{Dir, PATIENCE, Running, addresses, map, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::thread::spawn;
 
 const BEIJING: &str = "loc=116.40,39.90";
@@ -14,8 +14,8 @@ const SHANGHAI: &str = "loc=121.47,31.23";
 
 /// Every process and the directory of the test; gone at its end.
 struct Cluster {
+    started: Vec<Running>,
     dir: Dir,
-    started: Vec<Child>,
 }
 
 impl Cluster {
@@ -25,16 +25,7 @@ impl Cluster {
         let said = fs::File::options().create(true).append(true).open(self.dir.join("said")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ezone"));
         command.args([program, "--config"]).arg(config).stdin(Stdio::null());
-        self.started.push(command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap());
-    }
-}
-
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        for child in &mut self.started {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+        self.started.push(Running(command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()));
     }
 }
 
@@ -73,7 +64,7 @@ fn ask(at: SocketAddr, method: &str, path: &str, tag: &str, body: &str) -> Optio
 #[test]
 fn an_edge_sends_everything_to_the_owner_and_stores_nothing() {
     let port: [_; 12] = addresses();
-    let mut cluster = Cluster { dir: Dir::new("two"), started: vec![] };
+    let mut cluster = Cluster { started: vec![], dir: Dir::new("two") };
     let dir = cluster.dir.to_path_buf();
     let node = |zone: &str| {
         let (map, data) = (map(), dir.join(zone));

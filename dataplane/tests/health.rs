@@ -3,11 +3,11 @@
 
 mod process_kit;
 
-use process_kit::{Dir, addresses, map, read_head, within};
+use process_kit::{Dir, Running, addresses, map, read_head, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{JoinHandle, sleep, spawn};
@@ -78,16 +78,16 @@ impl Upstream {
 
 /// A router of zone bj, gone at the end with its directory.
 struct Router {
+    child: Option<Running>,
     dir: Dir,
     at: SocketAddr,
     admin: SocketAddr,
-    child: Option<Child>,
 }
 
 impl Router {
     fn new(name: &str) -> Router {
         let [at, admin] = addresses();
-        Router { dir: Dir::new(name), at, admin, child: None }
+        Router { child: None, dir: Dir::new(name), at, admin }
     }
 
     fn write(&self, service: &str) {
@@ -106,7 +106,7 @@ impl Router {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ezone"));
         command.arg("router").arg("--config").arg(self.dir.join("node.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
-        self.child = Some(command.spawn().unwrap());
+        self.child = Some(Running(command.spawn().unwrap()));
         within("the router is ready", || self.page("GET", "/readyz").starts_with("HTTP/1.1 200").then_some(()));
     }
 
@@ -137,15 +137,6 @@ impl Router {
 
     fn said(&self) -> String {
         self.dir.said()
-    }
-}
-
-impl Drop for Router {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

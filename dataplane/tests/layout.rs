@@ -2,22 +2,22 @@
 
 mod process_kit;
 
-use process_kit::{Dir, addresses, http, map, within};
+use process_kit::{Dir, Running, addresses, http, map, within};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// A node of zone bj with a map that never changes; gone at the end with its processes.
 struct Node {
+    started: Vec<Running>,
     dir: Dir,
     ports: [SocketAddr; 4],
-    started: Vec<Child>,
 }
 
 impl Node {
     fn new(name: &str, layout: &str) -> Node {
-        let node = Node { dir: Dir::new(name), ports: addresses(), started: vec![] };
+        let node = Node { started: vec![], dir: Dir::new(name), ports: addresses() };
         node.write(layout, "", "");
         node
     }
@@ -44,14 +44,13 @@ impl Node {
         let said = fs::File::options().create(true).append(true).open(self.dir.join("said")).unwrap();
         let mut command = self.ezone(program);
         let child = command.stdin(Stdio::null()).stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap();
-        self.started.push(child);
+        self.started.push(Running(child));
         self.started.len() - 1
     }
 
     fn term(&mut self, which: usize) {
-        let pid = rustix::process::Pid::from_raw(self.started[which].id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        let status = within("the program ends", || self.started[which].try_wait().unwrap());
+        self.started[which].ask_to_end();
+        let status = self.started[which].ended();
         assert!(status.success(), "{status}: {}", self.said());
     }
 
@@ -100,15 +99,6 @@ impl Node {
             children.split_whitespace().map(|p| p.parse().unwrap()).find(is).unwrap_or_else(|| panic!("no {part}"))
         };
         [named("router"), named("log")]
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for child in &mut self.started {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 
@@ -298,10 +288,8 @@ fn a_log_that_fails_while_it_stops_ends_all_the_same() {
             node.post("116.40,39.90");
         }
         fs::remove_dir_all(node.dir.join("data")).unwrap();
-        let pid = rustix::process::Pid::from_raw(node.started[log].id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        within(&format!("round {round}: the log ends"), || node.started[log].try_wait().unwrap());
-        let _ = node.started[router].kill();
-        let _ = node.started[router].wait();
+        node.started[log].ask_to_end();
+        within(&format!("round {round}: the log ends"), || node.started[log].0.try_wait().unwrap());
+        node.started[router].kill();
     }
 }

@@ -2,12 +2,12 @@
 
 mod process_kit;
 
-use process_kit::{Dir, PATIENCE, addresses, read_head, within};
+use process_kit::{Dir, PATIENCE, Running, addresses, read_head, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::{JoinHandle, sleep, spawn};
@@ -20,13 +20,13 @@ static TURN: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
 /// A router of zone bj with two backends, alone or under `ezone run`; gone at the end with every process.
 struct Node {
+    started: Vec<Running>,
     dir: Dir,
     config: PathBuf,
     at: SocketAddr,
     second: SocketAddr,
     admin: SocketAddr,
     backends: [SocketAddr; 2],
-    started: Vec<Child>,
 }
 
 impl Node {
@@ -40,7 +40,7 @@ impl Node {
         let backends = [backend("one"), backend("two")];
         let config = dir.join("node.toml");
         let [at, second, admin] = addresses();
-        let node = Node { dir, config, at, second, admin, backends, started: vec![] };
+        let node = Node { started: vec![], dir, config, at, second, admin, backends };
         node.write(0, &[at], "");
         node
     }
@@ -67,7 +67,7 @@ impl Node {
         let said = fs::File::options().create(true).append(true).open(self.dir.join("said")).unwrap();
         let mut command = Command::new(exe);
         command.args([program, "--config"]).arg(&self.config).stdin(Stdio::null());
-        self.started.push(command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap());
+        self.started.push(Running(command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap()));
         within("the router is ready", || (self.get("/readyz").0 == 200).then_some(()));
     }
 
@@ -106,7 +106,7 @@ impl Node {
 
     /// Waits for the end of the process that was started; its exit code.
     fn ended(&mut self) -> i32 {
-        within("the process ends", || self.started[0].try_wait().unwrap()).code().unwrap_or(-1)
+        self.started[0].ended().code().unwrap_or(-1)
     }
 }
 
@@ -117,10 +117,6 @@ impl Drop for Node {
             && let Some(pid) = status["life"]["pid"].as_u64()
         {
             kill(pid as u32, rustix::process::Signal::KILL);
-        }
-        for child in &mut self.started {
-            let _ = child.kill();
-            let _ = child.wait();
         }
     }
 }
@@ -485,12 +481,10 @@ fn a_second_sigterm_ends_at_once() {
 #[test]
 fn the_systemd_unit_is_one() {
     let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/ezone.service")).unwrap();
-    let dir = std::env::temp_dir().join(format!("ezone-life-unit-{}", std::process::id()));
-    fs::create_dir_all(&dir).unwrap();
+    let dir = Dir::new("unit");
     let file = dir.join("ezone.service");
     fs::write(&file, unit.replace("/usr/bin/ezone", &exe().display().to_string())).unwrap();
     let verified = Command::new("systemd-analyze").arg("verify").arg(&file).output();
-    fs::remove_dir_all(&dir).unwrap();
     let Ok(verified) = verified else {
         // Said, not hidden.
         return eprintln!("NOT RUN: systemd-analyze is not installed here");

@@ -2,19 +2,19 @@
 
 mod process_kit;
 
-use process_kit::{Dir, PATIENCE, addresses, http, map, within_or};
+use process_kit::{Dir, PATIENCE, Running, addresses, http, map, within_or};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// A router of zone bj with a map that never changes and one service whose upstream answers everything.
 struct Router {
+    process: Running,
     dir: Dir,
     client: SocketAddr,
     admin: SocketAddr,
-    process: Child,
 }
 
 impl Router {
@@ -38,8 +38,8 @@ impl Router {
         let said = fs::File::create(dir.join("said")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_ezone"));
         command.args(["router", "--stop-with-stdin", "--config"]).arg(&config).stdin(Stdio::piped());
-        let process = command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap();
-        let router = Router { dir, client, admin, process };
+        let process = Running(command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap());
+        let router = Router { process, dir, client, admin };
         router.within("the router is ready", || router.page("/readyz").ok().filter(|(s, _)| *s == 200));
         router
     }
@@ -68,13 +68,6 @@ impl Router {
             let text = fs::read_to_string(self.dir.join(file)).unwrap_or_default();
             text.lines().find(|l| l.contains(part)).map(String::from)
         })
-    }
-}
-
-impl Drop for Router {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
     }
 }
 

@@ -2,12 +2,12 @@
 
 mod process_kit;
 
-use process_kit::{Dir, addresses, http, map, within};
+use process_kit::{Dir, Running, addresses, http, map, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 /// A node of zone bj with a map that never changes.
@@ -85,25 +85,6 @@ impl Node {
 
     fn said(&self) -> String {
         self.dir.said()
-    }
-}
-
-struct Running(Child);
-
-impl Running {
-    fn kill(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-    fn term(&mut self) -> i32 {
-        let pid = rustix::process::Pid::from_raw(self.0.id() as i32).unwrap();
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        within("the program ends", || self.0.try_wait().unwrap()).code().unwrap_or(-1)
-    }
-}
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
@@ -234,7 +215,7 @@ fn a_node_starts_again_what_is_killed_and_ends_in_order() {
     let node = Node::new("run");
     let mut run = node.start("run");
     node.ready();
-    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.0.id())).unwrap();
+    let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", run.id())).unwrap();
     let pids: Vec<i32> = children.split_whitespace().map(|p| p.parse().unwrap()).collect();
     assert_eq!(pids.len(), 2, "{children}");
     for pid in pids {

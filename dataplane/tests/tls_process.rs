@@ -4,24 +4,24 @@ mod process_kit;
 mod tls_kit;
 
 use dataplane::tls::{Makers, Roots};
-use process_kit::{Dir, PATIENCE, addresses, http, map, read_head, within_or};
+use process_kit::{Dir, PATIENCE, Running, addresses, http, map, read_head, within_or};
 use rustls::client::Resumption;
 use rustls::{ClientConnection, StreamOwned};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 /// A directory with an authority and a router that uses it; all gone at the end.
 struct Node {
+    child: Option<Running>,
     dir: Dir,
     plain: SocketAddr,
     tls: SocketAddr,
     peer: SocketAddr,
     admin: SocketAddr,
-    child: Option<Child>,
 }
 
 impl Node {
@@ -38,7 +38,7 @@ impl Node {
             map().display(),
         );
         fs::write(dir.join("node.toml"), text).unwrap();
-        Node { dir, plain, tls, peer, admin, child: None }
+        Node { child: None, dir, plain, tls, peer, admin }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -68,7 +68,7 @@ impl Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ezone"));
         command.arg("router").arg("--config").arg(self.dir.join("node.toml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(said);
-        self.child = Some(command.spawn().unwrap());
+        self.child = Some(Running(command.spawn().unwrap()));
         self.within("the router answers", || TcpStream::connect(self.plain).ok().map(drop));
     }
 
@@ -98,15 +98,6 @@ impl Node {
         let request = "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
         let (_, page) = http(self.admin, request).ok()?;
         page.lines().find(|l| l.starts_with(name)).and_then(|l| l.rsplit(' ').next()).map(str::to_owned)
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
     }
 }
 

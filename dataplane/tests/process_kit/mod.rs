@@ -1,11 +1,13 @@
-//! What tests of the real programs share: waits, directories that go, free addresses, and HTTP in its simplest form.
+//! What tests of the real programs share: waits, processes, directories that go, free addresses, and HTTP in its simplest form.
 #![allow(dead_code, reason = "each test program uses some of it")]
 
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -62,6 +64,42 @@ impl Deref for Dir {
 impl Drop for Dir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A process of the test, which ends with it: a field of this type stands before the directory that the process uses.
+pub struct Running(pub Child);
+
+impl Running {
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
+    pub fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Asks it to end.
+    pub fn ask_to_end(&self) {
+        kill_process(Pid::from_raw(self.id() as i32).unwrap(), Signal::TERM).unwrap();
+    }
+
+    /// Waits for its end.
+    pub fn ended(&mut self) -> ExitStatus {
+        within("the program ends", || self.0.try_wait().unwrap())
+    }
+
+    /// Asks it to end and waits for that; its exit code, or -1 if a signal has killed it.
+    pub fn term(&mut self) -> i32 {
+        self.ask_to_end();
+        self.ended().code().unwrap_or(-1)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
     }
 }
 

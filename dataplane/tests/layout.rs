@@ -5,7 +5,7 @@ mod process_kit;
 use process_kit::{Dir, Running, addresses, http, map, within};
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Stdio};
 
 /// A node of zone bj with a map that never changes; gone at the end with its processes.
@@ -291,5 +291,7 @@ fn a_log_that_fails_while_it_stops_ends_all_the_same() {
         node.started[log].ask_to_end();
         within(&format!("round {round}: the log ends"), || node.started[log].0.try_wait().unwrap());
         node.started[router].kill();
+        // The kernel ends the rings of a killed process behind its end, and only then are their listeners closed.
+        within(&format!("round {round}: the address is free"), || TcpListener::bind(node.ports[0]).ok());
     }
 }

@@ -2,7 +2,7 @@
 
 mod process_kit;
 
-use process_kit::{Dir, PATIENCE, Running, addresses, read_head, within};
+use process_kit::{Dir, PATIENCE, Running, addresses, backend, read_head, within};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -37,7 +37,7 @@ impl Node {
             let from = file.unwrap().path();
             fs::copy(&from, dir.join(from.file_name().unwrap())).unwrap();
         }
-        let backends = [backend("one"), backend("two")];
+        let backends = [named("one"), named("two")];
         let config = dir.join("node.toml");
         let [at, second, admin] = addresses();
         let node = Node { started: vec![], dir, config, at, second, admin, backends };
@@ -131,33 +131,18 @@ fn exe() -> &'static Path {
 }
 
 /// Answers with its name; `/slow` after a second, `/never` not at all.
-fn backend(name: &'static str) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = listener.local_addr().unwrap();
-    spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            spawn(move || {
-                while let Some(head) = read_head(&mut stream) {
-                    match head.split(' ').nth(1) {
-                        Some("/slow") => sleep(Duration::from_secs(1)),
-                        Some("/never") => {
-                            NEVER.fetch_add(1, Relaxed);
-                            sleep(PATIENCE);
-                        }
-                        _ => {}
-                    }
-                    if stream
-                        .write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{name}").as_bytes())
-                        .is_err()
-                    {
-                        return;
-                    }
-                }
-            });
+fn named(name: &'static str) -> SocketAddr {
+    backend(move |head| {
+        match head.split(' ').nth(1) {
+            Some("/slow") => sleep(Duration::from_secs(1)),
+            Some("/never") => {
+                NEVER.fetch_add(1, Relaxed);
+                sleep(PATIENCE);
+            }
+            _ => {}
         }
-    });
-    at
+        Some(format!("HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n{name}"))
+    })
 }
 
 fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {

@@ -4,12 +4,12 @@ mod process_kit;
 mod tls_kit;
 
 use dataplane::tls::{Makers, Roots};
-use process_kit::{Dir, PATIENCE, Running, addresses, http, map, read_head, within_or};
+use process_kit::{Dir, PATIENCE, Running, addresses, backend, http, map, read_head, within_or};
 use rustls::client::Resumption;
 use rustls::{ClientConnection, StreamOwned};
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ struct Node {
 impl Node {
     fn new(name: &str) -> Node {
         let dir = Dir::new(name);
-        let backend = backend();
+        let backend = backend(|_| Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()));
         let [plain, tls, peer, admin] = addresses();
         let text = format!(
             "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n[router]\nlisten = [\"{plain}\"]\n\
@@ -99,25 +99,6 @@ impl Node {
         let (_, page) = http(self.admin, request).ok()?;
         page.lines().find(|l| l.starts_with(name)).and_then(|l| l.rsplit(' ').next()).map(str::to_owned)
     }
-}
-
-/// Answers every request alike.
-fn backend() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let at = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            std::thread::spawn(move || {
-                while read_head(&mut stream).is_some() {
-                    if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    at
 }
 
 fn ask(stream: &mut (impl Read + Write)) -> Option<String> {

@@ -1,4 +1,4 @@
-//! What tests of the real programs share: waits, processes, directories that go, free addresses, and HTTP in its simplest form.
+//! What tests of the real programs share: waits, processes, backends, directories that go, free addresses, and HTTP in its simplest form.
 #![allow(dead_code, reason = "each test program uses some of it")]
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus};
-use std::thread::sleep;
+use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
 /// How long anything may take: machines of tests are loaded.
@@ -134,4 +134,24 @@ pub fn read_head(stream: &mut impl Read) -> Option<String> {
         head.push(byte[0]);
     }
     String::from_utf8(head).ok()
+}
+
+/// Serves every connection until it ends: writes what `answer` makes of each request's head, and nothing where that is `None`.
+pub fn backend(answer: impl Fn(&str) -> Option<String> + Clone + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = listener.local_addr().unwrap();
+    spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, answer) = (stream.unwrap(), answer.clone());
+            spawn(move || {
+                while let Some(head) = read_head(&mut stream) {
+                    let answer = answer(&head).unwrap_or_default();
+                    if stream.write_all(answer.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    at
 }

@@ -6,6 +6,7 @@ mod access;
 mod check;
 mod dns;
 mod endpoint;
+pub mod file;
 mod forwarded;
 mod layout;
 mod limits;
@@ -52,7 +53,6 @@ use service::RawService;
 use shardmap::Zone;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use tls::{RawCluster, RawPair};
 use toml::Spanned;
@@ -142,7 +142,7 @@ impl Config {
     /// Reads and checks the file at `path`.
     pub fn load(path: &Path) -> Result<Config, Problems> {
         let file = path.display().to_string();
-        match read(path) {
+        match file::read_text(path, FILE_BYTES_MAX) {
             Ok(text) => Config::parse(&file, &text),
             Err(e) => Err(Problems { file, found: vec![(0, format!("cannot be read: {e}"))] }),
         }
@@ -208,21 +208,6 @@ impl Config {
 
 /// More is no configuration.
 const FILE_BYTES_MAX: u64 = 16 << 20;
-
-/// The text of a regular file. A pipe would let a running router wait for ever, a device or a disk image fill its memory.
-fn read(path: &Path) -> io::Result<String> {
-    let about = std::fs::metadata(path)?;
-    if about.is_dir() {
-        return Err(io::Error::from(io::ErrorKind::IsADirectory));
-    }
-    if !about.is_file() || about.len() > FILE_BYTES_MAX {
-        let seen = if about.is_file() { format!("{} bytes", about.len()) } else { "no regular file".into() };
-        return Err(io::Error::other(format!("{seen}; expected a file of at most {FILE_BYTES_MAX} bytes")));
-    }
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
-}
 
 impl Check<'_> {
     fn config(&mut self, raw: Raw) -> Option<Config> {

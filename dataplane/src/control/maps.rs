@@ -1,7 +1,7 @@
 //! Follows the map: asks the GZS by long poll, keeps each map on disk before anyone acts on it, never goes back.
 
 use super::{Failed, durable};
-use crate::config::MapSource;
+use crate::config::{MapSource, file};
 use shardmap::MapEpoch;
 use shardmap::map::Map;
 use std::io::ErrorKind;
@@ -16,6 +16,8 @@ pub const POLL_WAIT: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(200);
 /// The largest map that is accepted.
 const MAP_BYTES_MAX: usize = 64 << 20;
+/// Of a map's text, and of each file that it names.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// What the follower has to tell.
 pub enum News {
@@ -153,9 +155,9 @@ fn root_cause(e: &dyn std::error::Error) -> String {
 
 /// The map in the file at `path`, which an operator wrote; what it says of itself goes to the log.
 pub fn from_file(path: &Path) -> Result<Arc<Map>, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let text = file::read_text(path, FILE_BYTES_MAX).map_err(|e| format!("{}: {e}", path.display()))?;
     let beside = path.parent().unwrap_or(Path::new(""));
-    let load = |name: &str| std::fs::read_to_string(beside.join(name)).map_err(|e| e.to_string());
+    let load = |name: &str| file::read_text(&beside.join(name), FILE_BYTES_MAX).map_err(|e| e.to_string());
     match Map::from_toml(&text, load) {
         Ok((map, notes)) => {
             tracing::info!("{}: map {}, {} notes", path.display(), map.epoch(), notes.len());

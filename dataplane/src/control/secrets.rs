@@ -4,13 +4,12 @@
 //! change one after the other, so a pair that does not fit is looked at once more before anyone is told.
 
 use super::metrics::Page;
-use crate::config::{ClusterFiles, Config, KeyFiles, UpstreamTls};
+use crate::config::{ClusterFiles, Config, KeyFiles, UpstreamTls, file};
 use crate::tls::certificates::{FILE_BYTES_MAX, Validity};
 use crate::tls::context::Expiry;
 use crate::tls::{Cluster, Contexts, Identity, Makers, Outgoing, Pair, Roots, TlsId};
 use rustls::ServerConfig;
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -312,22 +311,12 @@ impl Named {
 fn read_all(named: &Named) -> Result<BTreeMap<PathBuf, Vec<u8>>, String> {
     let (mut files, mut problems) = (BTreeMap::new(), vec![]);
     for path in named.paths() {
-        match read(path) {
+        match file::read(path, FILE_BYTES_MAX) {
             Ok(bytes) => drop(files.insert(path.to_owned(), bytes)),
-            Err(why) => problems.push(format!("{}: {why}", path.display())),
+            Err(e) => problems.push(format!("{}: cannot be read: {e}", path.display())),
         }
     }
     if problems.is_empty() { Ok(files) } else { Err(problems.join("\n")) }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, String> {
-    let file = std::fs::File::open(path).map_err(|e| format!("cannot be read: {e}"))?;
-    let mut bytes = vec![];
-    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
-    if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(format!("more than {FILE_BYTES_MAX} bytes: not a certificate or key"));
-    }
-    Ok(bytes)
 }
 
 /// Adds what can be said of the certificates that `contexts` was made of.
@@ -423,7 +412,8 @@ mod tests {
         fs::remove_file(dir.path.join("ca.pem")).unwrap();
         fs::write(dir.path.join("bj.key"), vec![b'x'; 2 << 20]).unwrap();
         let said = Secrets::default().contexts(&dir.config()).map(drop).unwrap_err();
-        assert!(said.contains("ca.pem: cannot be read") && said.contains("bj.key: more than 1048576 bytes"), "{said}");
+        let large = "bj.key: cannot be read: 2097152 bytes; expected a file of at most 1048576 bytes";
+        assert!(said.contains("ca.pem: cannot be read") && said.contains(large), "{said}");
     }
 
     #[test]

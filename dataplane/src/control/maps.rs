@@ -2,6 +2,7 @@
 
 use super::{Failed, durable};
 use crate::config::{MapSource, file};
+use crate::uring;
 use shardmap::MapEpoch;
 use shardmap::map::Map;
 use std::io::ErrorKind;
@@ -16,6 +17,8 @@ pub const POLL_WAIT: Duration = Duration::from_secs(20);
 const RETRY: Duration = Duration::from_millis(200);
 /// The largest map that is accepted.
 const MAP_BYTES_MAX: usize = 64 << 20;
+/// A map of so many bytes takes milliseconds to read.
+const LARGE_BYTES: usize = 256 << 10;
 /// Of a map's text, and of each file that it names.
 const FILE_BYTES_MAX: u64 = 64 << 20;
 
@@ -140,8 +143,25 @@ impl Follower {
                 return Err(format!("its map has more than {MAP_BYTES_MAX} bytes"));
             }
         }
-        self.kept.take(&bytes)
+        if bytes.len() < LARGE_BYTES {
+            return self.kept.take(&bytes);
+        }
+        aside(self.kept.clone(), bytes).await
     }
+}
+
+/// A large map is read and stored by a thread of its own, which gives way: it takes a tenth of a second of a processor that a
+/// router core may need at that moment.
+async fn aside(kept: Kept, bytes: Vec<u8>) -> Result<Option<Arc<Map>>, String> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    let work = move || {
+        if let Err(e) = uring::give_way() {
+            tracing::debug!("a large map is read at full priority: {e}");
+        }
+        drop(tell.send(kept.take(&bytes))); // nobody waits for it: the follower has ended
+    };
+    std::thread::Builder::new().name("map".into()).spawn(work).map_err(|e| format!("a thread for a map: {e}"))?;
+    told.await.map_err(|_| "the thread that read a map has ended".to_owned())?
 }
 
 /// "error sending request" helps nobody: what lies below it does.

@@ -215,3 +215,28 @@ pub async fn first(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_map_that_is_read_aside_is_stored_and_a_bad_one_is_refused() {
+        let china = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+        let map = from_file(&china).unwrap();
+        let dir = std::env::temp_dir().join(format!("ezone-maps-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let kept = Kept::open(dir.join("router.map")).unwrap();
+        let runtime = super::super::runtime().unwrap();
+        let taken = runtime.block_on(aside(kept.clone(), map.encode())).unwrap().expect("it is newer than none");
+        assert_eq!(taken.digest(), map.digest());
+        assert_eq!(Kept::open(dir.join("router.map")).unwrap().epoch(), map.epoch(), "it is on disk");
+        assert!(
+            runtime.block_on(aside(kept.clone(), map.encode())).unwrap().is_none(),
+            "the same once more changes nothing"
+        );
+        let why = runtime.block_on(aside(kept, vec![7; LARGE_BYTES])).unwrap_err();
+        assert!(why.starts_with("a map is refused"), "{why}");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

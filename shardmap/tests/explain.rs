@@ -1,4 +1,5 @@
 //! What is said of a tag agrees with where it leads.
+#![cfg(feature = "text")]
 
 use shardmap::explain::{Verdict, by_name, explain};
 use shardmap::id::Id;

@@ -22,23 +22,24 @@ struct Node {
     tls: SocketAddr,
     peer: SocketAddr,
     admin: SocketAddr,
+    upstream: SocketAddr,
 }
 
 impl Node {
     fn new(name: &str) -> Node {
         let dir = Dir::new(name);
-        let backend = backend(|_| Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()));
+        let upstream = backend(|_| Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n".into()));
         let [plain, tls, peer, admin] = addresses();
         let text = format!(
             "[node]\nzone = \"bj\"\ndata_dir = \"data\"\n[map]\nfile = \"{}\"\n[router]\nlisten = [\"{plain}\"]\n\
              tls_listen = [\"{tls}\"]\npeer_listen = [\"{peer}\"]\nadmin = \"{admin}\"\ncores = [0]\n\
              [[tls]]\ncertificate = \"tls/server-localhost.pem\"\nkey = \"tls/server-localhost.key\"\n\
              [cluster]\nca = \"tls/ca.pem\"\ncertificate = \"tls/zone-bj.pem\"\nkey = \"tls/zone-bj.key\"\n\
-             [[service]]\nprefix = \"/\"\nendpoints = [\"{backend}\"]\n",
+             [[service]]\nprefix = \"/\"\nendpoints = [\"{upstream}\"]\n",
             map().display(),
         );
         fs::write(dir.join("node.toml"), text).unwrap();
-        Node { child: None, dir, plain, tls, peer, admin }
+        Node { child: None, dir, plain, tls, peer, admin, upstream }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -138,6 +139,26 @@ fn certificates_are_made_used_and_changed_without_a_restart() {
     assert!(node.shown() == first);
     let said = fs::read_to_string(node.dir.join("said")).unwrap();
     assert!(said.contains("server-localhost.pem: no PEM section"), "{said}");
+
+    // A check reads the files too; and what else is asked for meanwhile goes by those that were good.
+    let post = |path: &str| {
+        let request = format!("POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        http(node.admin, &request).unwrap()
+    };
+    let (status, said) = post("/check");
+    assert!(status == 422 && said.contains("server-localhost.pem: no PEM section"), "{status} {said}");
+    let config = fs::read(node.dir.join("node.toml")).unwrap();
+    fs::write(node.dir.join("node.toml"), "nonsense").unwrap();
+    assert_eq!(post("/reload").0, 422);
+    fs::write(node.dir.join("node.toml"), config).unwrap();
+    let at = node.upstream;
+    assert_eq!(post(&format!("/upstreams/%2F/{at}/drain")).0, 202);
+    let page = || http(node.admin, "GET /upstreams HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap().1;
+    node.within("it is drained", || page().contains("\"state\":\"draining\"").then_some(()));
+    assert_eq!(post(&format!("/upstreams/%2F/{at}/undrain")).0, 202);
+    node.within("it is used again", || (!page().contains("\"state\":\"draining\"")).then_some(()));
+    let (status, said) = post("/upstreams/other/1.2.3.4:5/drain");
+    assert!(status == 404 && said.contains("\"expected\":[\"/\""), "{said}");
 
     // A good one is shown to new connections; the old one goes on.
     fs::remove_file(node.path("server-localhost.pem")).unwrap();

@@ -102,7 +102,6 @@ impl Running {
 
     /// Everything that can fail comes first: what is refused has changed nothing.
     pub(super) async fn renew(&mut self) -> Result<(Addresses, Addresses), Vec<String>> {
-        self.live.secrets.read_again();
         let (config, settings) = self.look_into().await?;
         let (added, removed) = (reload::added(&self.config, &config), reload::added(&config, &self.config));
         let before = self.held.all().len();
@@ -126,6 +125,7 @@ impl Running {
         config.placed_like(&self.config);
         let Some(router) = config.router.clone().filter(|_| refused.is_empty()) else { return Err(refused) };
         self.learn_names(&config).await?;
+        self.live.secrets.read_again();
         let settings = assemble::settings(&config, &router, &self.map, &mut self.live).map_err(|e| vec![e])?;
         Ok((config, Arc::new(settings)))
     }

@@ -11,7 +11,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The authority's files in the directory.
 const AUTHORITY: &str = "ca";
@@ -80,7 +79,7 @@ pub struct Place {
 
 /// Makes it; the text says what was made.
 pub fn run(what: &What) -> Result<String, Failed> {
-    let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let now_s = super::wall_ms() / 1000;
     match what {
         What::Ca { place, cluster, days } => {
             let made = Made::authority(cluster, Period::days(now_s, *days)).map_err(Failed::Input)?;

@@ -49,7 +49,7 @@ pub fn system() -> Lookup {
 impl Resolver {
     /// With no name to ask for.
     pub fn new(lookup: Lookup) -> Resolver {
-        let seed = wall_ms() ^ u64::from(std::process::id()) << 32;
+        let seed = super::wall_ms() ^ u64::from(std::process::id()) << 32;
         let rules = Dns { every_ms: 10_000, wait_ms_max: 0, addresses_max: 1, family: crate::config::Family::Any };
         Resolver {
             names: Names::new(rules, seed),
@@ -125,7 +125,7 @@ impl Resolver {
     fn ended(&mut self, ended: Result<(tokio::task::Id, Answer), JoinError>) -> Option<Told> {
         let (id, answer) = ended.unwrap_or_else(|e| (e.id(), Err(format!("the lookup failed by itself: {e}"))));
         let name = self.asked.remove(&id).expect("each task was written down when it began");
-        let told = self.names.on_answer(&name, answer, self.now_ms(), wall_ms());
+        let told = self.names.on_answer(&name, answer, self.now_ms(), super::wall_ms());
         self.show();
         told
     }
@@ -169,10 +169,6 @@ pub fn check(config: &Config) -> Result<Vec<String>, String> {
     });
     runtime.shutdown_background(); // who still waits for a resolver is not waited for
     Ok(missing)
-}
-
-fn wall_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 #[cfg(test)]

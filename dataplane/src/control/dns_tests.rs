@@ -112,7 +112,7 @@ fn tls_expects_the_certificate_of_the_name_and_a_check_asks_for_it() {
     let answers = Answers::default();
     answers.lock().unwrap().insert("api.internal.".into(), ips("10.0.0.1"));
     let ca = std::env::temp_dir().join(format!("ezone-dns-ca-{}.pem", std::process::id()));
-    let now_s = wall_ms() / 1000;
+    let now_s = crate::control::wall_ms() / 1000;
     let made = crate::tls::authority::Made::authority("ezone", crate::tls::authority::Period::days(now_s, 30)).unwrap();
     std::fs::write(&ca, made.certificate).unwrap();
     let more = format!("tls = {{ ca = \"{}\" }}\ncheck = {{}}", ca.display());

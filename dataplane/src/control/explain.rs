@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 use shardmap::explain::{Explained, by_name, explain};
 use shardmap::map::Map;
 use shardmap::ownership::Kind;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Bytes of a request that is asked about.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
@@ -95,7 +94,7 @@ fn explained(adopted: &Adopted, ask: &Ask) -> Result<Value, (StatusCode, String)
     };
     let whole = map.whole().ok_or((StatusCode::NOT_IMPLEMENTED, "a map that explains nothing".into()))?;
     let request = request(ask).map_err(|e| (StatusCode::BAD_REQUEST, e))?;
-    let wall_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let wall_ms = super::wall_ms();
     let header = ask.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("x-shard")).map(|(_, v)| v.as_bytes());
     let tag = explain(whole, header, record_key(&ask.path).map(str::as_bytes), ask.peer, wall_ms);
     let side = if ask.peer { Side::Peer } else { Side::Client };

@@ -6,6 +6,7 @@
 use super::access;
 use super::admin::Shown;
 use super::metrics::{Kind, Page};
+use super::state::STARTED;
 use super::threads;
 use super::upstreams;
 use crate::router::figures::{ServiceFigures, group_name};
@@ -18,15 +19,11 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{SystemTime, UNIX_EPOCH};
-
-static STARTED: LazyLock<SystemTime> = LazyLock::new(SystemTime::now);
+use std::time::UNIX_EPOCH;
 
 /// `/metrics` and `/histograms`.
 pub fn routes() -> Router<Shown> {
-    LazyLock::force(&STARTED);
     let text = [(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     Router::new()
         .route(
@@ -121,7 +118,7 @@ pub fn metrics(shared: &Shared, access: Option<&access::Figures>) -> String {
 }
 
 fn process(page: &mut Page) {
-    let us = STARTED.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
+    let us = STARTED.1.duration_since(UNIX_EPOCH).map_or(0, |d| d.as_micros() as u64);
     let version = [("version", env!("CARGO_PKG_VERSION"))];
     page.labelled("ezone_build_info", "The version that runs; always 1", &version, 1);
     page.seconds(Gauge, "process_start_time_seconds", "When this process began, in seconds since 1970", &[], us);
@@ -168,7 +165,7 @@ fn of_core(page: &mut Page, shared: &Shared, core: usize, adopted: &Adopted) {
     let label = [core_label];
     page.seconds(Gauge, "ezone_hold_longest_seconds", "The longest hold so far", &label, counts.held_ms_max * 1000);
     if adopted.map_wall_ms > 0 {
-        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let now_ms = super::wall_ms();
         let age_us = now_ms.saturating_sub(adopted.map_wall_ms) * 1000;
         page.seconds(Gauge, "ezone_map_age_seconds", "Since when the core goes by its map", &label, age_us);
     }

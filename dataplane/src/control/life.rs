@@ -10,7 +10,6 @@ use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard};
-use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot};
 
 /// What a router is doing.
@@ -139,7 +138,7 @@ impl Life {
 }
 
 fn past(outcome: &str, problems: Vec<String>) -> Past {
-    let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let at_ms = super::wall_ms();
     Past { at_ms, outcome: outcome.into(), problems }
 }
 

@@ -34,6 +34,7 @@ pub mod visit;
 
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -64,6 +65,11 @@ pub fn data_dir(path: &Path) -> Result<(), Failed> {
 /// The one thread of control.
 pub fn runtime() -> Result<tokio::runtime::Runtime, String> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("the control thread: {e}"))
+}
+
+/// Milliseconds since 1970, as this machine's clock has it.
+pub fn wall_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Asks a process that we started to end.

@@ -37,7 +37,7 @@ pub struct Prober {
 impl Prober {
     /// With nothing to check.
     pub fn new() -> Prober {
-        let seed = wall_ms() ^ u64::from(std::process::id()) << 32;
+        let seed = super::wall_ms() ^ u64::from(std::process::id()) << 32;
         let (under_way, asked) = (JoinSet::new(), HashMap::new());
         Prober { checks: Checks::new(seed), under_way, asked, began: Instant::now(), reports: Reports::default() }
     }
@@ -84,7 +84,7 @@ impl Prober {
             Err(e) => (e.id(), Seen::new(Outcome::Malformed, format!("the check failed by itself: {e}"))),
         };
         let (key, round) = self.asked.remove(&id).expect("each task was written down when it began");
-        let change = self.checks.on_seen(&key, round, seen, wall_ms());
+        let change = self.checks.on_seen(&key, round, seen, super::wall_ms());
         if let Some(report) = self.checks.report(&key) {
             self.shown().insert(key, report.clone());
         }
@@ -104,10 +104,6 @@ impl Default for Prober {
     fn default() -> Prober {
         Prober::new()
     }
-}
-
-fn wall_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Everything that is to be checked, of settings that were made of this configuration.

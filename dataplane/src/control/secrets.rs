@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 /// How often the files are looked at.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -155,7 +155,7 @@ impl Secrets {
             Some(makers) => makers,
             None => Makers::new()?,
         };
-        let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let now_s = super::wall_ms() / 1000;
         let (problems, warnings, expiries) = (vec![], vec![], vec![]);
         let mut r = Reading { files: &files, before, makers: &makers, now_s, problems, warnings, expiries };
         let clients = r.clients(&config.tls);
@@ -355,7 +355,7 @@ mod tests {
             dir
         }
         fn days(days: u32) -> Period {
-            let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+            let now_s = crate::control::wall_ms() / 1000;
             if days == 0 { Period::days(now_s - 86_400, 0) } else { Period::days(now_s, days) }
         }
         fn server(&self, days: u32) -> Made {

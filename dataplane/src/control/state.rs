@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime};
 
-static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+/// When this process began, by both clocks.
+pub static STARTED: LazyLock<(Instant, SystemTime)> = LazyLock::new(|| (Instant::now(), SystemTime::now()));
 
 const PAGES: &str = "\
 GET  /healthz     200: the process lives
@@ -136,7 +137,7 @@ pub struct ServiceDetail {
 
 /// What `/status` tells beyond its first lines.
 pub fn detail(shared: &Shared) -> Detail {
-    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+    let now_ms = super::wall_ms();
     let adopted: Vec<_> = (0..shared.cores()).map(|c| shared.adopted(c)).collect();
     let since = adopted.iter().map(|a| a.map_wall_ms).min().filter(|ms| *ms > 0);
     let core = |number| {
@@ -167,7 +168,7 @@ pub fn detail(shared: &Shared) -> Detail {
     }
     Detail {
         version: env!("CARGO_PKG_VERSION").into(),
-        uptime_s: STARTED.elapsed().as_secs(),
+        uptime_s: STARTED.0.elapsed().as_secs(),
         map_age_s: since.map(|ms| now_ms.saturating_sub(ms) / 1000),
         busiest_core_percent: busiest_percent((0..shared.cores()).map(|c| shared.counts(c).clients)),
         cores: (0..shared.cores()).map(core).collect(),

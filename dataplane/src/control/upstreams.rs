@@ -85,7 +85,7 @@ impl Upstreams {
 /// The routes of this file.
 pub fn routes() -> Router<Shown> {
     Router::new()
-        .route("/upstreams", get(async |State(s): State<Shown>| Json(page(&s.upstreams, wall_ms()))))
+        .route("/upstreams", get(async |State(s): State<Shown>| Json(page(&s.upstreams, super::wall_ms()))))
         .route("/upstreams/{service}/{endpoint}/drain", post(async |s, p| drain(s, p, true)))
         .route("/upstreams/{service}/{endpoint}/undrain", post(async |s, p| drain(s, p, false)))
 }
@@ -99,10 +99,16 @@ fn drain(
     let settings = shown.upstreams.settings();
     let found = clusters(&settings).into_iter().find(|c| c.name == service);
     let Some(cluster) = found else {
-        return (StatusCode::NOT_FOUND, Json(json!({ "error": "no such service", "seen": service })));
+        let known: Vec<_> = clusters(&settings).iter().map(|c| c.name.to_owned()).collect();
+        return (
+            StatusCode::NOT_FOUND,
+            Json(json!({ "error": "no such service", "seen": service, "expected": known })),
+        );
     };
     let Some(at) = cluster.endpoints.iter().map(|e| e.addr).find(|at| at.to_string() == endpoint) else {
-        return (StatusCode::NOT_FOUND, Json(json!({ "error": "no such endpoint of it", "seen": endpoint })));
+        let known: Vec<_> = cluster.endpoints.iter().map(|e| e.addr.to_string()).collect();
+        let error = "no such endpoint of the service";
+        return (StatusCode::NOT_FOUND, Json(json!({ "error": error, "seen": endpoint, "expected": known })));
     };
     match shown.upstreams.drains.send(Drain { service, at, on }) {
         Ok(()) => (StatusCode::ACCEPTED, Json(json!({ "draining": on }))),
@@ -178,8 +184,8 @@ fn endpoint(e: &Endpoint, now_ms: u64) -> Value {
         (false, true, 0, 1..) => "slow start",
         (false, true, 0, 0) => "healthy",
     };
-    let mut all = json!({ "address": e.addr.to_string(), "name": e.name.as_deref(), "weight": e.weight, "state": state, "ejected": Value::Array(out),
-        "latency_us_max": slowest });
+    let mut all = json!({ "address": e.addr.to_string(), "name": e.name.as_deref(), "weight": e.weight, "state": state,
+        "ejected": Value::Array(out), "latency_us_max": slowest });
     for (key, _, of, _) in ENDPOINT {
         all[*key] = s.sum(of).into();
     }
@@ -288,10 +294,6 @@ fn put(page: &mut Page, name: &'static str, help: &'static str, labels: &[(&str,
     } else {
         page.labelled(name, help, labels, value);
     }
-}
-
-fn wall_ms() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
 }
 
 #[cfg(test)]

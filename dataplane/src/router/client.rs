@@ -394,19 +394,25 @@ impl Core {
                     &fields,
                     "the upstream does not take the request",
                     "",
-                    "progress within read_ms",
+                    "progress within read_ms_max",
                 );
             }
             (Phase::Head | Phase::Body, _) => {
                 self.last_answer(id);
-                self.fail(id, 408, "the request did not come whole in time", "", "head and body within read_ms");
+                self.fail(
+                    id,
+                    408,
+                    "the request did not come whole in time",
+                    "",
+                    "a head within head_ms_max, each piece of a body within read_ms_max",
+                );
             }
             (Phase::Await, _) => {
                 if let Some(Stage::Upstream(up)) = stage {
                     self.owed(id, up);
                 }
                 let fields = [("x-ezone-outcome", "unknown")];
-                self.fail_with(id, 504, &fields, "no answer in time", "", "an answer within answer_ms");
+                self.fail_with(id, 504, &fields, "no answer in time", "", "an answer within answer_ms_max");
             }
         }
     }

@@ -146,7 +146,7 @@ pub fn run_sized(
         wall_ms: wall_ms(),
         stopping_since_ms: None,
     };
-    driver.core.set_seed(std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), number));
+    driver.core.set_seed(seed());
     let result = driver.drive();
     driver.wind_down();
     if driver.under_way > 0 {

@@ -459,6 +459,29 @@ fn the_routers_of_another_zone_are_a_cluster_too() {
     assert!(w.took(second).contains("x-ezone-hop: 1"));
 }
 
+/// By the service's own patience, not by everyone's.
+#[test]
+fn a_kept_connection_rests_after_a_second_however_long_it_may_be_idle() {
+    for idle_ms_max in [5_000, 0, 600_000] {
+        let policy = Policy { pool: Pooling { idle_ms_max, ..Pooling::default() }, ..Policy::default() };
+        let mut w = World::of(of(service(1, policy)));
+        let c = w.client();
+        w.give(c, GET.replace("x-shard", &format!("x-long: {}\r\nx-shard", "y".repeat(3000))));
+        let up = w.last_connect();
+        w.give(up, OK);
+        w.end(c, true);
+        w.pass(600);
+        let busy = w.counts().memory_bytes;
+        assert!(busy > 3000, "{idle_ms_max}: {busy} bytes: it has rested too soon");
+        w.pass(3000);
+        assert!(
+            !w.closed.contains(&up) && w.counts().memory_bytes < 100,
+            "{idle_ms_max}: {} bytes",
+            w.counts().memory_bytes
+        );
+    }
+}
+
 /// Endpoints that fail, stall and come back, settings that change, clients that go: no place is lost and none is leaked.
 #[test]
 fn places_are_given_back_whatever_happens() {

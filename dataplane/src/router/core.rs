@@ -408,10 +408,7 @@ impl Core {
                 self.expire(id);
             } else {
                 next_ms = next_ms.min(conn.io.deadline);
-                let id = ConnId { index: index as u32, generation: conn.generation };
-                if self.conns[index].rest(&self.limits, now.ms) {
-                    self.weigh(id);
-                }
+                self.rest(index);
             }
         }
         self.next_sweep_ms = next_ms.max(now.ms + SWEEP_MS);

@@ -185,6 +185,17 @@ fn activated(wanted: &[Place]) -> Vec<Listener> {
     all
 }
 
+/// The cores go by a newer map.
+fn adopt(control: &Control, newest: &mut Arc<Map>, news: News) {
+    match news {
+        News::Map(map) => {
+            hand(control, &map);
+            *newest = map;
+        }
+        News::Reached(_) => {}
+    }
+}
+
 /// What a predecessor listened at and this configuration does not name: accepted until it is empty, then closed.
 fn close_unwanted(control: &Control, unwanted: Vec<Listener>) {
     let addresses: Vec<_> = unwanted.iter().filter_map(|l| Some((l.local_addr().ok()?, l.side()))).collect();
@@ -323,11 +334,7 @@ impl Running {
                     };
                     let _ = answer.send(done); // whoever asked may have gone
                 }
-                Event::News(News::Map(map)) => {
-                    hand(&self.control, &map);
-                    self.map = map;
-                }
-                Event::News(News::Reached(_)) => {}
+                Event::News(news) => adopt(&self.control, &mut self.map, news),
                 Event::Drain(word) => self.drain(word),
                 Event::Health(change) => self.judged(change).await,
                 Event::Name(told) => self.named(&told).await,

@@ -1,10 +1,12 @@
 //! The end of a router: what it serves is served to the end, within a limit.
 
-use super::{Doing, END_WAIT, Leaving, Running, drained, hand};
+use super::{Doing, END_WAIT, Leaving, Running, adopt, drained};
 use crate::control::listen::Held;
 use crate::control::maps::News;
 use crate::control::{Failed, notify};
 use crate::uring::Control;
+use shardmap::map::Map;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::process::Child;
 use tokio::sync::mpsc;
@@ -21,7 +23,7 @@ impl Running {
         let drain_ms = self.config.limits.of_core().drain_ms;
         let ended = tokio::select! {
             ended = drained(&self.cores, Duration::from_millis(drain_ms) + END_WAIT) => ended,
-            () = follow(&mut self.newer, &self.control) => false,
+            () = follow(&mut self.newer, &self.control, &mut self.map) => false,
             () = self.signals.stop() => return self.cut_short(),
         };
         let cut = self.control.shared().total().cut_off;
@@ -74,12 +76,9 @@ impl Running {
 }
 
 /// Maps go on to arrive while a router drains: what is held waits for one. Never ends.
-async fn follow(newer: &mut mpsc::UnboundedReceiver<News>, control: &Control) {
-    loop {
-        match newer.recv().await {
-            Some(News::Map(map)) => hand(control, &map),
-            Some(News::Reached(_)) => {}
-            None => std::future::pending().await,
-        }
+async fn follow(newer: &mut mpsc::UnboundedReceiver<News>, control: &Control, map: &mut Arc<Map>) {
+    while let Some(news) = newer.recv().await {
+        adopt(control, map, news);
     }
+    std::future::pending().await
 }

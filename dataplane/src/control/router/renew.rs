@@ -1,9 +1,8 @@
 //! New settings for a router that serves: by a reload, an operator's word, checks, names, or certificates that have changed.
 
-use super::{Addresses, Answer, Running, TOGETHER, hand};
+use super::{Addresses, Answer, Running, TOGETHER, adopt};
 use crate::config::Config;
 use crate::control::health::Change;
-use crate::control::maps::News;
 use crate::control::names::Told;
 use crate::control::reload::{self, Place};
 use crate::control::upstreams::Drain;
@@ -138,13 +137,7 @@ impl Running {
         let missing = loop {
             tokio::select! {
                 missing = &mut learn => break missing,
-                Some(news) = self.newer.recv() => match news {
-                    News::Map(map) => {
-                        hand(&self.control, &map);
-                        self.map = map;
-                    }
-                    News::Reached(_) => {}
-                },
+                Some(news) = self.newer.recv() => adopt(&self.control, &mut self.map, news),
             }
         };
         if missing.is_empty() { Ok(()) } else { Err(missing) }

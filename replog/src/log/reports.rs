@@ -1,0 +1,145 @@
+//! What became of a log's orders: what is durable, what has to be written again, and where the log goes on.
+
+use super::{Failed, Flight, Log, Phase, Reserve};
+use crate::batch::Batch;
+use crate::limits::{BLOCK, CHECKPOINT_AFTER_NS, FULL_RETRY_NS, MARKER_AFTER_NS};
+use crate::open::Segment;
+use crate::segment::FIRST_POS;
+
+impl Log {
+    /// The segment was begun, or not.
+    pub fn on_segment(&mut self, result: Result<(), Failed>, now_ns: u64) {
+        match result {
+            Ok(()) => {
+                self.phase = Phase::Writing;
+                self.pos = FIRST_POS;
+                self.digest = blake3::Hasher::new();
+                self.hlcs = None;
+                self.segments.push(Segment {
+                    name: self.header.file_name(),
+                    header: self.header.clone(),
+                    file_len: self.header.size,
+                    end: FIRST_POS,
+                    last_seq: self.durable_seq,
+                    batches: 0,
+                    footer: None,
+                    marks: Vec::new(),
+                });
+            }
+            Err(Failed::Full) if self.unclear_to <= self.durable_seq => {
+                self.phase = Phase::Full(now_ns + FULL_RETRY_NS);
+                self.take_back();
+            }
+            Err(Failed::Full | Failed::Io) => self.phase = Phase::Stopped,
+        }
+        self.check();
+    }
+
+    /// A write is done.
+    pub fn on_written(&mut self, id: u64, result: Result<(), Failed>) {
+        let Some(flight) = self.flight.iter_mut().find(|f| f.id == id) else { return };
+        match result {
+            Ok(()) => flight.written = true,
+            Err(_) => self.poisoned(),
+        }
+        self.check();
+    }
+
+    /// A flush is done: what it covered is durable. Returns those batches, in order.
+    pub fn on_synced(&mut self, id: u64, result: Result<(), Failed>, now_ns: u64) -> Vec<Batch> {
+        let Some((_, covered)) = self.syncing.filter(|(syncing, _)| *syncing == id) else { return Vec::new() };
+        self.syncing = None;
+        if result.is_err() {
+            self.poisoned();
+            self.check();
+            return Vec::new();
+        }
+        let mut done = Vec::new();
+        while self.flight.front().is_some_and(|f| f.batch.last_seq() <= covered) {
+            let flight = self.flight.pop_front().expect("its front was just seen");
+            self.settle(&flight, now_ns);
+            done.push(flight.batch);
+        }
+        self.checkpoint_at = self.checkpoint_at.or(Some(now_ns + CHECKPOINT_AFTER_NS));
+        self.check();
+        done
+    }
+
+    /// The footer was written, or not: the successor's header says where the segment ends.
+    pub fn on_sealed(&mut self) {
+        self.next_segment(self.pos);
+        self.check();
+    }
+
+    /// The reserve is ready, or not.
+    pub fn on_reserve(&mut self, result: Result<(), Failed>, now_ns: u64) {
+        self.reserve = if result.is_ok() { Reserve::Ready } else { Reserve::Retry(now_ns + FULL_RETRY_NS) };
+    }
+
+    /// The checkpoint was written, or not: it is a help, not a promise.
+    pub fn on_checkpoint(&mut self) {
+        self.checkpoint_busy = false;
+    }
+
+    pub(super) fn settle(&mut self, flight: &Flight, now_ns: u64) {
+        let batch = &flight.batch;
+        self.durable_seq = batch.last_seq();
+        self.durable_chain = batch.chain;
+        self.pending_bytes -= batch.disk_len();
+        let head = usize::from(u16::from_le_bytes([batch.bytes[20], batch.bytes[21]]));
+        self.digest.update(&batch.bytes[16..20]);
+        self.digest.update(&batch.bytes[crate::limits::HEADER..head]);
+        let (first, last) = self.hlcs.unwrap_or((batch.first_hlc, batch.last_hlc));
+        self.hlcs = Some((first.min(batch.first_hlc), last.max(batch.last_hlc)));
+        self.segments.last_mut().expect("the current segment").took(batch, flight.pos);
+        self.marker_due = (!self.config.mirror && !batch.is_marker()).then_some(now_ns + MARKER_AFTER_NS);
+    }
+
+    /// A write or a flush failed: the file is never touched again; what it held unacknowledged goes into a new one.
+    pub(super) fn poisoned(&mut self) {
+        self.failures += 1;
+        self.syncing = None;
+        if self.failures > 1 {
+            self.phase = Phase::Stopped;
+            return;
+        }
+        let end = self.flight.front().map_or(self.pos, |f| f.pos);
+        self.unclear_to = self.flight.back().map_or(self.durable_seq, |f| f.batch.last_seq());
+        while let Some(flight) = self.flight.pop_back() {
+            self.queue.push_front(flight.batch);
+        }
+        self.next_segment(end);
+    }
+
+    /// The segment ends at `end`; another has to be begun behind the durable seq.
+    pub(super) fn next_segment(&mut self, end: u64) {
+        let empty = self.segments.last().is_some_and(|s| s.batches == 0);
+        if empty {
+            // It is replaced by one of its own number and name, which follows the same predecessor.
+            self.segments.pop();
+        } else {
+            self.header.number += 1;
+            self.header.prev_end = end;
+        }
+        self.pos = FIRST_POS;
+        self.header.first_seq = self.durable_seq + 1;
+        self.header.prev_chain = self.durable_chain;
+        self.header.salt = self.salts.next();
+        self.header.term = self.origin.term;
+        self.header.created = self.newest_hlc;
+        let longest = self.queue.iter().map(Batch::disk_len).max().unwrap_or(0) as u64;
+        self.header.size = self.config.segment_bytes.max(longest + 2 * BLOCK as u64);
+        self.phase = Phase::Wanted;
+    }
+
+    /// Nothing beyond the durable seq was ever written: forget it, and have those told who wait for it.
+    pub(super) fn take_back(&mut self) {
+        assert!(self.flight.is_empty(), "a segment is begun when all of the one before is durable");
+        self.queue.clear();
+        self.collecting.clear();
+        (self.collecting_bytes, self.transactions, self.pending_bytes) = (0, 0, 0);
+        self.next_seq = self.durable_seq + 1;
+        self.chain = self.durable_chain;
+        self.refuse_from = Some(self.next_seq);
+    }
+}

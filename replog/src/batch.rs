@@ -370,6 +370,14 @@ fn page_crc(body: &[u8], head: usize, page: usize) -> u32 {
     crc.finalize()
 }
 
+/// The stamp of a batch that was written at `pos` of a segment with this salt, if the header and the stamp hold; whatever became of
+/// its body. `head` begins with the batch and has at least `min(HEAD_MAX, all there is)` bytes.
+pub fn stamp_at(head: &[u8], salt: u64, pos: u64) -> Option<Stamp> {
+    Lengths::of_head(head).ok()?;
+    let stamp = Stamp::of(head);
+    (stamp.place_crc == place_crc(salt, pos, stamp.local_durable_seq, u32_at(head, 16))).then_some(stamp)
+}
+
 fn place_crc(salt: u64, pos: u64, local_durable_seq: u64, header_crc: u32) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     for part in [salt, pos, local_durable_seq] {

@@ -29,12 +29,18 @@ pub const MARKER_AFTER_NS: u64 = 50_000_000;
 pub const CHECKPOINT_AFTER_NS: u64 = 1_000_000_000;
 /// Room on a full disk is looked for again after this long.
 pub const FULL_RETRY_NS: u64 = 1_000_000_000;
+/// Reserve segments that are kept ready.
+pub const SPARES: usize = 2;
+/// Zeros of a spare are written this fast at least, however little the log has to do.
+pub const ZERO_BYTES_PER_S: u64 = 32 * 1024 * 1024;
 /// Batches written side by side.
 pub const FLIGHT_MAX: usize = 8;
 /// Bytes appended and not yet durable; beyond it an append is told `Busy`.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Durable batches kept in memory, so that a link and the applier read the end of the log without the disk.
 pub const RECENT_BYTES: usize = 8 * 1024 * 1024;
+/// A torn end is copied to the quarantine up to this length: what could have been on its way.
+pub const TORN_BYTES_MAX: u64 = (FLIGHT_MAX * BATCH_MAX) as u64;
 /// A segment file.
 pub const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// The smallest segment: its header, a block, its footer. A batch that is longer gets a segment that is longer.

@@ -10,15 +10,17 @@
 mod append;
 mod decide;
 mod reports;
+mod retire;
 
-pub use crate::order::{Config, Failed, Opened, Order, Refused};
+pub use crate::order::{Config, Failed, Opened, Order, Refused, Spare};
 
 use crate::Hlc;
 use crate::batch::{Batch, Origin};
-use crate::limits::{CUT_AFTER_NS, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use crate::limits::{CUT_AFTER_NS, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SPARES};
 use crate::open::{Found, Segment};
 use crate::record::Record;
-use crate::segment::{Checkpoint, FIRST_POS, Header};
+use crate::segment::{Checkpoint, Digest, FIRST_POS, Header};
+use retire::{Retiring, Spares};
 use std::collections::VecDeque;
 
 /// A batch that has its place in the current segment.
@@ -46,14 +48,6 @@ enum Phase {
     Stopped,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Reserve {
-    None,
-    Making,
-    Ready,
-    Retry(u64),
-}
-
 /// The machine. Positions: durable <= placed <= next - 1.
 #[derive(Clone, Debug)]
 pub struct Log {
@@ -74,18 +68,20 @@ pub struct Log {
     queue: VecDeque<Batch>,
     flight: VecDeque<Flight>,
     pending_bytes: usize,
+    placed_bytes: u64,
     next_id: u64,
     /// The flush under way: its id and the last seq that it covers.
     syncing: Option<(u64, u64)>,
     phase: Phase,
     header: Header,
-    digest: blake3::Hasher,
+    digest: Digest,
     /// Lowest and highest HLC of the current segment.
     hlcs: Option<(Hlc, Hlc)>,
     pos: u64,
     /// All segments, the current one last; durable batches only.
     segments: Vec<Segment>,
-    reserve: Reserve,
+    spares: Spares,
+    retiring: Retiring,
     failures: u32,
     /// What a poisoned segment held unacknowledged ends here: it may yet be read there, so that it cannot be refused.
     unclear_to: u64,
@@ -116,8 +112,11 @@ impl Log {
     /// A log whose directory was found to be empty, clean or torn; it begins a new segment first. `log_uuid` is for an empty
     /// directory: random for an origin, the origin's for a mirror. `salt` is random.
     ///
-    /// Precondition: the verdict is not corrupt, and what was found is of this zone and stream.
-    pub fn recovered(config: Config, found: Found, log_uuid: u128, salt: u64) -> (Log, Opened) {
+    /// `spares` are files of a segment's length that an earlier run left; what they hold does not matter.
+    ///
+    /// Precondition: the verdict is sound, and what was found is of this zone and stream.
+    pub fn recovered(config: Config, found: Found, spares: &[u64], log_uuid: u128, salt: u64) -> (Log, Opened) {
+        assert!(found.verdict.is_sound(), "the driver has looked at the verdict");
         assert!((SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&config.segment_bytes), "the driver has checked it");
         let last = found.segments.last();
         let log_uuid = last.map_or(log_uuid, |s| s.header.log_uuid);
@@ -135,7 +134,7 @@ impl Log {
         // A segment without a batch is replaced by one of its own number, which then follows the same predecessor.
         let (number, prev_end) = match last {
             None => (1, 0),
-            Some(s) if s.batches == 0 => (s.header.number, s.header.prev_end),
+            Some(s) if s.is_empty() => (s.header.number, s.header.prev_end),
             Some(s) => (s.header.number + 1, s.end),
         };
         let header = Header {
@@ -150,16 +149,22 @@ impl Log {
             prev_end,
             size: config.segment_bytes,
             created: found.last_hlc,
+            recycled: false, // decided when it is begun
         };
         let checkpoint = Checkpoint {
             generation: found.checkpoint.map_or(0, |c| c.generation),
             log_uuid,
             durable_seq: found.last_seq,
             term,
+            first_kept: found.checkpoint.map_or(0, |c| c.first_kept),
         };
         let mut segments = found.segments;
-        if segments.last().is_some_and(|s| s.batches == 0) {
+        if segments.last().is_some_and(Segment::is_empty) {
             segments.pop();
+        }
+        if let Some(last) = segments.last_mut() {
+            // The driver cuts it off there once its successor is durable.
+            last.file_len = last.file_len.min(last.used_bytes());
         }
         let log = Log {
             config,
@@ -178,15 +183,17 @@ impl Log {
             queue: VecDeque::new(),
             flight: VecDeque::new(),
             pending_bytes: 0,
+            placed_bytes: 0,
             next_id: 0,
             syncing: None,
             phase: Phase::Wanted,
             header,
-            digest: blake3::Hasher::new(),
+            digest: Digest::default(),
             hlcs: None,
             pos: FIRST_POS,
             segments,
-            reserve: Reserve::None,
+            spares: Spares::of(spares),
+            retiring: Retiring::default(),
             failures: 0,
             unclear_to: 0,
             refuse_from: None,
@@ -239,9 +246,17 @@ impl Log {
     pub fn is_stopped(&self) -> bool {
         self.phase == Phase::Stopped
     }
-    /// Is a reserve segment being made?
-    pub fn is_reserving(&self) -> bool {
-        self.reserve == Reserve::Making
+    /// Does the next segment wait for a spare that is being made?
+    pub fn is_waiting(&self) -> bool {
+        self.phase == Phase::Wanted
+    }
+    /// Has it been told to close?
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+    /// Bytes of batches that were given a place since it was opened.
+    pub fn bytes_placed(&self) -> u64 {
+        self.placed_bytes
     }
     /// Is there no room for another segment?
     pub fn is_full(&self) -> bool {
@@ -256,8 +271,15 @@ impl Log {
         }
         let at = self.segments.partition_point(|s| s.header.first_seq <= seq).checked_sub(1)?;
         let segment = &self.segments[at];
-        let mark = segment.marks.partition_point(|(first, _)| *first <= seq).checked_sub(1)?;
-        Some((segment, segment.marks[mark].1))
+        let mark = segment.marks.partition_point(|(first, _)| *first <= seq).checked_sub(1);
+        Some((segment, mark.map_or(FIRST_POS, |mark| segment.marks[mark].1)))
+    }
+
+    /// A reader has seen where a batch of this segment lies: what `locate` did not know of one that open passed over.
+    pub fn learn(&mut self, number: u64, first_seq: u64, pos: u64) {
+        if let Some(segment) = self.segments.iter_mut().find(|s| s.header.number == number) {
+            segment.mark(first_seq, pos);
+        }
     }
 
     /// When `next_order` may have something new to say though nothing was reported.
@@ -265,10 +287,10 @@ impl Log {
         let writing = self.phase == Phase::Writing;
         let cut = (writing && !self.collecting.is_empty()).then_some(self.collecting_since + CUT_AFTER_NS);
         let retry = if let Phase::Full(at) = self.phase { Some(at) } else { None };
-        let reserve = if let (true, Reserve::Retry(at)) = (writing, self.reserve) { Some(at) } else { None };
+        let spare = self.spares.retry.filter(|_| writing);
         let checkpoint = self.checkpoint_at.filter(|_| !self.checkpoint_busy);
         let marker = self.marker_due.filter(|_| writing && self.is_idle());
-        [cut, retry, reserve, checkpoint, marker].into_iter().flatten().min()
+        [cut, retry, spare, checkpoint, marker].into_iter().flatten().min()
     }
 
     fn is_idle(&self) -> bool {
@@ -285,6 +307,7 @@ impl Log {
         assert!(self.durable_seq < self.next_seq);
         assert!(self.pos <= self.header.size);
         assert!(self.checkpoint.durable_seq <= self.durable_seq);
+        assert!(self.spares.count() <= SPARES);
         let mut seq = self.durable_seq + 1;
         for batch in self.flight.iter().map(|f| &f.batch).chain(&self.queue) {
             assert_eq!(batch.first_seq, seq, "batches follow each other");

@@ -1,25 +1,32 @@
-//! Reads a stream's directory and says what it is: whole, torn at its end, or corrupt. It changes nothing.
+//! Reads a stream's directory and says what it is: whole, torn or stale at its end, corrupt, or with a gap. It changes nothing.
 //!
 //! ```text
 //! sealed segments   each batch must be intact up to where the successor's header says that it ends
 //! last segment      walk to the first batch, seq X, that fails a check:
 //!     X <= a seq that anyone knows to be durable      corrupt: refuse, touch nothing
-//!     else, zeros or blocks of an earlier use behind  clean
+//!     else, zeros or the footer behind                clean
+//!     else, blocks of an earlier use of the file      stale: as good as clean
 //!     else                                            torn: what is behind was never acknowledged
+//! a segment or the end is missing                     gap: refuse, touch nothing
 //! ```
 
+mod verdict;
+mod walk;
+
+pub use verdict::{Corrupt, Gap, Stale, Torn, Verdict, Why, Witness};
+pub use walk::Walk;
+
 use crate::Hlc;
-use crate::batch::{self, Batch, Stamp};
-use crate::limits::{BATCH_MAX, BLOCK, HEAD_MAX, SEGMENT_BYTES_MAX};
+use crate::batch::Batch;
+use crate::limits::{BLOCK, SEGMENT_BYTES_MAX, TORN_BYTES_MAX};
 use crate::record::Op;
-use crate::segment::{self, Checkpoint, FIRST_POS, Footer, Header, seq_of_name};
+use crate::segment::{Checkpoint, Digest, FIRST_POS, Footer, Header, file_name, seq_of_name};
 use bytes::Bytes;
 use shardmap::{OwnerEpoch, Shard};
 use std::collections::BTreeMap;
-use std::{fmt, io};
+use std::io;
+use walk::Behind;
 
-/// How much is read at a time.
-const WINDOW: usize = BATCH_MAX;
 /// A reader's index has an entry for each of so many bytes of a segment.
 const MARK_EVERY: u64 = 256 * 1024;
 
@@ -40,17 +47,13 @@ pub struct Floor {
     pub peers: u64,
 }
 
-/// Who knows that a seq was durable.
+/// How much is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Witness {
-    /// A checkpoint file.
-    Checkpoint,
-    /// The local_durable_seq of an intact batch.
-    Batch,
-    /// The store.
-    Store,
-    /// A peer's mirror.
-    Peer,
+pub enum Depth {
+    /// Every byte.
+    Whole,
+    /// What a writer needs to go on: of sealed segments that the store has applied, header and footer; the rest whole.
+    Needed,
 }
 
 /// A segment as it was found.
@@ -66,11 +69,11 @@ pub struct Segment {
     pub end: u64,
     /// The seq of its last record; one below its first seq if it has none.
     pub last_seq: u64,
-    /// How many batches it holds.
+    /// How many batches were read in it: all of them, unless `Depth` passed it over.
     pub batches: u64,
     /// Its footer, if it was sealed.
     pub footer: Option<Footer>,
-    /// Seq and position of some of its batches, in order, the first among them.
+    /// Seq and position of some of its batches, in order; the first among them if it was read.
     pub marks: Vec<(u64, u64)>,
 }
 
@@ -89,154 +92,24 @@ pub struct Found {
     pub last_hlc: Hlc,
     /// The highest term.
     pub term: u64,
-    /// The highest FENCE of each shard.
+    /// The highest FENCE of each shard in what was read; the store knows those in what was passed over.
     pub fences: BTreeMap<Shard, OwnerEpoch>,
     /// The newest checkpoint.
     pub checkpoint: Option<Checkpoint>,
+    /// Segments below the first seq that the checkpoint keeps: a crash kept them from going. An open removes them.
+    pub expired: Vec<String>,
 }
 
-/// Is a log whole?
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Verdict {
-    /// There is no segment and no trace of one.
-    Empty,
-    /// Every batch is intact.
-    Clean,
-    /// Intact but for bytes at its end that were never acknowledged.
-    Torn(Torn),
-    /// Something that was acknowledged is damaged or missing.
-    Corrupt(Corrupt),
-}
-
-/// The end of a log that a crash left half written.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("torn: {file} at byte {pos}, seq {seq}: {fault}; {len} bytes there were never acknowledged")]
-pub struct Torn {
-    /// The last segment.
-    pub file: String,
-    /// From here on.
-    pub pos: u64,
-    /// So many bytes.
-    pub len: u64,
-    /// The seq that would have been there.
-    pub seq: u64,
-    /// What is wrong with the first batch there.
-    pub fault: batch::Fault,
-}
-
-/// Where and why a log is corrupt.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("corrupt: {file} at byte {pos}, seq {seq}: {why}; nothing was changed")]
-pub struct Corrupt {
-    /// The segment.
-    pub file: String,
-    /// Where in it.
-    pub pos: u64,
-    /// The first seq that cannot be read.
-    pub seq: u64,
-    /// What was seen.
-    pub why: Why,
-}
-
-/// What makes a log corrupt.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Why {
-    /// A batch that must be there fails a check.
-    Batch(batch::Fault),
-    /// The same, and who knows that it was durable.
-    Known {
-        /// What is wrong with it.
-        fault: batch::Fault,
-        /// The highest seq known durable.
-        durable: u64,
-        /// By whom.
-        by: Witness,
-    },
-    /// A segment's header cannot be read.
-    Header(segment::Fault),
-    /// A segment is missing: this number was expected.
-    Missing(u64),
-    /// A batch or a header does not continue what is before it; the word names the field.
-    Link(&'static str),
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Why::Batch(fault) => fault.fmt(f),
-            Why::Known { fault, durable, by } => {
-                let by = match by {
-                    Witness::Checkpoint => "the checkpoint",
-                    Witness::Batch => "an intact batch",
-                    Witness::Store => "the store",
-                    Witness::Peer => "a peer",
-                };
-                write!(f, "{fault}, and {by} knows seq {durable} to be durable")
-            }
-            Why::Header(fault) => write!(f, "segment header: {fault}"),
-            Why::Missing(number) => write!(f, "gap: segment {number} is missing"),
-            Why::Link(field) => write!(f, "{field} does not continue what is before it"),
-        }
-    }
-}
-
-/// Reads batches of one segment, a window at a time.
-pub struct Walk {
-    name: String,
-    salt: u64,
-    limit: u64,
-    window: Bytes,
-    window_pos: u64,
-}
-
-impl Walk {
-    /// Over the bytes below `limit` of the file `name`.
-    pub fn new(name: &str, salt: u64, limit: u64) -> Walk {
-        Walk { name: name.to_owned(), salt, limit, window: Bytes::new(), window_pos: 0 }
-    }
-
-    /// The batch at `pos`, if an intact one is there.
-    pub fn at(&mut self, files: &mut impl Storage, pos: u64) -> io::Result<Result<(Batch, Stamp), batch::Fault>> {
-        let head = self.bytes(files, pos, HEAD_MAX)?;
-        let lengths = match batch::Lengths::of_head(&head) {
-            Ok(lengths) => lengths,
-            Err(fault) => return Ok(Err(fault)),
-        };
-        let disk = self.bytes(files, pos, lengths.disk)?;
-        // A batch that is kept must not keep the whole window in memory.
-        Ok(Batch::read(&Bytes::copy_from_slice(&disk), self.salt, pos))
-    }
-
-    /// Up to `len` bytes at `pos`; fewer at the limit.
-    fn bytes(&mut self, files: &mut impl Storage, pos: u64, len: usize) -> io::Result<Bytes> {
-        let len = len.min(usize::try_from(self.limit.saturating_sub(pos)).unwrap_or(usize::MAX));
-        let inside = pos >= self.window_pos && pos + len as u64 <= self.window_pos + self.window.len() as u64;
-        if !inside {
-            let want = WINDOW.max(len).min((self.limit.saturating_sub(pos)) as usize);
-            self.window = files.read(&self.name, pos, want)?;
-            self.window_pos = pos;
-        }
-        let from = (pos - self.window_pos) as usize;
-        Ok(self.window.slice(from.min(self.window.len())..(from + len).min(self.window.len())))
-    }
-}
-
-/// Reads the whole directory. An error is one of reading; everything that is wrong with what was read is in the verdict.
-pub fn examine(files: &mut impl Storage, floor: Floor) -> io::Result<Found> {
+/// Reads the whole directory, as deep as asked. An error is one of reading; everything that is wrong with what was read is in the
+/// verdict.
+pub fn examine(files: &mut impl Storage, floor: Floor, depth: Depth) -> io::Result<Found> {
     let mut listed = files.list()?;
     listed.sort();
-    let checkpoint = read_checkpoint(files, &listed)?;
+    let mut found = Found::nothing(read_checkpoint(files, &listed)?);
     listed.retain(|(name, _)| seq_of_name(name).is_some());
-    let mut found = Found {
-        segments: Vec::new(),
-        verdict: Verdict::Empty,
-        last_seq: 0,
-        chain: 0,
-        last_hlc: Hlc(0),
-        term: 0,
-        fences: BTreeMap::new(),
-        checkpoint,
-    };
+    // Without a checkpoint nobody knows whether anything was there before the first segment.
+    let kept = found.checkpoint.map(|c| c.first_kept.max(1));
+    found.expired = expired(&mut listed, kept.unwrap_or(0));
     let mut headers = Vec::new();
     for (name, file_len) in listed {
         let block = files.read(&name, 0, BLOCK)?;
@@ -244,43 +117,73 @@ pub fn examine(files: &mut impl Storage, floor: Floor) -> io::Result<Found> {
     }
     for at in 0..headers.len() {
         let (name, file_len, header) = &headers[at];
-        let header = match link_header(&found, name, header) {
-            Ok(header) => header,
-            Err(why) => return Ok(found.corrupt(name.clone(), 0, why)),
-        };
-        let end = match headers.get(at + 1) {
-            Some((_, _, Ok(next))) => Some(next.prev_end),
-            Some((next, _, Err(fault))) => {
-                let (next, fault) = (next.clone(), *fault);
-                found.last_seq = seq_of_name(&next).map_or(0, |s| s - 1);
-                return Ok(found.corrupt(next, 0, Why::Header(fault)));
-            }
-            None => None,
+        let header = match header {
+            Ok(header) => header.clone(),
+            Err(fault) => return Ok(found.corrupt(name, 0, Why::Header(*fault))),
         };
         if found.segments.is_empty() {
             // What was before the first segment kept is known by its header alone.
-            (found.last_seq, found.chain) = (header.first_seq - 1, header.prev_chain);
+            found.last_seq = kept.unwrap_or(u64::MAX).min(header.first_seq) - 1;
+            found.chain = header.prev_chain;
         }
+        if let Err(verdict) = found.link_header(name, &header) {
+            found.verdict = verdict;
+            return Ok(found);
+        }
+        let next = match headers.get(at + 1) {
+            Some((_, _, Ok(next))) => Some(next),
+            Some((next, _, Err(fault))) => {
+                found.last_seq = seq_of_name(next).map_or(0, |s| s - 1);
+                return Ok(found.corrupt(next, 0, Why::Header(*fault)));
+            }
+            None => None,
+        };
         found.term = found.term.max(header.term);
         found.last_hlc = found.last_hlc.max(header.created);
-        let verdict = found.read_segment(files, name, *file_len, header, end, floor)?;
-        found.verdict = verdict;
-        if matches!(found.verdict, Verdict::Corrupt(_)) {
+        if depth == Depth::Needed && found.pass_over(files, name, *file_len, &header, next, floor)? {
+            continue;
+        }
+        found.verdict = found.read_segment(files, name, *file_len, header, next, floor)?;
+        if !found.verdict.is_sound() {
             return Ok(found);
         }
     }
-    if let (true, Some((durable, by))) = (found.segments.is_empty(), found.known(floor)) {
-        let fault = batch::Fault::Length { seen: 0, expected: BLOCK };
-        return Ok(found.corrupt(segment::file_name(1), 0, Why::Known { fault, durable, by }));
+    if let (true, Some((durable, _))) = (found.segments.is_empty(), found.known(floor)) {
+        let from = kept.unwrap_or(1);
+        found.verdict = Verdict::Gap(Gap { from, to: durable, file: file_name(from) });
     }
     Ok(found)
 }
 
+/// Takes the segments off the list all of whose seqs are below `kept`: those whose successor begins at or below it.
+fn expired(listed: &mut Vec<(String, u64)>, kept: u64) -> Vec<String> {
+    let begins = |at: usize| listed.get(at).and_then(|(name, _)| seq_of_name(name));
+    let count = (0..listed.len()).take_while(|at| begins(at + 1).is_some_and(|next| next <= kept)).count();
+    listed.drain(..count).map(|(name, _)| name).collect()
+}
+
 impl Found {
-    fn corrupt(mut self, file: String, pos: u64, why: Why) -> Found {
-        let seq = self.last_seq + 1;
-        self.verdict = Verdict::Corrupt(Corrupt { file, pos, seq, why });
+    fn nothing(checkpoint: Option<Checkpoint>) -> Found {
+        Found {
+            segments: Vec::new(),
+            verdict: Verdict::Empty,
+            last_seq: 0,
+            chain: 0,
+            last_hlc: Hlc(0),
+            term: 0,
+            fences: BTreeMap::new(),
+            checkpoint,
+            expired: Vec::new(),
+        }
+    }
+
+    fn corrupt(mut self, file: &str, pos: u64, why: Why) -> Found {
+        self.verdict = self.corrupt_at(file, pos, why);
         self
+    }
+
+    fn corrupt_at(&self, file: &str, pos: u64, why: Why) -> Verdict {
+        Verdict::Corrupt(Corrupt { file: file.to_owned(), pos, seq: self.last_seq + 1, why })
     }
 
     /// The highest seq known to be durable without reading a batch; `None` if nobody knows of any.
@@ -293,31 +196,66 @@ impl Found {
             .filter(|(seq, _)| *seq > 0)
     }
 
-    /// Walks one segment; `end` is where its successor says that it ends.
+    /// Does this header continue what was found so far?
+    fn link_header(&self, name: &str, header: &Header) -> Result<(), Verdict> {
+        if header.first_seq > self.last_seq + 1 {
+            let (from, to) = (self.last_seq + 1, header.first_seq - 1);
+            return Err(Verdict::Gap(Gap { from, to, file: name.to_owned() }));
+        }
+        let before = self.segments.last().map(|s| &s.header);
+        let wrong = [
+            (seq_of_name(name) != Some(header.first_seq), "the file's name"),
+            (before.is_some_and(|b| header.number != b.number + 1), "segment number"),
+            (before.is_some_and(|b| header.log_uuid != b.log_uuid), "log_uuid"),
+            (before.is_some_and(|b| (header.zone, header.stream) != (b.zone, b.stream)), "zone or stream"),
+            (before.is_some() && header.first_seq != self.last_seq + 1, "first seq"),
+            (before.is_some() && header.prev_chain != self.chain, "chain"),
+        ];
+        match wrong.into_iter().find(|(is, _)| *is) {
+            Some((_, field)) => Err(self.corrupt_at(name, 0, Why::Link(field))),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a sealed segment that the store has applied by its footer; false: it has to be read.
+    fn pass_over(
+        &mut self,
+        files: &mut impl Storage,
+        name: &str,
+        file_len: u64,
+        header: &Header,
+        next: Option<&Header>,
+        floor: Floor,
+    ) -> io::Result<bool> {
+        let Some(next) = next.filter(|n| n.first_seq - 1 <= floor.applied) else { return Ok(false) };
+        let footer = Footer::parse(&files.read(name, next.prev_end, BLOCK)?).ok();
+        let fits = |f: &Footer| f.salt == header.salt && f.last_seq == next.first_seq - 1;
+        let Some(footer) = footer.filter(fits) else { return Ok(false) };
+        (self.last_seq, self.chain) = (footer.last_seq, next.prev_chain);
+        self.last_hlc = self.last_hlc.max(footer.last_hlc);
+        let mut segment = Segment::begun(name, file_len, header.clone());
+        (segment.end, segment.last_seq, segment.footer) = (next.prev_end, footer.last_seq, Some(footer));
+        self.segments.push(segment);
+        self.verdict = Verdict::Clean;
+        Ok(true)
+    }
+
+    /// Walks one segment; `next` says where it ends.
     fn read_segment(
         &mut self,
         files: &mut impl Storage,
         name: &str,
         file_len: u64,
         header: Header,
-        end: Option<u64>,
+        next: Option<&Header>,
         floor: Floor,
     ) -> io::Result<Verdict> {
+        let end = next.map(|n| n.prev_end);
         let limit = end.unwrap_or(file_len).min(file_len).min(SEGMENT_BYTES_MAX);
         let mut walk = Walk::new(name, header.salt, limit);
-        let (first_seq, salt) = (header.first_seq, header.salt);
-        let mut pos = FIRST_POS;
-        let mut locally_durable = 0;
-        self.segments.push(Segment {
-            name: name.to_owned(),
-            header,
-            file_len,
-            end: pos,
-            last_seq: first_seq - 1,
-            batches: 0,
-            footer: None,
-            marks: Vec::new(),
-        });
+        let (salt, recycled) = (header.salt, header.recycled);
+        let (mut pos, mut known, mut digest) = (FIRST_POS, 0, Digest::default());
+        self.segments.push(Segment::begun(name, file_len, header));
         let fault = loop {
             if end == Some(pos) {
                 break None;
@@ -326,9 +264,10 @@ impl Found {
                 Err(fault) => break Some(fault),
                 Ok((batch, stamp)) => {
                     if let Err(field) = self.link(&batch) {
-                        return Ok(self.corrupt_here(name, pos, Why::Link(field)));
+                        return Ok(self.corrupt_at(name, pos, Why::Link(field)));
                     }
-                    locally_durable = locally_durable.max(stamp.local_durable_seq);
+                    known = known.max(stamp.local_durable_seq);
+                    digest.add(&batch);
                     self.take(&batch, pos);
                     pos += batch.disk_len() as u64;
                 }
@@ -336,29 +275,31 @@ impl Found {
         };
         let footer = Footer::parse(&files.read(name, pos, BLOCK)?).ok();
         let footer = footer.filter(|f| f.salt == salt && f.last_seq == self.last_seq);
+        if footer.as_ref().is_some_and(|f| f.digest != digest.finish()) {
+            return Ok(self.corrupt_at(name, FIRST_POS, Why::Digest));
+        }
         let sealed = footer.is_some();
         self.segments.last_mut().expect("pushed above").footer = footer;
         let Some(fault) = fault else { return Ok(Verdict::Clean) };
         if end.is_some() {
-            return Ok(self.corrupt_here(name, pos, Why::Batch(fault)));
+            return Ok(self.corrupt_at(name, pos, Why::Batch(fault)));
         }
         let behind = Behind::look(files, &mut walk, pos, self.last_seq, self.chain)?;
-        let batches = Some((locally_durable.max(behind.locally_durable), Witness::Batch));
-        let known = batches.into_iter().chain(self.known(floor)).max_by_key(|(seq, _)| *seq);
-        match known {
-            Some((durable, by)) if durable > self.last_seq => {
-                Ok(self.corrupt_here(name, pos, Why::Known { fault, durable, by }))
+        let inside = Some((known.max(behind.known), Witness::Segment));
+        let known = inside.into_iter().chain(self.known(floor)).max_by_key(|(seq, _)| *seq);
+        let (file, seq) = (name.to_owned(), self.last_seq + 1);
+        Ok(match known {
+            // It was sealed: what came after it was in another segment.
+            Some((durable, _)) if durable >= seq && sealed => {
+                Verdict::Gap(Gap { from: seq, to: durable, file: file_name(seq) })
             }
-            _ if sealed || behind.stale || behind.len == 0 => Ok(Verdict::Clean),
-            _ => {
-                let (file, seq) = (name.to_owned(), self.last_seq + 1);
-                Ok(Verdict::Torn(Torn { file, pos, len: behind.len, seq, fault }))
+            Some((durable, by)) if durable >= seq => self.corrupt_at(name, pos, Why::Known { fault, durable, by }),
+            _ if sealed || behind.len == 0 => Verdict::Clean,
+            _ if behind.foreign || recycled && !behind.own && !behind.continues => {
+                Verdict::Stale(Stale { file, pos, seq })
             }
-        }
-    }
-
-    fn corrupt_here(&self, file: &str, pos: u64, why: Why) -> Verdict {
-        Verdict::Corrupt(Corrupt { file: file.to_owned(), pos, seq: self.last_seq + 1, why })
+            _ => Verdict::Torn(Torn { file, pos, len: behind.len.min(TORN_BYTES_MAX), seq, fault }),
+        })
     }
 
     /// Does the batch continue the log?
@@ -388,73 +329,44 @@ impl Found {
 }
 
 impl Segment {
+    /// A segment of which nothing but the header is known.
+    pub fn begun(name: &str, file_len: u64, header: Header) -> Segment {
+        Segment {
+            name: name.to_owned(),
+            last_seq: header.first_seq - 1,
+            header,
+            file_len,
+            end: FIRST_POS,
+            batches: 0,
+            footer: None,
+            marks: Vec::new(),
+        }
+    }
+
+    /// Does it hold no batch?
+    pub fn is_empty(&self) -> bool {
+        self.last_seq + 1 == self.header.first_seq
+    }
+
+    /// Bytes up to the end of its last batch, or of its footer.
+    pub fn used_bytes(&self) -> u64 {
+        self.end + if self.footer.is_some() { BLOCK as u64 } else { 0 }
+    }
+
     /// Counts a batch at `pos` in.
     pub fn took(&mut self, batch: &Batch, pos: u64) {
-        if self.marks.last().is_none_or(|(_, at)| pos - at >= MARK_EVERY) {
-            self.marks.push((batch.first_seq, pos));
-        }
+        self.mark(batch.first_seq, pos);
         self.last_seq = batch.last_seq();
         self.end = pos + batch.disk_len() as u64;
         self.batches += 1;
     }
-}
 
-/// What lies behind the last intact batch of the last segment.
-#[derive(Default)]
-struct Behind {
-    /// Bytes up to the last one that is not zero.
-    len: u64,
-    /// The first thing there is a batch of an earlier use of the file.
-    stale: bool,
-    /// The highest local_durable_seq of the intact batches there.
-    locally_durable: u64,
-}
-
-impl Behind {
-    fn look(files: &mut impl Storage, walk: &mut Walk, pos: u64, last_seq: u64, chain: u32) -> io::Result<Behind> {
-        let mut behind = Behind::default();
-        let mut at = pos;
-        while at < walk.limit {
-            let block = walk.bytes(files, at, BLOCK)?;
-            if block.is_empty() {
-                break;
-            }
-            if let Some(last) = block.iter().rposition(|b| *b != 0) {
-                behind.len = at + last as u64 + 1 - pos;
-                match walk.at(files, at)? {
-                    Ok((_, stamp)) => behind.locally_durable = behind.locally_durable.max(stamp.local_durable_seq),
-                    // Only a header that holds, written for elsewhere, and not for here by its own words, is of an
-                    // earlier use: a batch of ours whose stamp was damaged continues the chain.
-                    Err(batch::Fault::Place) if at == pos => {
-                        let of = Batch::fields_at(&walk.bytes(files, at, HEAD_MAX)?);
-                        behind.stale = of.is_some_and(|b| b.first_seq != last_seq + 1 || b.prev_chain != chain);
-                    }
-                    Err(_) => {}
-                }
-            }
-            at += BLOCK as u64;
+    /// Remembers where a batch lies, if it is far enough behind the one remembered last.
+    pub fn mark(&mut self, first_seq: u64, pos: u64) {
+        if self.marks.last().is_none_or(|(_, at)| pos >= at + MARK_EVERY) {
+            self.marks.push((first_seq, pos));
         }
-        Ok(behind)
     }
-}
-
-/// Does this header continue the segments read so far?
-fn link_header(found: &Found, name: &str, header: &Result<Header, segment::Fault>) -> Result<Header, Why> {
-    let header = header.clone().map_err(Why::Header)?;
-    if seq_of_name(name) != Some(header.first_seq) {
-        return Err(Why::Link("the file's name"));
-    }
-    let Some(before) = found.segments.last() else { return Ok(header) };
-    if header.number != before.header.number + 1 {
-        return Err(Why::Missing(before.header.number + 1));
-    }
-    let wrong = [
-        (header.log_uuid != before.header.log_uuid, "log_uuid"),
-        (header.zone != before.header.zone || header.stream != before.header.stream, "zone or stream"),
-        (header.first_seq != found.last_seq + 1, "first seq"),
-        (header.prev_chain != found.chain, "chain"),
-    ];
-    wrong.into_iter().find(|(is, _)| *is).map_or(Ok(header), |(_, field)| Err(Why::Link(field)))
 }
 
 fn read_checkpoint(files: &mut impl Storage, listed: &[(String, u64)]) -> io::Result<Option<Checkpoint>> {

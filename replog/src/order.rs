@@ -20,6 +20,15 @@ pub struct Config {
     pub segment_bytes: u64,
 }
 
+/// A file of a segment's length that waits to become one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Spare {
+    /// Names it.
+    pub id: u64,
+    /// It was a segment before; else it is all zeros.
+    pub recycled: bool,
+}
+
 /// What was found when the stream was opened.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opened {
@@ -42,8 +51,8 @@ pub struct Opened {
 /// What the driver has to do.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Order {
-    /// Begin a segment: a file of `bytes` zeros (the reserve, if there is one) with `header` as its first block, durable,
-    /// renamed to `name` (over a file of that name), the directory durable; then `on_segment`.
+    /// Begin a segment: a file of `bytes` with `header` as its first block, durable, renamed to `name` (over a file of that name),
+    /// the directory durable; then `on_segment`. The file is the spare named, or one of zeros.
     Begin {
         /// The file's name.
         name: String,
@@ -51,11 +60,22 @@ pub enum Order {
         header: Bytes,
         /// Its length.
         bytes: u64,
+        /// The spare to take; a new file of zeros if there is none.
+        spare: Option<u64>,
     },
-    /// Zero a file of this length in the background, then `on_reserve`.
-    Reserve {
+    /// Make a spare in the background: a durable file of zeros of this length; then `on_spare`.
+    Spare {
+        /// Names it.
+        id: u64,
         /// Its length.
         bytes: u64,
+    },
+    /// Let a segment go whose seqs nobody needs: keep the file as the spare named, or remove it; then `on_retired`.
+    Retire {
+        /// The segment's file.
+        name: String,
+        /// The spare that it becomes.
+        spare: Option<u64>,
     },
     /// Write into the current segment, then `on_written`.
     Write {
@@ -78,7 +98,7 @@ pub enum Order {
         /// The footer.
         bytes: Bytes,
     },
-    /// Write this block over the file and flush it; then `on_checkpoint`, whatever came of it.
+    /// Write this block over the file and flush it; then `on_checkpoint`.
     Checkpoint {
         /// The file.
         name: &'static str,

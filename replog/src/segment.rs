@@ -3,8 +3,8 @@
 //! Each is one block of 4 KiB whose checksum at 8..12 covers all that follows it.
 
 use crate::Hlc;
-use crate::batch::{u32_at, u64_at};
-use crate::limits::{BLOCK, SEGMENT_BYTES_MAX};
+use crate::batch::{Batch, u32_at, u64_at};
+use crate::limits::{BLOCK, HEADER, SEGMENT_BYTES_MAX};
 use bytes::{BufMut, Bytes, BytesMut};
 use shardmap::{ZONES, Zone};
 
@@ -40,6 +40,8 @@ pub struct Header {
     pub size: u64,
     /// The newest HLC when it was begun.
     pub created: Hlc,
+    /// The file held an earlier segment: what lies behind the last batch may be a block of that one.
+    pub recycled: bool,
 }
 
 /// The last block of a sealed segment, right behind its last batch.
@@ -70,6 +72,8 @@ pub struct Checkpoint {
     pub durable_seq: u64,
     /// The term of the writer.
     pub term: u64,
+    /// The first seq that is kept; what is below may be gone. 0 or 1: everything is.
+    pub first_kept: u64,
 }
 
 /// Why a block is not what it should be.
@@ -107,7 +111,7 @@ impl Header {
             b.put_u64_le(self.salt);
             b.put_u64_le(self.first_seq - 1); // last seq of the segment before
             b.put_u32_le(self.prev_chain);
-            b.put_u32_le(0);
+            b.put_u32_le(self.recycled.into());
             b.put_u64_le(self.prev_end);
             b.put_u64_le(self.size);
             b.put_u64_le(self.created.0);
@@ -134,9 +138,11 @@ impl Header {
             prev_end: u64_at(b, 88),
             size: u64_at(b, 96),
             created: Hlc(u64_at(b, 104)),
+            recycled: u32_at(b, 84) & 1 == 1,
         };
         let wrong = [
             (u32_at(b, 16) != BLOCK as u32, "block size"),
+            (u32_at(b, 84) > 1, "flags"),
             (usize::from(zone) >= ZONES, "zone"),
             (h.number == 0, "segment number"),
             (h.first_seq == 0, "first seq"),
@@ -213,6 +219,7 @@ impl Checkpoint {
             b.put_u128_le(self.log_uuid);
             b.put_u64_le(self.durable_seq);
             b.put_u64_le(self.term);
+            b.put_u64_le(self.first_kept);
         })
     }
 
@@ -220,7 +227,26 @@ impl Checkpoint {
     pub fn parse(b: &[u8]) -> Result<Checkpoint, Fault> {
         verify(b, CHECKPOINT_MAGIC)?;
         let (generation, log_uuid) = (u64_at(b, 16), u128_at(b, 24));
-        Ok(Checkpoint { generation, log_uuid, durable_seq: u64_at(b, 40), term: u64_at(b, 48) })
+        let (durable_seq, term, first_kept) = (u64_at(b, 40), u64_at(b, 48), u64_at(b, 56));
+        Ok(Checkpoint { generation, log_uuid, durable_seq, term, first_kept })
+    }
+}
+
+/// The digest of a footer, a batch at a time.
+#[derive(Clone, Debug, Default)]
+pub struct Digest(blake3::Hasher);
+
+impl Digest {
+    /// Adds the next batch: its header_crc and its page table.
+    pub fn add(&mut self, batch: &Batch) {
+        let head = usize::from(u16::from_le_bytes([batch.bytes[20], batch.bytes[21]]));
+        self.0.update(&batch.bytes[16..20]);
+        self.0.update(&batch.bytes[HEADER..head]);
+    }
+
+    /// The digest of what was added so far.
+    pub fn finish(&self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
     }
 }
 
@@ -267,6 +293,7 @@ mod tests {
             prev_end: 8192,
             size: 64 * 1024 * 1024,
             created: Hlc(7),
+            recycled: false,
         }
     }
 
@@ -305,7 +332,7 @@ mod tests {
 
     #[test]
     fn the_bytes_of_a_checkpoint_are_frozen() {
-        let checkpoint = Checkpoint { generation: 3, log_uuid: 0x0a0b, durable_seq: 77, term: 2 };
+        let checkpoint = Checkpoint { generation: 3, log_uuid: 0x0a0b, durable_seq: 77, term: 2, first_kept: 0 };
         assert_eq!(
             hex(&checkpoint.encode()),
             "524c47434b503100d826acbe0100000003000000000000000b0a00000000000000000000000000004d0000000000000002"

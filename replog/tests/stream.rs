@@ -235,7 +235,12 @@ fn a_torn_end_is_kept_aside_and_the_log_goes_on() {
         let (log, _, _) = StreamLog::open(&dir, OPTIONS).await.unwrap();
         log.append(vec![put(1, 100)]).await.unwrap();
         log.close().await.unwrap();
-        let found = replog::open::examine(&mut replog::uring::dir::Dir::new(&dir), Floor::default()).unwrap();
+        let found = replog::open::examine(
+            &mut replog::uring::dir::Dir::new(&dir),
+            Floor::default(),
+            replog::open::Depth::Whole,
+        )
+        .unwrap();
         let end = found.segments[0].end;
         let file = std::fs::File::options().write(true).open(dir.join(&found.segments[0].name)).unwrap();
         file.write_all_at(b"RLB1 half a batch", end).unwrap();

@@ -1,7 +1,7 @@
 //! `ezctl log` on a log that is whole, torn, corrupt, or not there.
 
 use replog::log::{Config, Log, Order};
-use replog::open::{Floor, examine};
+use replog::open::{Depth, Floor, examine};
 use replog::uring::dir::Dir;
 use replog::{Hlc, Op, Record};
 use shardmap::{OwnerEpoch, Shard, Zone};
@@ -15,14 +15,14 @@ fn data(name: &str, count: u64) -> PathBuf {
     let _ = std::fs::remove_dir_all(&data);
     let dir = data.join("log/0");
     std::fs::create_dir_all(&dir).unwrap();
-    let found = examine(&mut Dir::new(&dir), Floor::default()).unwrap();
+    let found = examine(&mut Dir::new(&dir), Floor::default(), Depth::Whole).unwrap();
     let config = Config { zone: Zone(1), stream: 0, mirror: false, segment_bytes: 64 * 1024 };
-    let (mut log, _) = Log::recovered(config, found, 77, 5);
+    let (mut log, _) = Log::recovered(config, found, &[], 77, 5);
     let mut file = None;
     for n in 1..=count + 1 {
         while let Some(order) = log.next_order(n) {
             match order {
-                Order::Begin { name, header, bytes } => {
+                Order::Begin { name, header, bytes, .. } => {
                     let new = std::fs::File::options().create_new(true).write(true).open(dir.join(name)).unwrap();
                     new.set_len(bytes).unwrap();
                     new.write_all_at(&header, 0).unwrap();
@@ -38,7 +38,7 @@ fn data(name: &str, count: u64) -> PathBuf {
                     log.on_sealed();
                 }
                 Order::Sync { id } => drop(log.on_synced(id, Ok(()), n)),
-                Order::Reserve { .. } => log.on_reserve(Ok(()), n),
+                Order::Spare { .. } => log.on_spare(Ok(()), n),
                 other => panic!("{other:?}"),
             }
         }

@@ -1,6 +1,6 @@
 //! What a log is given: records or batches, collected and cut; and the one marker that follows the last commit.
 
-use super::{Log, Phase, Refused, Reserve};
+use super::{Log, Phase, Refused};
 use crate::batch::Batch;
 use crate::limits::{APPEND_BYTES_MAX, CUT_AFTER_NS, CUT_BYTES, PENDING_BYTES_MAX};
 use crate::record::Record;
@@ -83,7 +83,7 @@ impl Log {
     pub fn is_closed(&self) -> bool {
         let quiet = self.is_idle() && self.collecting.is_empty() && self.marker_due.is_none();
         let settled = self.checkpoint.durable_seq == self.durable_seq && !self.checkpoint_busy;
-        let writing = self.phase == Phase::Writing && self.reserve != Reserve::Making;
+        let writing = self.phase == Phase::Writing && self.spares.making.is_none() && !self.retiring.is_busy();
         self.phase == Phase::Stopped
             || self.closing && (writing && quiet && settled || matches!(self.phase, Phase::Full(_)))
     }

@@ -1,7 +1,8 @@
 //! What a log wants done next: a segment begun, batches written, a flush, a reserve, a checkpoint.
 
-use super::{Flight, Log, Order, Phase, Reserve};
+use super::{Flight, Log, Order, Phase};
 use crate::limits::{BLOCK, FLIGHT_MAX};
+use crate::open::Segment;
 use crate::segment::{Checkpoint, Footer};
 
 impl Log {
@@ -21,22 +22,27 @@ impl Log {
             Phase::Full(at) if at <= now_ns && !self.closing => self.phase = Phase::Wanted,
             _ => {}
         }
-        if self.phase == Phase::Wanted {
+        if self.phase == Phase::Wanted && !self.awaits_spare() {
             return Some(self.begin());
         }
         self.mark_idle(now_ns);
         if self.cut_is_due(now_ns) {
             self.cut(now_ns);
         }
-        self.place().or_else(|| self.sync()).or_else(|| self.reserve(now_ns)).or_else(|| self.write_checkpoint(now_ns))
+        self.place()
+            .or_else(|| self.sync())
+            .or_else(|| self.write_checkpoint(now_ns))
+            .or_else(|| self.retire(now_ns))
+            .or_else(|| self.make_spare(now_ns))
     }
 
     pub(super) fn begin(&mut self) -> Order {
         self.phase = Phase::Beginning;
-        if self.reserve == Reserve::Ready && self.header.size == self.config.segment_bytes {
-            self.reserve = Reserve::None;
-        }
-        Order::Begin { name: self.header.file_name(), header: self.header.encode(), bytes: self.header.size }
+        let usual = self.header.size == self.config.segment_bytes;
+        let spare = if usual { self.spares.take() } else { None };
+        self.header.recycled = spare.is_some_and(|s| s.recycled);
+        let (name, header) = (self.header.file_name(), self.header.encode());
+        Order::Begin { name, header, bytes: self.header.size, spare: spare.map(|s| s.id) }
     }
 
     /// Puts the next batch into the segment, or seals the segment if there is no room for it.
@@ -52,12 +58,13 @@ impl Log {
         let (id, pos) = (self.id(), self.pos);
         let bytes = batch.place(self.header.salt, pos, self.durable_seq).freeze();
         self.pos += len;
+        self.placed_bytes += len;
         self.flight.push_back(Flight { batch, id, pos, written: false });
         Some(Order::Write { id, pos, bytes })
     }
 
     pub(super) fn roll(&mut self) -> Order {
-        if self.segments.last().is_some_and(|s| s.batches == 0) {
+        if self.segments.last().is_some_and(Segment::is_empty) {
             self.next_segment(self.pos); // the first batch is too long for a segment of the usual length
             return self.begin();
         }
@@ -69,7 +76,7 @@ impl Log {
             records: self.durable_seq + 1 - self.header.first_seq,
             first_hlc,
             last_hlc,
-            digest: *self.digest.finalize().as_bytes(),
+            digest: self.digest.finish(),
         };
         let bytes = footer.encode();
         self.segments.last_mut().expect("the current segment").footer = Some(footer);
@@ -87,22 +94,9 @@ impl Log {
         Some(Order::Sync { id })
     }
 
-    pub(super) fn reserve(&mut self, now_ns: u64) -> Option<Order> {
-        let due = match self.reserve {
-            Reserve::None => true,
-            Reserve::Retry(at) => at <= now_ns,
-            Reserve::Making | Reserve::Ready => false,
-        };
-        if !due || self.phase != Phase::Writing || self.closing || self.pos < self.header.size / 2 {
-            return None;
-        }
-        self.reserve = Reserve::Making;
-        Some(Order::Reserve { bytes: self.config.segment_bytes })
-    }
-
     pub(super) fn write_checkpoint(&mut self, now_ns: u64) -> Option<Order> {
         let settled = self.closing && self.is_idle() && self.collecting.is_empty() && self.marker_due.is_none();
-        let due = self.checkpoint_at.is_some_and(|at| at <= now_ns || settled);
+        let due = self.checkpoint_at.is_some_and(|at| at <= now_ns || settled) || self.retiring.wants_checkpoint();
         if self.checkpoint_busy || !due {
             return None;
         }
@@ -111,6 +105,7 @@ impl Log {
         self.checkpoint.generation += 1;
         self.checkpoint.durable_seq = self.durable_seq;
         self.checkpoint.term = self.origin.term;
+        self.checkpoint.first_kept = self.first_kept();
         let name = Checkpoint::NAMES[(self.checkpoint.generation % 2) as usize];
         Some(Order::Checkpoint { name, bytes: self.checkpoint.encode() })
     }

@@ -1,10 +1,10 @@
 //! What became of a log's orders: what is durable, what has to be written again, and where the log goes on.
 
-use super::{Failed, Flight, Log, Phase, Reserve};
+use super::{Failed, Flight, Log, Phase};
 use crate::batch::Batch;
 use crate::limits::{BLOCK, CHECKPOINT_AFTER_NS, FULL_RETRY_NS, MARKER_AFTER_NS};
 use crate::open::Segment;
-use crate::segment::FIRST_POS;
+use crate::segment::{Digest, FIRST_POS};
 
 impl Log {
     /// The segment was begun, or not.
@@ -13,18 +13,10 @@ impl Log {
             Ok(()) => {
                 self.phase = Phase::Writing;
                 self.pos = FIRST_POS;
-                self.digest = blake3::Hasher::new();
+                self.digest = Digest::default();
                 self.hlcs = None;
-                self.segments.push(Segment {
-                    name: self.header.file_name(),
-                    header: self.header.clone(),
-                    file_len: self.header.size,
-                    end: FIRST_POS,
-                    last_seq: self.durable_seq,
-                    batches: 0,
-                    footer: None,
-                    marks: Vec::new(),
-                });
+                let (name, bytes) = (self.header.file_name(), self.header.size);
+                self.segments.push(Segment::begun(&name, bytes, self.header.clone()));
             }
             Err(Failed::Full) if self.unclear_to <= self.durable_seq => {
                 self.phase = Phase::Full(now_ns + FULL_RETRY_NS);
@@ -71,14 +63,14 @@ impl Log {
         self.check();
     }
 
-    /// The reserve is ready, or not.
-    pub fn on_reserve(&mut self, result: Result<(), Failed>, now_ns: u64) {
-        self.reserve = if result.is_ok() { Reserve::Ready } else { Reserve::Retry(now_ns + FULL_RETRY_NS) };
-    }
-
-    /// The checkpoint was written, or not: it is a help, not a promise.
-    pub fn on_checkpoint(&mut self) {
+    /// The checkpoint was written, or not: it is a help, not a promise; but what nobody needs goes only once one says so.
+    pub fn on_checkpoint(&mut self, result: Result<(), Failed>, now_ns: u64) {
         self.checkpoint_busy = false;
+        self.retiring.on_checkpoint(result.ok().map(|()| self.checkpoint.first_kept));
+        if result.is_err() {
+            self.checkpoint_at = Some(now_ns + CHECKPOINT_AFTER_NS);
+        }
+        self.check();
     }
 
     pub(super) fn settle(&mut self, flight: &Flight, now_ns: u64) {
@@ -86,9 +78,7 @@ impl Log {
         self.durable_seq = batch.last_seq();
         self.durable_chain = batch.chain;
         self.pending_bytes -= batch.disk_len();
-        let head = usize::from(u16::from_le_bytes([batch.bytes[20], batch.bytes[21]]));
-        self.digest.update(&batch.bytes[16..20]);
-        self.digest.update(&batch.bytes[crate::limits::HEADER..head]);
+        self.digest.add(batch);
         let (first, last) = self.hlcs.unwrap_or((batch.first_hlc, batch.last_hlc));
         self.hlcs = Some((first.min(batch.first_hlc), last.max(batch.last_hlc)));
         self.segments.last_mut().expect("the current segment").took(batch, flight.pos);
@@ -108,12 +98,15 @@ impl Log {
         while let Some(flight) = self.flight.pop_back() {
             self.queue.push_front(flight.batch);
         }
+        if let Some(segment) = self.segments.last_mut() {
+            segment.file_len = end; // what is behind counts no more, and such a file is never used again
+        }
         self.next_segment(end);
     }
 
     /// The segment ends at `end`; another has to be begun behind the durable seq.
     pub(super) fn next_segment(&mut self, end: u64) {
-        let empty = self.segments.last().is_some_and(|s| s.batches == 0);
+        let empty = self.segments.last().is_some_and(Segment::is_empty);
         if empty {
             // It is replaced by one of its own number and name, which follows the same predecessor.
             self.segments.pop();

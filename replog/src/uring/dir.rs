@@ -1,6 +1,6 @@
 //! A stream's directory through plain blocking calls: what happens once, at open, and what tools read.
 
-use crate::limits::BLOCK;
+use crate::limits::{BLOCK, SPARES};
 use crate::open::{Storage, Torn};
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -80,19 +80,24 @@ pub fn is_live(path: &Path) -> bool {
 }
 
 /// Makes durable what is about to be read as durable: a killed writer may have left it in the device's cache. Removes what a
-/// crash left half made.
-pub fn settle(path: &Path) -> io::Result<()> {
+/// crash left half made. Returns the spares of `segment_bytes` that may be used.
+pub fn settle(path: &Path, segment_bytes: u64) -> io::Result<Vec<u64>> {
     let mut dir = Dir::new(path);
-    for (name, _) in dir.list()? {
-        if name.ends_with(".tmp") {
-            std::fs::remove_file(path.join(&name))?;
+    let mut spares = Vec::new();
+    for (name, len) in dir.list()? {
+        let spare = name.strip_prefix("reserve-").and_then(|n| n.strip_suffix(".tmp")).and_then(|id| id.parse().ok());
+        match spare {
+            Some(id) if len == segment_bytes && spares.len() < SPARES => spares.push(id),
+            _ if name.ends_with(".tmp") => std::fs::remove_file(path.join(&name))?,
+            _ => {}
         }
     }
     let newest = dir.list()?.into_iter().map(|(name, _)| name).filter(|n| n.ends_with(".rlog")).max();
     if let Some(name) = newest {
         File::open(path.join(name))?.sync_all()?;
     }
-    sync_dir(path)
+    sync_dir(path)?;
+    Ok(spares)
 }
 
 /// Makes the names in a directory durable.

@@ -17,9 +17,8 @@ use crate::batch::Batch;
 use crate::log::{Config, Failed, Log, Opened, Order};
 use crate::open::{Floor, Torn, Verdict};
 use crate::record::Record;
-use crate::segment::FIRST_POS;
 use glommio::io::DmaFile;
-use prepare::prepare;
+use prepare::{Prepared, prepare};
 use reader::bounded;
 use shardmap::Zone;
 use std::cell::RefCell;
@@ -31,9 +30,6 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use waiter::{Waiter, Waiting};
 
-/// The reserve segment's name until it is used, and that of a segment being made.
-const RESERVE: &str = "reserve.tmp";
-const MAKING: &str = "making.tmp";
 /// How much is zeroed, or read back, at a time.
 const CHUNK: usize = 512 * 1024;
 /// The machine is looked at no less often, so that no deadline is missed that an append has set meanwhile: the idle marker
@@ -78,7 +74,6 @@ struct Shared {
 
 struct State {
     log: Log,
-    first_kept: u64,
     current: Option<Rc<DmaFile>>,
     /// The durable batches of late, oldest first, without a gap.
     recent: VecDeque<Batch>,
@@ -95,7 +90,7 @@ impl StreamLog {
     /// Opens or creates the log in `dir`: reads it, judges it, quarantines a torn end, begins a new segment.
     pub async fn open(dir: &Path, options: Options) -> Result<(StreamLog, Opened, Option<Torn>), Error> {
         let dir = dir.to_owned();
-        let (lock, found, random) = {
+        let Prepared { lock, found, spares, random } = {
             let dir = dir.clone();
             glommio::executor().spawn_blocking(move || prepare(&dir, options)).await?
         };
@@ -104,16 +99,15 @@ impl StreamLog {
         let probe = async { DmaFile::open(dir.join("LOCK")).await?.close().await };
         probe.await.map_err(|e| Error::Io { dir: dir.clone(), source: e.into() })?;
         let torn = if let Verdict::Torn(torn) = &found.verdict { Some(torn.clone()) } else { None };
-        let before = found.segments.last().filter(|s| s.batches > 0);
-        let before = before.map(|s| (s.name.clone(), s.end + s.footer.as_ref().map_or(0, |_| FIRST_POS)));
+        let before = found.segments.last().filter(|s| !s.is_empty()).map(|s| (s.name.clone(), s.used_bytes()));
         let log_uuid = if let Kind::Mirror(Some(uuid)) = options.kind { uuid } else { random };
         let mirror = options.kind != Kind::Origin;
         let Options { zone, stream, segment_bytes, .. } = options;
         let salt = (random >> 64) as u64 ^ random as u64 ^ now_ns();
-        let (log, opened) = Log::recovered(Config { zone, stream, mirror, segment_bytes }, found, log_uuid, salt);
+        let (log, opened) =
+            Log::recovered(Config { zone, stream, mirror, segment_bytes }, found, &spares, log_uuid, salt);
         let state = State {
             log,
-            first_kept: opened.first_seq,
             current: None,
             recent: VecDeque::new(),
             recent_bytes: 0,
@@ -186,8 +180,9 @@ impl StreamLog {
             if seq > state.log.durable_seq() {
                 return Ok(Vec::new());
             }
-            if seq < state.first_kept {
-                return Err(Error::NotKept { wanted: seq, first: state.first_kept });
+            let first = state.log.first_kept();
+            if seq < first {
+                return Err(Error::NotKept { wanted: seq, first });
             }
             if state.recent.front().is_some_and(|b| b.first_seq <= seq) {
                 let from = state.recent.partition_point(|b| b.last_seq() < seq);
@@ -214,7 +209,6 @@ impl StreamLog {
         if let Some(file) = current {
             file.close_rc().await.map_err(|e| self.shared.io(e.into()))?;
         }
-        let _ = std::fs::remove_file(self.shared.dir.join(RESERVE)); // if it stays, the next open removes it
         self.shared.state.borrow_mut().lock = None;
         if stopped { Err(self.shared.stopped()) } else { Ok(()) }
     }

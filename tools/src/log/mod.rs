@@ -3,7 +3,7 @@
 use clap::{Args, Subcommand};
 use replog::batch::{Batch, Fault};
 use replog::limits::BLOCK;
-use replog::open::{Floor, Found, Storage, Verdict, Walk, examine};
+use replog::open::{Depth, Floor, Found, Storage, Verdict, Walk, examine};
 use replog::segment::{FIRST_POS, Header, seq_of_name};
 use replog::uring::dir::{Dir, is_live};
 use replog::{Op, Record};
@@ -34,7 +34,7 @@ pub enum Command {
         #[command(flatten)]
         which: Which,
     },
-    /// Check every byte: exit code 0 fine, 1 torn at its end (the next open mends that), 2 corrupt, or wrong usage
+    /// Check every byte: exit code 0 fine, 1 torn at its end (the next open mends that), 2 corrupt or wrong usage, 3 a gap
     #[command(after_help = "Example: ezctl log verify /var/lib/ezone && echo fine")]
     Verify {
         #[command(flatten)]
@@ -135,24 +135,26 @@ fn search(path: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()>
 fn read(place: &Place) -> io::Result<(Found, bool)> {
     for _ in 1..LIVE_TRIES {
         let live = is_live(&place.dir);
-        match examine(&mut Dir::new(&place.dir), Floor::default()) {
+        match examine(&mut Dir::new(&place.dir), Floor::default(), Depth::Whole) {
             Ok(found) if !live || found.verdict == Verdict::Clean => return Ok((found, live)),
             Err(e) if !live => return Err(e),
             Ok(_) | Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }
-    examine(&mut Dir::new(&place.dir), Floor::default()).map(|found| (found, is_live(&place.dir)))
+    examine(&mut Dir::new(&place.dir), Floor::default(), Depth::Whole).map(|found| (found, is_live(&place.dir)))
 }
 
 /// One word, a text, and the exit code of `verify`.
 fn judge(found: &Found, live: bool) -> (&'static str, String, u8) {
     match &found.verdict {
         Verdict::Empty => ("empty", String::new(), 0),
-        Verdict::Clean if live => ("live", String::new(), 0),
+        Verdict::Clean | Verdict::Stale(_) if live => ("live", String::new(), 0),
         Verdict::Clean => ("clean", String::new(), 0),
+        Verdict::Stale(stale) => ("clean", stale.to_string(), 0),
         Verdict::Torn(torn) if live => ("live", format!("being written: {torn}"), 0),
         Verdict::Torn(torn) => ("torn", torn.to_string(), 1),
         Verdict::Corrupt(corrupt) => ("corrupt", corrupt.to_string(), 2),
+        Verdict::Gap(gap) => ("gap", gap.to_string(), 3),
     }
 }
 

@@ -1,34 +1,55 @@
 //! Carries out the orders of a log: one file operation after the other.
 
 use super::waiter::Waiting;
-use super::{CHUNK, Error, MAKING, RESERVE, Shared};
+use super::{CHUNK, Error, Shared};
+use crate::limits::ZERO_BYTES_PER_S;
 use crate::log::{Failed, Order};
 use glommio::GlommioError;
 use glommio::io::{DmaFile, OpenOptions};
 use std::io;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+/// The first segment in the making, or one for which no spare was ready.
+const FIRST: &str = "first.tmp";
+/// A spare in the making.
+const MAKING: &str = "making.tmp";
+
+/// The file that waits as the spare `id`.
+pub(super) fn spare_name(id: u64) -> String {
+    format!("reserve-{id}.tmp")
+}
+
+/// How fast zeros are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// A segment waits for them.
+    Now,
+    /// In the background.
+    WithTheLog,
+}
 
 impl Shared {
     pub(super) async fn carry_out(&self, order: Order) {
         match order {
-            Order::Begin { name, header, bytes } => {
-                let made = self.begin(&name, &header, bytes).await;
+            Order::Begin { name, header, bytes, spare } => {
+                let made = self.begin(&name, &header, bytes, spare).await;
                 let result = made.map(|file| self.state.borrow_mut().current = Some(file));
                 let result = result.map_err(|e| self.failed("begin a segment", e));
                 let mut state = self.state.borrow_mut();
                 state.begun.get_or_insert(result);
                 state.log.on_segment(result, self.now());
             }
-            Order::Reserve { bytes } => {
-                let made = self.zeroed(RESERVE, bytes).await;
-                let result = match made {
-                    Ok(file) => file.close().await.map_err(|e| self.failed("close the reserve", e)),
-                    Err(e) => Err(self.failed("make a reserve segment", e)),
-                };
+            Order::Spare { id, bytes } => {
+                let result = self.make_spare(id, bytes).await.map_err(|e| self.failed("make a spare segment", e));
                 if result.is_err() {
-                    let _ = std::fs::remove_file(self.dir.join(RESERVE)); // half made it only takes room
+                    let _ = std::fs::remove_file(self.dir.join(MAKING)); // half made it only takes room
                 }
-                self.state.borrow_mut().log.on_reserve(result, self.now());
+                self.state.borrow_mut().log.on_spare(result, self.now());
+            }
+            Order::Retire { name, spare } => {
+                let result = self.retire(&name, spare).await.map_err(|e| self.failed("retire a segment", e));
+                self.state.borrow_mut().log.on_retired(result);
             }
             Order::Write { id, pos, bytes } => {
                 let result = self.write(pos, &bytes).await.map_err(|e| self.failed("write", e));
@@ -53,8 +74,8 @@ impl Shared {
                 self.state.borrow_mut().log.on_sealed();
             }
             Order::Checkpoint { name, bytes } => {
-                let _ = self.replace(name, &bytes).await.map_err(|e| self.failed("write a checkpoint", e));
-                self.state.borrow_mut().log.on_checkpoint();
+                let result = self.replace(name, &bytes).await.map_err(|e| self.failed("write a checkpoint", e));
+                self.state.borrow_mut().log.on_checkpoint(result, self.now());
             }
             Order::Refuse { .. } | Order::Stop => unreachable!("pump answers these itself"),
         }
@@ -72,29 +93,70 @@ impl Shared {
         }
     }
 
-    pub(super) async fn begin(&self, name: &str, header: &[u8], bytes: u64) -> Result<Rc<DmaFile>, GlommioError<()>> {
-        let reserve = self.dir.join(RESERVE);
-        let usable = std::fs::metadata(&reserve).is_ok_and(|m| m.len() == bytes) && self.reserve_is_ready();
-        let file = if usable { write_options().dma_open(&reserve).await? } else { self.zeroed(MAKING, bytes).await? };
+    async fn begin(
+        &self,
+        name: &str,
+        header: &[u8],
+        bytes: u64,
+        spare: Option<u64>,
+    ) -> Result<Rc<DmaFile>, GlommioError<()>> {
+        let file = match spare {
+            Some(id) => write_options().dma_open(self.dir.join(spare_name(id))).await,
+            None => self.zeroed(FIRST, bytes, Pace::Now).await,
+        };
+        let file = match file {
+            // Someone has tidied up: that is no reason to stop.
+            Err(e) if spare.is_some() && e.raw_os_error() == Some(libc::ENOENT) => {
+                self.zeroed(FIRST, bytes, Pace::Now).await?
+            }
+            other => other?,
+        };
         write_all(&file, 0, header).await?;
         file.fdatasync().await?;
         file.rename(self.dir.join(name)).await?;
-        let dir = glommio::io::Directory::open(&self.dir).await?;
-        dir.sync().await?;
-        dir.close().await?;
+        self.sync_dir().await?;
         Ok(Rc::new(file))
     }
 
-    /// The machine forgets a ready reserve when it orders a segment; a reserve that is being made is not used.
-    pub(super) fn reserve_is_ready(&self) -> bool {
-        !self.state.borrow().log.is_reserving()
+    /// A spare has its name only when it is whole.
+    async fn make_spare(&self, id: u64, bytes: u64) -> Result<(), GlommioError<()>> {
+        let file = self.zeroed(MAKING, bytes, Pace::WithTheLog).await?;
+        file.rename(self.dir.join(spare_name(id))).await?;
+        file.close().await
+    }
+
+    async fn retire(&self, name: &str, spare: Option<u64>) -> Result<(), GlommioError<()>> {
+        {
+            let mut state = self.state.borrow_mut();
+            if state.reader.as_ref().is_some_and(|(of, _)| of == name) {
+                state.reader = None; // what it read from is no longer what it was
+            }
+        }
+        let (from, to) = (self.dir.join(name), spare.map(|id| self.dir.join(spare_name(id))));
+        // Removing a large file may take the file system a while.
+        let moved = glommio::executor().spawn_blocking(move || match to {
+            Some(to) => std::fs::rename(from, to),
+            None => std::fs::remove_file(from),
+        });
+        moved.await?;
+        self.sync_dir().await
+    }
+
+    async fn sync_dir(&self) -> Result<(), GlommioError<()>> {
+        let dir = glommio::io::Directory::open(&self.dir).await?;
+        dir.sync().await?;
+        dir.close().await
     }
 
     /// A file of zeros, durable but for its name.
-    pub(super) async fn zeroed(&self, name: &str, bytes: u64) -> Result<DmaFile, GlommioError<()>> {
+    async fn zeroed(&self, name: &str, bytes: u64, pace: Pace) -> Result<DmaFile, GlommioError<()>> {
         let file = write_options().create(true).truncate(true).dma_open(self.dir.join(name)).await?;
+        let (began, began_seq) = (Instant::now(), self.state.borrow().log.bytes_placed());
         let mut pos = 0;
         while pos < bytes {
+            while pace == Pace::WithTheLog && self.is_ahead(pos, began, began_seq) {
+                glommio::timer::sleep(Duration::from_millis(5)).await;
+            }
             let len = CHUNK.min((bytes - pos) as usize);
             let mut zeros = file.alloc_dma_buffer(len);
             zeros.as_bytes_mut().fill(0);
@@ -103,6 +165,15 @@ impl Shared {
         }
         file.fdatasync().await?;
         Ok(file)
+    }
+
+    /// Has the background zeroed more than its share? It takes a steady little, and as much as the log itself writes, so that it is
+    /// done before it is needed and commits do not queue behind it.
+    fn is_ahead(&self, zeroed: u64, began: Instant, began_at: u64) -> bool {
+        let state = self.state.borrow();
+        let steady = began.elapsed().as_micros() as u64 * ZERO_BYTES_PER_S / 1_000_000;
+        let written = state.log.bytes_placed() - began_at;
+        zeroed > steady + 2 * written && !state.log.is_waiting() && !state.log.is_closing()
     }
 
     pub(super) async fn write(&self, pos: u64, bytes: &[u8]) -> Result<(), GlommioError<()>> {

@@ -3,7 +3,7 @@
 use crate::batch;
 use crate::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::log::Refused;
-use crate::open::Corrupt;
+use crate::open::{Corrupt, Gap};
 use shardmap::Zone;
 use std::io;
 use std::path::PathBuf;
@@ -16,14 +16,24 @@ pub enum Error {
     InUse(PathBuf),
     /// Something acknowledged is damaged: the stream is refused.
     #[error(
-        "{dir}: {verdict}. The stream stays closed so that no damage spreads; repair from a peer is not in this version: \
-         restore the directory, or move it away to begin the stream anew"
+        "{dir}: {verdict}. The stream stays closed so that no damage spreads: `ezctl log repair` fetches what is damaged from a mirror"
     )]
     Corrupt {
         /// The stream's directory.
         dir: PathBuf,
         /// Where and why.
         verdict: Box<Corrupt>,
+    },
+    /// Something acknowledged is missing: the stream is refused.
+    #[error(
+        "{dir}: {gap}. The stream stays closed so that nothing is skipped in silence: `ezctl log repair` fetches what is missing \
+         from a mirror"
+    )]
+    Gap {
+        /// The stream's directory.
+        dir: PathBuf,
+        /// What is missing.
+        gap: Box<Gap>,
     },
     /// The directory holds another stream.
     #[error("{dir} holds zone {zone} stream {stream} of incarnation {log_uuid:032x}, not the one asked for")]

@@ -9,6 +9,10 @@ use glommio::io::DmaFile;
 use std::rc::Rc;
 
 impl State {
+    fn not_kept(&self, wanted: u64) -> Error {
+        Error::NotKept { wanted, first: self.log.first_kept() }
+    }
+
     pub(super) fn remember(&mut self, batches: Vec<Batch>) {
         for batch in batches {
             self.recent_bytes += batch.bytes.len();
@@ -23,13 +27,17 @@ impl State {
 impl Shared {
     /// Batches from `seq` on out of the segment that holds it.
     pub(super) async fn read_disk(&self, seq: u64, max_bytes: usize) -> Result<Vec<Batch>, Error> {
-        let (name, salt, mut pos, end) = {
+        let (name, salt, number, mut pos, end) = {
             let state = self.state.borrow();
-            let first = state.first_kept;
-            let (segment, pos) = state.log.locate(seq).ok_or(Error::NotKept { wanted: seq, first })?;
-            (segment.name.clone(), segment.header.salt, pos, segment.end)
+            let (segment, pos) = state.log.locate(seq).ok_or_else(|| state.not_kept(seq))?;
+            (segment.name.clone(), segment.header.salt, segment.header.number, pos, segment.end)
         };
-        let file = self.reader(&name).await.map_err(|e| self.io(e.into()))?;
+        // It may have been retired meanwhile, and hold another segment by now: then whatever is read is no fault.
+        let fault = |e: Error| {
+            let state = self.state.borrow();
+            if seq < state.log.first_kept() { state.not_kept(seq) } else { e }
+        };
+        let file = self.reader(&name).await.map_err(|e| fault(self.io(e.into())))?;
         let (mut batches, mut bytes) = (Vec::new(), 0);
         let mut window = Bytes::new();
         while pos < end && bytes < max_bytes.max(1) {
@@ -37,7 +45,7 @@ impl Shared {
             if window.len() < HEAD_MAX.min(left) {
                 window = self.read(&file, pos, CHUNK.min(left)).await?;
             }
-            let damaged = |fault| Error::Damaged { file: name.clone(), pos, fault };
+            let damaged = |why| fault(Error::Damaged { file: name.clone(), pos, fault: why });
             let disk = Lengths::of_head(&window).map_err(damaged)?.disk;
             if window.len() < disk {
                 window = self.read(&file, pos, disk.max(CHUNK).min(left)).await?;
@@ -46,6 +54,7 @@ impl Shared {
             let own = Bytes::copy_from_slice(&window[..disk.min(window.len())]);
             let (batch, _) = Batch::read(&own, salt, pos).map_err(damaged)?;
             window = window.slice(disk..);
+            self.state.borrow_mut().log.learn(number, batch.first_seq, pos);
             pos += disk as u64;
             if batch.last_seq() >= seq {
                 bytes += batch.bytes.len();

@@ -1,0 +1,162 @@
+//! Files that a log has done with, and files that wait to become segments.
+//!
+//! ```text
+//! sealed, nobody needs it -> leaving -> a checkpoint says so, twice -> retired: a spare, or removed -> the next segment
+//! ```
+//!
+//! The checkpoint goes first, into both of its files: whichever is read at open, a segment that is gone was not expected.
+
+use super::{Failed, Log, Order, Phase, Spare};
+use crate::limits::{FULL_RETRY_NS, SPARES};
+use crate::open::Segment;
+use std::collections::VecDeque;
+
+/// Files of a segment's length that wait.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Spares {
+    ready: VecDeque<Spare>,
+    /// The one that is being filled with zeros.
+    pub making: Option<u64>,
+    /// There was no room for one; look again then.
+    pub retry: Option<u64>,
+    newest_id: u64,
+}
+
+impl Spares {
+    /// Those that an earlier run left.
+    pub fn of(ids: &[u64]) -> Spares {
+        let ready = ids.iter().take(SPARES).map(|id| Spare { id: *id, recycled: true }).collect();
+        Spares { ready, newest_id: ids.iter().copied().max().unwrap_or(0), ..Spares::default() }
+    }
+
+    pub fn count(&self) -> usize {
+        self.ready.len() + usize::from(self.making.is_some())
+    }
+
+    pub fn take(&mut self) -> Option<Spare> {
+        self.ready.pop_front()
+    }
+
+    fn new_id(&mut self) -> u64 {
+        self.newest_id += 1;
+        self.newest_id
+    }
+}
+
+/// What goes, in order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Retiring {
+    /// Segments below this seq may go, beyond so many bytes that are kept for those who look back.
+    below: u64,
+    keep_bytes: u64,
+    leaving: VecDeque<Segment>,
+    /// The first seq that the two newest checkpoints keep.
+    said: [u64; 2],
+    /// A checkpoint could not be written: the next one is tried when its time comes.
+    paused: bool,
+    /// The one that is going, and the spare that it becomes.
+    going: Option<Option<u64>>,
+}
+
+impl Retiring {
+    pub fn is_busy(&self) -> bool {
+        self.going.is_some()
+    }
+
+    /// Has a checkpoint to be written before the next one goes?
+    pub fn wants_checkpoint(&self) -> bool {
+        !self.paused && self.is_unsaid()
+    }
+
+    fn is_unsaid(&self) -> bool {
+        self.leaving.front().is_some_and(|s| self.said[0].min(self.said[1]) <= s.last_seq)
+    }
+
+    pub fn on_checkpoint(&mut self, first_kept: Option<u64>) {
+        self.paused = first_kept.is_none();
+        if let Some(first_kept) = first_kept {
+            self.said = [self.said[1], first_kept];
+        }
+    }
+}
+
+impl Log {
+    /// Nobody needs what is below `seq` any more: sealed segments below it may go, oldest first, but for the newest `keep_bytes` of
+    /// them. Takes back what an earlier call allowed, as far as nothing has gone.
+    pub fn release(&mut self, seq: u64, keep_bytes: u64) {
+        (self.retiring.below, self.retiring.keep_bytes) = (seq.min(self.durable_seq + 1), keep_bytes);
+    }
+
+    /// Bytes of the files of all segments.
+    pub fn kept_bytes(&self) -> u64 {
+        self.segments.iter().map(|s| s.file_len).sum()
+    }
+
+    /// The next segment that goes: its seqs are below what was released, and both checkpoints say that it is not kept.
+    pub(super) fn retire(&mut self, now_ns: u64) -> Option<Order> {
+        if self.retiring.is_busy() || self.closing {
+            return None;
+        }
+        self.leave();
+        if self.retiring.is_unsaid() {
+            return self.write_checkpoint(now_ns);
+        }
+        let segment = self.retiring.leaving.pop_front()?;
+        let useful = segment.file_len == self.config.segment_bytes && self.spares.count() < SPARES;
+        let spare = useful.then(|| self.spares.new_id());
+        self.retiring.going = Some(spare);
+        Some(Order::Retire { name: segment.name, spare })
+    }
+
+    /// Takes segments out of the log that nobody needs. The newest stays, whatever it holds: its successor follows it.
+    fn leave(&mut self) {
+        let mut kept: u64 = self.kept_bytes();
+        while self.segments.len() > 1 {
+            let oldest = &self.segments[0];
+            let allowed = kept - oldest.file_len >= self.retiring.keep_bytes;
+            if oldest.last_seq >= self.retiring.below || !allowed {
+                return;
+            }
+            kept -= oldest.file_len;
+            self.retiring.leaving.push_back(self.segments.remove(0));
+        }
+    }
+
+    /// The segment is gone, or not: then the next open removes it.
+    pub fn on_retired(&mut self, result: Result<(), Failed>) {
+        let spare = self.retiring.going.take().flatten();
+        if let (Ok(()), Some(id)) = (result, spare)
+            && self.spares.count() < SPARES
+        {
+            self.spares.ready.push_back(Spare { id, recycled: true });
+        }
+        self.check();
+    }
+
+    /// Is the next segment to be begun with the spare that is being made?
+    pub(super) fn awaits_spare(&self) -> bool {
+        self.spares.making.is_some() && self.spares.ready.is_empty() && self.header.size == self.config.segment_bytes
+    }
+
+    /// One spare is made while the second quarter of a segment is written, another in its second half; what retires saves the work.
+    pub(super) fn make_spare(&mut self, now_ns: u64) -> Option<Order> {
+        let wanted = (self.pos * 4 / self.header.size).min(SPARES as u64) as usize;
+        let may = self.phase == Phase::Writing && !self.closing && self.spares.making.is_none();
+        if !may || self.spares.count() >= wanted || self.spares.retry.is_some_and(|at| at > now_ns) {
+            return None;
+        }
+        let id = self.spares.new_id();
+        (self.spares.making, self.spares.retry) = (Some(id), None);
+        Some(Order::Spare { id, bytes: self.config.segment_bytes })
+    }
+
+    /// The spare is ready, or not.
+    pub fn on_spare(&mut self, result: Result<(), Failed>, now_ns: u64) {
+        let Some(id) = self.spares.making.take() else { return };
+        match result {
+            Ok(()) => self.spares.ready.push_back(Spare { id, recycled: false }),
+            Err(_) => self.spares.retry = Some(now_ns + FULL_RETRY_NS),
+        }
+        self.check();
+    }
+}

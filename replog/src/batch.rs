@@ -93,8 +93,15 @@ pub enum Fault {
         expected: u32,
     },
     /// A version, codec or flag of a newer program.
-    #[error("{0} of a newer version")]
-    Newer(&'static str),
+    #[error("{what} {seen}, this program knows {known}")]
+    Newer {
+        /// What it is.
+        what: &'static str,
+        /// The header's.
+        seen: u32,
+        /// The highest known here.
+        known: u8,
+    },
     /// A field that contradicts another or its range.
     #[error("the header's {0} cannot be")]
     Field(&'static str),
@@ -294,6 +301,17 @@ impl Batch {
         self.records == 1 && self.iter().all(|r| r.is_ok_and(|(_, r)| r.op == record::Op::Marker))
     }
 
+    /// The header of the batch as it lies on disk at `pos` of a segment with this salt, without a look at its body: the fields
+    /// (`bytes` is empty), and how long it is. `disk` begins with it and has `min(HEAD_MAX, all there is)` bytes.
+    pub fn head(disk: &Bytes, salt: u64, pos: u64) -> Result<(Batch, Lengths), Fault> {
+        let lengths = Lengths::of_head(disk)?;
+        let stamp = Stamp::of(disk);
+        if stamp.place_crc != place_crc(salt, pos, stamp.local_durable_seq, u32_at(disk, 16)) {
+            return Err(Fault::Place);
+        }
+        Ok((Batch::fields(disk)?, lengths))
+    }
+
     /// The fields of a header whose checksum holds, without the body; for judging what a block once was.
     pub(crate) fn fields_at(head: &Bytes) -> Option<Batch> {
         Lengths::of_head(head).ok().and_then(|_| Batch::fields(head).ok())
@@ -302,10 +320,13 @@ impl Batch {
     /// The header's fields, out of bytes whose header checksum holds.
     fn fields(bytes: &Bytes) -> Result<Batch, Fault> {
         let b = &bytes[..];
-        for (newer, what) in [(b[22] != VERSION, "a batch"), (b[23] != 0, "a codec"), (u32_at(b, 24) != 0, "a flag")] {
-            if newer {
-                return Err(Fault::Newer(what));
-            }
+        let known = [
+            ("batch of format version", b[22].into(), VERSION),
+            ("batch with codec", b[23].into(), 0),
+            ("batch with flags", u32_at(b, 24), 0),
+        ];
+        if let Some((what, seen, known)) = known.into_iter().find(|(_, seen, known)| *seen != u32::from(*known)) {
+            return Err(Fault::Newer { what, seen, known });
         }
         let zone = u16::from_le_bytes([b[32], b[33]]);
         let batch = Batch {
@@ -511,9 +532,9 @@ mod tests {
 
     #[test]
     fn a_forged_header_is_refused_field_by_field() {
-        assert_eq!(forged(|b| b[22] = 2), Err(Fault::Newer("a batch")));
-        assert_eq!(forged(|b| b[23] = 1), Err(Fault::Newer("a codec")));
-        assert_eq!(forged(|b| b[24] = 1), Err(Fault::Newer("a flag")));
+        assert!(matches!(forged(|b| b[22] = 2), Err(Fault::Newer { seen: 2, known: 1, .. })));
+        assert!(matches!(forged(|b| b[23] = 1), Err(Fault::Newer { what: "batch with codec", seen: 1, .. })));
+        assert!(matches!(forged(|b| b[24] = 1), Err(Fault::Newer { what: "batch with flags", seen: 1, .. })));
         assert_eq!(forged(|b| b[32] = 15), Err(Fault::Field("zone")));
         assert_eq!(forged(|b| b[33] = 1), Err(Fault::Field("zone")));
         assert_eq!(forged(|b| b[36..40].fill(0)), Err(Fault::Field("number of records")));

@@ -8,9 +8,10 @@ use crate::owners::{get_positions, put_positions};
 use crate::store::{Change, Changes, Entry, Failed, Fence, Parked, Report, Row, Scan, State, Store, VisitRow};
 use crate::{Hlc, Op, Record, Version};
 use bytes::Bytes;
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, params};
-use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
+use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
 use std::path::Path;
+use std::time::Duration;
 
 /// `user_version` of the database: another schema gets another number.
 const SCHEMA: i64 = 1;
@@ -67,6 +68,37 @@ impl Sqlite {
         db.pragma_update(None, "synchronous", "normal").map_err(said)?;
         db.set_prepared_statement_cache_capacity(64);
         Ok(Sqlite { db, full: false })
+    }
+
+    /// The applied positions in the database file of a node that may be at work: it is only read, and nothing is put beside it.
+    pub fn applied(path: &Path) -> Result<Positions, Failed> {
+        let said = |e: rusqlite::Error| Failed::Broken(format!("{}: {e}", path.display()));
+        let beside = |end: &str| {
+            let mut name = path.as_os_str().to_owned();
+            name.push(end);
+            std::fs::metadata(name).map_or(0, |m| m.len())
+        };
+        // Without its index a write-ahead log can be read only by making one, which would be ours in the node's directory.
+        let alone = beside("-shm") == 0;
+        if alone && beside("-wal") > 0 {
+            let text = format!("{}: closed by a crash; start the node once, then it can be read", path.display());
+            return Err(Failed::Broken(text));
+        }
+        let text = path.to_str().ok_or_else(|| Failed::Broken(format!("{}: not a UTF-8 path", path.display())))?;
+        let escaped = text.replace('%', "%25").replace('?', "%3f").replace('#', "%23");
+        let uri = format!("file:{escaped}?mode=ro{}", if alone { "&immutable=1" } else { "" });
+        let db = Connection::open_with_flags(uri, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI);
+        let db = Sqlite { db: db.map_err(said)?, full: false };
+        db.db.busy_timeout(Duration::from_secs(1)).map_err(said)?;
+        if pragma(&db.db, "application_id").map_err(said)? != APPLICATION {
+            return Err(Failed::Broken(format!("{}: not a database of ezone", path.display())));
+        }
+        let mut applied = Positions::default();
+        let each = db.each("select zone, seq from applied", |r| {
+            applied.set(Zone(r.get(0)?), unsigned(r.get(1)?));
+            Ok(())
+        });
+        each.map_err(said).map(|()| applied)
     }
 
     fn write(&mut self, changes: &Changes) -> rusqlite::Result<()> {

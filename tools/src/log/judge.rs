@@ -1,0 +1,67 @@
+//! Judges a log as its next open would, and says it in one word, a sentence and an exit code.
+
+use super::files::Files;
+use super::place::Place;
+use replog::open::{Depth, Floor, Found, Verdict, examine};
+use replog::segment::seq_of_name;
+use replog::uring::dir::is_live;
+use std::io;
+use std::time::Duration;
+
+/// A log that is being written is read again so often before its verdict counts.
+const LIVE_TRIES: usize = 5;
+const LIVE_WAIT: Duration = Duration::from_millis(50);
+
+/// What a log is.
+pub struct Judged {
+    /// What was read.
+    pub found: Found,
+    /// A writer is at work on it.
+    pub live: bool,
+    /// One word.
+    pub word: &'static str,
+    /// What is wrong; empty if nothing is.
+    pub why: String,
+    /// The exit code of `verify`.
+    pub code: u8,
+}
+
+/// Reads a log and judges it, every byte of it or no more than its next open must read; one that is being written may look torn
+/// for a moment, and lose a segment to retention.
+pub fn judge(place: &Place, depth: Depth, mut files: impl FnMut() -> Files) -> io::Result<Judged> {
+    let mut look = || -> io::Result<Found> {
+        let mut files = files();
+        // Sealed segments are passed over as if a store had applied them; that they are there is told by the newest one's name.
+        let newest = files.segments()?.last().and_then(|(name, _)| seq_of_name(name));
+        let applied = match depth {
+            Depth::Whole => 0,
+            Depth::Needed => newest.map_or(0, |first| first.saturating_sub(1)),
+        };
+        examine(&mut files, Floor { applied, peers: 0 }, depth)
+    };
+    for _ in 1..LIVE_TRIES {
+        let live = is_live(&place.dir);
+        match look() {
+            Ok(found) if !live || matches!(found.verdict, Verdict::Clean | Verdict::Stale(_)) => {
+                return Ok(said(found, live));
+            }
+            Err(e) if !live && e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Ok(_) | Err(_) => std::thread::sleep(LIVE_WAIT),
+        }
+    }
+    look().map(|found| said(found, is_live(&place.dir)))
+}
+
+fn said(found: Found, live: bool) -> Judged {
+    let (word, why, code) = match &found.verdict {
+        Verdict::Empty => ("empty", String::new(), 0),
+        Verdict::Clean | Verdict::Stale(_) if live => ("live", String::new(), 0),
+        Verdict::Clean => ("clean", String::new(), 0),
+        Verdict::Stale(stale) => ("clean", stale.to_string(), 0),
+        Verdict::Torn(torn) if live => ("live", format!("being written: {torn}"), 0),
+        Verdict::Torn(torn) => ("torn", torn.to_string(), 1),
+        Verdict::Corrupt(corrupt) => ("corrupt", corrupt.to_string(), 2),
+        Verdict::Gap(gap) => ("gap", gap.to_string(), 3),
+    };
+    Judged { found, live, word, why, code }
+}

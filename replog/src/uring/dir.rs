@@ -2,6 +2,7 @@
 
 use crate::limits::{BLOCK, SPARES};
 use crate::open::{Storage, Torn};
+use crate::segment::Checkpoint;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
@@ -92,8 +93,11 @@ pub fn settle(path: &Path, segment_bytes: u64) -> io::Result<Vec<u64>> {
             _ => {}
         }
     }
-    let newest = dir.list()?.into_iter().map(|(name, _)| name).filter(|n| n.ends_with(".rlog")).max();
-    if let Some(name) = newest {
+    let names: Vec<String> = dir.list()?.into_iter().map(|(name, _)| name).collect();
+    // A checkpoint too: segments that it no longer expects are removed, and it must not come back as an older one.
+    let newest = names.iter().filter(|n| n.ends_with(".rlog")).max();
+    let checkpoints = names.iter().filter(|n| Checkpoint::NAMES.contains(&n.as_str()));
+    for name in newest.into_iter().chain(checkpoints) {
         File::open(path.join(name))?.sync_all()?;
     }
     sync_dir(path)?;

@@ -100,16 +100,13 @@ impl Shared {
         bytes: u64,
         spare: Option<u64>,
     ) -> Result<Rc<DmaFile>, GlommioError<()>> {
-        let file = match spare {
-            Some(id) => write_options().dma_open(self.dir.join(spare_name(id))).await,
-            None => self.zeroed(FIRST, bytes, Pace::Now).await,
-        };
-        let file = match file {
+        // A spare loses its name before it is written to: what a killed process has under way must not land in the next one's segment.
+        let moved = spare.map(|id| std::fs::rename(self.dir.join(spare_name(id)), self.dir.join(FIRST)));
+        let file = match moved {
+            Some(Ok(())) => write_options().dma_open(self.dir.join(FIRST)).await?,
             // Someone has tidied up: that is no reason to stop.
-            Err(e) if spare.is_some() && e.raw_os_error() == Some(libc::ENOENT) => {
-                self.zeroed(FIRST, bytes, Pace::Now).await?
-            }
-            other => other?,
+            Some(Err(e)) if e.kind() != io::ErrorKind::NotFound => return Err(e.into()),
+            Some(Err(_)) | None => self.zeroed(FIRST, bytes, Pace::Now).await?,
         };
         write_all(&file, 0, header).await?;
         file.fdatasync().await?;

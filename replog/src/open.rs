@@ -295,7 +295,7 @@ impl Found {
             }
             Some((durable, by)) if durable >= seq => self.corrupt_at(name, pos, Why::Known { fault, durable, by }),
             _ if sealed || behind.len == 0 => Verdict::Clean,
-            _ if behind.foreign || recycled && !behind.own && !behind.continues => {
+            _ if !behind.own && (behind.foreign || recycled && !behind.continues) => {
                 Verdict::Stale(Stale { file, pos, seq })
             }
             _ => Verdict::Torn(Torn { file, pos, len: behind.len.min(TORN_BYTES_MAX), seq, fault }),

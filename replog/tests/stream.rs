@@ -1,67 +1,19 @@
 //! The log on a real disk and a real ring: append, roll, read back, reopen, be killed.
 #![cfg(feature = "uring")]
 
-use bytes::Bytes;
-use glommio::{LocalExecutorBuilder, Placement};
+mod kit;
+
+use kit::{OPTIONS, Temp, put, run};
 use replog::batch::{Batch, Origin};
 use replog::open::Floor;
 use replog::uring::dir::is_live;
 use replog::uring::stream::{Error, Kind, Options, StreamLog};
-use replog::{Hlc, Op, Record};
-use shardmap::{OwnerEpoch, Shard, Zone};
+use replog::{Op, Record};
+use shardmap::Zone;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
-
-const OPTIONS: Options = Options {
-    zone: Zone(1),
-    stream: 2,
-    kind: Kind::Origin,
-    segment_bytes: 1 << 20,
-    floor: Floor { applied: 0, peers: 0 },
-};
-
-/// A directory that is removed with the test.
-struct Temp(PathBuf);
-
-impl Temp {
-    fn new(name: &str) -> Temp {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        Temp(path)
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn run<T: Send + 'static, F: Future<Output = T> + 'static>(work: impl FnOnce() -> F + Send + 'static) -> T {
-    LocalExecutorBuilder::new(Placement::Unbound)
-        .io_memory(1 << 20)
-        .spawn(|| async move { work().await })
-        .expect("an executor")
-        .join()
-        .expect("the executor ends well")
-}
-
-fn put(n: u64, len: usize) -> Record {
-    let mut value = n.to_le_bytes().to_vec();
-    value.resize(len.max(8), n as u8);
-    Record {
-        op: Op::Put,
-        transaction: 0,
-        shard: Shard(n as u16 % 1024),
-        owner_epoch: OwnerEpoch(1),
-        hlc: Hlc(n),
-        table: Bytes::from_static(b"orders"),
-        key: n.to_string().into(),
-        value: value.into(),
-    }
-}
 
 async fn read_all(log: &StreamLog) -> Vec<(u64, Record)> {
     let (mut seq, mut all) = (1, Vec::new());

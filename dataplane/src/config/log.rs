@@ -19,6 +19,14 @@ pub struct Log {
     pub streams: u32,
     /// The size of a segment.
     pub segment_bytes: u64,
+    /// Bytes of sealed segments that each log keeps for those who look back.
+    pub keep_bytes: u64,
+    /// The share of the volume up to which a peer that is behind holds the log back.
+    pub peers_until: f64,
+    /// How fast sealed segments are read again; 0: never.
+    pub scrub_bytes_per_s: u64,
+    /// Hours from one such pass to the next.
+    pub scrub_every_h: u64,
     /// Take writes without having reached the GZS or every other zone: an operator's word, recorded.
     pub start_alone: bool,
 }
@@ -33,6 +41,14 @@ pub(super) struct RawLog {
     pub(super) streams: Spanned<u32>,
     #[serde(default = "default_segment")]
     pub(super) segment_mib: Spanned<u64>,
+    #[serde(default = "default_keep")]
+    pub(super) keep_mib: Spanned<u64>,
+    #[serde(default = "default_peers_until")]
+    pub(super) peers_until: Spanned<f64>,
+    #[serde(default = "default_scrub")]
+    pub(super) scrub_mib_per_s: Spanned<u64>,
+    #[serde(default = "default_scrub_every")]
+    pub(super) scrub_every_h: Spanned<u64>,
     #[serde(default)]
     pub(super) start_alone: bool,
     #[serde(default)]
@@ -44,6 +60,18 @@ fn default_streams() -> Spanned<u32> {
 }
 fn default_segment() -> Spanned<u64> {
     Spanned::new(0..0, 64)
+}
+fn default_keep() -> Spanned<u64> {
+    Spanned::new(0..0, 512)
+}
+fn default_peers_until() -> Spanned<f64> {
+    Spanned::new(0..0, 0.7)
+}
+fn default_scrub() -> Spanned<u64> {
+    Spanned::new(0..0, 8)
+}
+fn default_scrub_every() -> Spanned<u64> {
+    Spanned::new(0..0, 24)
 }
 
 impl Check<'_> {
@@ -59,7 +87,34 @@ impl Check<'_> {
         if !(1..=4096).contains(&mib) {
             self.say(&raw.segment_mib, format!("segment_mib = {mib}: expected 1 to 4096"));
         }
-        let cores = layout.log.clone();
-        Some(Log { listen, admin, cores, streams, segment_bytes: mib << 20, start_alone: raw.start_alone })
+        let (keep_mib, peers_until) = (*raw.keep_mib.get_ref(), *raw.peers_until.get_ref());
+        let (scrub_mib, scrub_every_h) = (*raw.scrub_mib_per_s.get_ref(), *raw.scrub_every_h.get_ref());
+        if keep_mib > 1 << 24 {
+            self.say(&raw.keep_mib, format!("keep_mib = {keep_mib}: expected 0 to {} (16 TiB)", 1 << 24));
+        }
+        if !(0.05..=0.98).contains(&peers_until) {
+            self.say(
+                &raw.peers_until,
+                format!("peers_until = {peers_until}: expected a share of the volume, 0.05 to 0.98"),
+            );
+        }
+        if scrub_mib > 4096 {
+            self.say(&raw.scrub_mib_per_s, format!("scrub_mib_per_s = {scrub_mib}: expected 0 (never) to 4096"));
+        }
+        if !(1..=8760).contains(&scrub_every_h) {
+            self.say(&raw.scrub_every_h, format!("scrub_every_h = {scrub_every_h}: expected 1 to 8760"));
+        }
+        Some(Log {
+            listen,
+            admin,
+            cores: layout.log.clone(),
+            streams,
+            segment_bytes: mib << 20,
+            keep_bytes: keep_mib << 20,
+            peers_until,
+            scrub_bytes_per_s: scrub_mib << 20,
+            scrub_every_h,
+            start_alone: raw.start_alone,
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::maps::{self, Kept, News};
 use super::metrics::Page;
-use super::report::{Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
+use super::report::{KeptLog, Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
 use super::signals::{Asked, Signals};
 use super::visit::Visitors;
 use super::{Failed, agree, machine, notify, runtime};
@@ -17,7 +17,9 @@ use axum::{Json, Router};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use replog::link::{self, Frame};
-use replog::uring::node::{self, Adopted, CoreFigures, Node, Options, Peer, Told};
+use replog::retain::Policy;
+use replog::uring::node::{self, Adopted, CoreFigures, LogFigures, Node, Options, Peer, Told};
+use replog::uring::stream::Scrub;
 use shardmap::map::Map;
 use shardmap::{Shard, Zone};
 use std::sync::{Arc, Mutex};
@@ -169,6 +171,8 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options,
         data_dir: config.node.data_dir.clone(),
         streams: log.streams,
         segment_bytes: log.segment_bytes,
+        retain: Policy { keep_bytes: log.keep_bytes, peers_until: log.peers_until },
+        scrub: Scrub { bytes_per_s: log.scrub_bytes_per_s, every: Duration::from_secs(3600 * log.scrub_every_h) },
         cores: log.cores.clone(),
         ports: (0..log.cores.len()).map(|i| config.port_path(i)).collect(),
         peers,
@@ -295,6 +299,7 @@ fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Ite
         stream: s.stream,
         term: s.term,
         durable_seq: s.durable_seq,
+        logs: s.logs.iter().map(|(z, l)| (name(*z), kept(l))).collect(),
         applied: s.applied.iter().map(|(z, seq)| (name(z), seq)).collect(),
         mirrored: s.mirrored.iter().map(|(z, seq)| (name(z), seq)).collect(),
         links: s
@@ -310,6 +315,18 @@ fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Ite
     })
 }
 
+fn kept(log: &LogFigures) -> KeptLog {
+    let damaged = log.scrubbed.damaged.iter().map(|d| format!("{} from seq {}: {}", d.file, d.first_seq, d.why));
+    KeptLog {
+        first_kept: log.first_kept,
+        kept_bytes: log.kept_bytes,
+        is_full: log.is_full,
+        scrub_passes: log.scrubbed.passes,
+        scrubbed_bytes: log.scrubbed.bytes,
+        damaged: damaged.collect(),
+    }
+}
+
 fn metrics(status: &LogStatus) -> String {
     let mut page = Page::default();
     page.gauge("ezone_log_map_epoch", "The map that the log goes by", status.map_epoch);
@@ -319,6 +336,9 @@ fn metrics(status: &LogStatus) -> String {
     for s in &status.streams {
         let stream = s.stream.to_string();
         page.labelled("ezone_log_durable_seq", "Last durable seq of a stream", &[("stream", &stream)], s.durable_seq);
+        for (zone, log) in &s.logs {
+            kept_metrics(&mut page, &[("stream", stream.as_str()), ("zone", zone)], log);
+        }
         for (zone, seq) in &s.applied {
             let labels = [("stream", stream.as_str()), ("zone", zone)];
             page.labelled("ezone_log_applied_seq", "Last applied seq of a zone's stream", &labels, *seq);
@@ -349,6 +369,23 @@ fn metrics(status: &LogStatus) -> String {
         status.lag.p99_us,
     );
     page.text()
+}
+
+fn kept_metrics(page: &mut Page, labels: &[(&str, &str)], log: &KeptLog) {
+    let all = [
+        ("ezone_log_first_kept_seq", "The first seq of a zone's stream that is kept here", log.first_kept),
+        ("ezone_log_kept_bytes", "Bytes of the segments of a zone's stream here", log.kept_bytes),
+        ("ezone_log_full", "1: there is no room for another segment; appends are refused", u64::from(log.is_full)),
+        ("ezone_log_scrubbed_bytes", "Bytes of sealed segments read again since the start", log.scrubbed_bytes),
+        (
+            "ezone_log_damaged_segments",
+            "Sealed segments that failed when they were read again",
+            log.damaged.len() as u64,
+        ),
+    ];
+    for (name, help, value) in all {
+        page.labelled(name, help, labels, value);
+    }
 }
 
 fn taken(key: &str, at: std::net::SocketAddr, e: &std::io::Error) -> String {

@@ -34,6 +34,10 @@ const FIXED: &[(&str, Needs, Shown)] = &[
     ("[log] cores", Needs::Restart, |c| format!("{:?}", c.layout.said.log)),
     ("[log] streams", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.streams))),
     ("[log] segment_mib", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.segment_bytes >> 20))),
+    ("[log] keep_mib", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.keep_bytes >> 20))),
+    ("[log] peers_until", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.peers_until))),
+    ("[log] scrub_mib_per_s", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.scrub_bytes_per_s >> 20))),
+    ("[log] scrub_every_h", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.scrub_every_h))),
     ("[log] start_alone", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.start_alone))),
     ("[zones] link", Needs::Restart, |c| format!("{:?}", links(c))),
 ];

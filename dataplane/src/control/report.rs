@@ -65,12 +65,32 @@ pub struct StreamStatus {
     pub term: u64,
     /// The last seq that is durable here.
     pub durable_seq: u64,
+    /// For each zone by name: what its log (this zone's own, or a mirror) takes on disk here.
+    #[serde(default)]
+    pub logs: BTreeMap<String, KeptLog>,
     /// For each zone by name: the last seq of its log that is applied here.
     pub applied: BTreeMap<String, u64>,
     /// For each other zone by name: the last seq of its log that is durable here.
     pub mirrored: BTreeMap<String, u64>,
     /// For each other zone by name: the last seq of this log that is durable there, and the link's state.
     pub links: BTreeMap<String, LinkStatus>,
+}
+
+/// What a log or mirror takes on disk, and what reading it again has shown.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct KeptLog {
+    /// The first seq that is kept.
+    pub first_kept: u64,
+    /// Bytes of its segments.
+    pub kept_bytes: u64,
+    /// There is no room for another segment.
+    pub is_full: bool,
+    /// Whole passes of the scrub since the start.
+    pub scrub_passes: u64,
+    /// Bytes that it has read.
+    pub scrubbed_bytes: u64,
+    /// Segments that failed when they were read last: file, first seq, what was seen.
+    pub damaged: Vec<String>,
 }
 
 /// One outgoing link.

@@ -96,7 +96,7 @@ pub enum Frame {
     },
     /// Answers DATA and BEAT.
     Ack(Ack),
-    /// Nothing to send: so that lag is known without traffic.
+    /// Nothing to send, or news of `everywhere`: so that lag is known without traffic.
     Beat {
         /// The sender's clock.
         sent_us: u64,
@@ -104,6 +104,8 @@ pub enum Frame {
         durable: u64,
         /// The HLC there.
         hlc: Hlc,
+        /// Every peer of the origin has it durable up to here: nobody will want it of a mirror.
+        everywhere: u64,
     },
     /// A newer map.
     Map(MapEpoch, Bytes),
@@ -197,7 +199,7 @@ fn fields(f: &mut BytesMut, frame: &Frame) {
             f.put_slice(batch);
         }
         Frame::Ack(a) => put(&[a.durable, a.applied, a.map_epoch.0, a.credit, a.echo_us]),
-        Frame::Beat { sent_us, durable, hlc } => put(&[*sent_us, *durable, hlc.0]),
+        Frame::Beat { sent_us, durable, hlc, everywhere } => put(&[*sent_us, *durable, hlc.0, *everywhere]),
         Frame::Map(epoch, map) => {
             put(&[epoch.0]);
             f.put_slice(map);
@@ -225,7 +227,7 @@ fn read(kind: u8, f: &mut Bytes) -> Result<Frame, Malformed> {
             credit: number(f)?,
             echo_us: number(f)?,
         }),
-        5 => Frame::Beat { sent_us: number(f)?, durable: number(f)?, hlc: Hlc(number(f)?) },
+        5 => Frame::Beat { sent_us: number(f)?, durable: number(f)?, hlc: Hlc(number(f)?), everywhere: number(f)? },
         6 => Frame::Map(MapEpoch(number(f)?), std::mem::take(f)),
         7 => Frame::Stop(Stop { why: why(number(f)?)?, seen: number(f)?, expected: number(f)? }),
         other => return Err(Malformed::Kind(other)),

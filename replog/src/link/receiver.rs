@@ -47,6 +47,7 @@ pub struct Receiver {
     pending_bytes: u64,
     origin_durable: u64,
     origin_hlc: Hlc,
+    everywhere: u64,
     echo_us: u64,
     ack_due: bool,
     acked_us: u64,
@@ -72,6 +73,7 @@ impl Receiver {
             pending_bytes: 0,
             origin_durable: 0,
             origin_hlc: Hlc::default(),
+            everywhere: 0,
             echo_us: 0,
             ack_due: false,
             acked_us: 0,
@@ -99,8 +101,9 @@ impl Receiver {
             match frame {
                 Frame::Hello(h) if self.hello_term.is_none() => self.on_hello(&h, now_us),
                 Frame::Data { sent_us, batch } if self.hello_term.is_some() => self.on_data(sent_us, batch, now_us),
-                Frame::Beat { sent_us, durable, hlc } if self.hello_term.is_some() => {
+                Frame::Beat { sent_us, durable, hlc, everywhere } if self.hello_term.is_some() => {
                     (self.origin_durable, self.origin_hlc, self.echo_us) = (durable, hlc, sent_us);
+                    self.everywhere = self.everywhere.max(everywhere);
                     self.ack_due = true;
                 }
                 Frame::Map(epoch, map) => self.wire.on_map_frame(epoch, map, now_us),
@@ -197,6 +200,11 @@ impl Receiver {
     /// The last durable seq and the HLC that the origin spoke of: with the mirror's, the lag.
     pub fn origin(&self) -> (u64, Hlc) {
         (self.origin_durable, self.origin_hlc)
+    }
+
+    /// Every zone has the origin's log durable up to here, as far as it has said.
+    pub fn everywhere(&self) -> u64 {
+        self.everywhere
     }
 
     fn on_hello(&mut self, h: &Hello, now_us: u64) {

@@ -49,7 +49,14 @@ pub struct Sender {
     flight_bytes: u64,
     credit: u64,
     round_trip_us: Option<u64>,
+    /// Every peer has the log durable up to here, and what was said of it, and when.
+    everywhere: u64,
+    said_everywhere: u64,
+    beat_us: u64,
 }
+
+/// A link that is never idle says this often what every zone has.
+const NEWS_AFTER_US: u64 = 1_000_000;
 
 impl Sender {
     /// A sender without a connection.
@@ -68,6 +75,9 @@ impl Sender {
             flight_bytes: 0,
             credit: 0,
             round_trip_us: None,
+            everywhere: 0,
+            said_everywhere: 0,
+            beat_us: 0,
         }
     }
 
@@ -97,7 +107,7 @@ impl Sender {
     /// The connection ended.
     pub fn on_disconnect(&mut self) {
         self.wire.disconnect();
-        (self.welcomed, self.reading, self.flight_bytes) = (false, false, 0);
+        (self.welcomed, self.reading, self.flight_bytes, self.said_everywhere) = (false, false, 0, 0);
         self.flight.clear();
     }
 
@@ -130,6 +140,11 @@ impl Sender {
     /// Segments were dropped: the log now begins with `seq`.
     pub fn on_kept(&mut self, seq: u64) {
         self.log.first_kept = seq;
+    }
+
+    /// Every peer has the log durable up to `seq`.
+    pub fn on_everywhere(&mut self, seq: u64) {
+        self.everywhere = self.everywhere.max(seq);
     }
 
     /// The batch that `Order::Read` asked for. One that comes late, after a new connection, is passed over.
@@ -176,9 +191,12 @@ impl Sender {
             self.reading = true;
             return Some(Order::Read(self.sent + 1));
         }
-        if now_us >= self.wire.said_us + BEAT_AFTER_US {
-            let beat = Frame::Beat { sent_us: now_us, durable: self.log.durable, hlc: self.log.hlc };
+        let news = self.everywhere > self.said_everywhere && now_us >= self.beat_us + NEWS_AFTER_US;
+        if now_us >= self.wire.said_us + BEAT_AFTER_US || news {
+            let (log, everywhere) = (&self.log, self.everywhere);
+            let beat = Frame::Beat { sent_us: now_us, durable: log.durable, hlc: log.hlc, everywhere };
             self.wire.say(&beat, now_us);
+            (self.beat_us, self.said_everywhere) = (now_us, everywhere);
         }
         self.wire.orders.pop_front()
     }

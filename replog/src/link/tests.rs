@@ -67,7 +67,7 @@ fn frames() -> Vec<Frame> {
         Frame::Welcome(Welcome { durable: 1, chain: 2, applied: 3, term: 4, map_epoch: MapEpoch(5), credit: 6 }),
         Frame::Data { sent_us: 1, batch: batch(1, 0, 1, 2).bytes },
         Frame::Ack(Ack { durable: 1, applied: 2, map_epoch: MapEpoch(3), credit: 4, echo_us: 5 }),
-        Frame::Beat { sent_us: 1, durable: 2, hlc: Hlc(3) },
+        Frame::Beat { sent_us: 1, durable: 2, hlc: Hlc(3), everywhere: 4 },
         Frame::Map(MapEpoch(9), Bytes::from_static(b"map")),
     ];
     all.extend([Why::Foreign, Why::Incarnation, Why::Diverged, Why::Gap, Why::Fenced, Why::Garbled].map(stop));
@@ -93,9 +93,9 @@ fn frames_come_back_however_they_are_split() {
 #[test]
 fn the_bytes_of_a_frame_are_frozen() {
     let mut out = BytesMut::new();
-    put(&mut out, &Frame::Beat { sent_us: 1, durable: 0x0203, hlc: Hlc(4) });
+    put(&mut out, &Frame::Beat { sent_us: 1, durable: 0x0203, hlc: Hlc(4), everywhere: 5 });
     let hex: String = out.iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(hex, "1a000000eeace6920105010000000000000003020000000000000400000000000000");
+    assert_eq!(hex, "22000000abd3485001050100000000000000030200000000000004000000000000000500000000000000");
 }
 
 #[test]

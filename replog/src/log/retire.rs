@@ -29,10 +29,6 @@ impl Spares {
         Spares { ready, newest_id: ids.iter().copied().max().unwrap_or(0), ..Spares::default() }
     }
 
-    pub fn count(&self) -> usize {
-        self.ready.len() + usize::from(self.making.is_some())
-    }
-
     pub fn take(&mut self) -> Option<Spare> {
         self.ready.pop_front()
     }
@@ -87,6 +83,18 @@ impl Log {
         (self.retiring.below, self.retiring.keep_bytes) = (seq.min(self.durable_seq + 1), keep_bytes);
     }
 
+    /// Segments that are not written any more, oldest first.
+    pub fn sealed(&self) -> impl Iterator<Item = &Segment> {
+        let current = matches!(self.phase, Phase::Writing | Phase::Sealing);
+        let count = self.segments.len() - usize::from(current && !self.segments.is_empty());
+        self.segments[..count].iter()
+    }
+
+    /// The last seq of the oldest segment that may go at all; `None`: there is but one.
+    pub fn oldest_sealed(&self) -> Option<u64> {
+        (self.segments.len() > 1).then(|| self.segments[0].last_seq)
+    }
+
     /// Bytes of the files of all segments.
     pub fn kept_bytes(&self) -> u64 {
         self.segments.iter().map(|s| s.file_len).sum()
@@ -102,7 +110,7 @@ impl Log {
             return self.write_checkpoint(now_ns);
         }
         let segment = self.retiring.leaving.pop_front()?;
-        let useful = segment.file_len == self.config.segment_bytes && self.spares.count() < SPARES;
+        let useful = segment.file_len == self.config.segment_bytes && self.spare_count() < SPARES;
         let spare = useful.then(|| self.spares.new_id());
         self.retiring.going = Some(spare);
         Some(Order::Retire { name: segment.name, spare })
@@ -125,9 +133,7 @@ impl Log {
     /// The segment is gone, or not: then the next open removes it.
     pub fn on_retired(&mut self, result: Result<(), Failed>) {
         let spare = self.retiring.going.take().flatten();
-        if let (Ok(()), Some(id)) = (result, spare)
-            && self.spares.count() < SPARES
-        {
+        if let (Ok(()), Some(id)) = (result, spare) {
             self.spares.ready.push_back(Spare { id, recycled: true });
         }
         self.check();
@@ -138,11 +144,17 @@ impl Log {
         self.spares.making.is_some() && self.spares.ready.is_empty() && self.header.size == self.config.segment_bytes
     }
 
+    /// Spares that are there, or on their way.
+    pub(super) fn spare_count(&self) -> usize {
+        let coming = usize::from(self.spares.making.is_some());
+        self.spares.ready.len() + coming + usize::from(self.retiring.going.flatten().is_some())
+    }
+
     /// One spare is made while the second quarter of a segment is written, another in its second half; what retires saves the work.
     pub(super) fn make_spare(&mut self, now_ns: u64) -> Option<Order> {
         let wanted = (self.pos * 4 / self.header.size).min(SPARES as u64) as usize;
         let may = self.phase == Phase::Writing && !self.closing && self.spares.making.is_none();
-        if !may || self.spares.count() >= wanted || self.spares.retry.is_some_and(|at| at > now_ns) {
+        if !may || self.spare_count() >= wanted || self.spares.retry.is_some_and(|at| at > now_ns) {
             return None;
         }
         let id = self.spares.new_id();

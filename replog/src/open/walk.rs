@@ -82,7 +82,7 @@ impl Behind {
                 behind.judge(&head, walk.salt, at);
                 if let (true, Some(b)) = (at == pos, Batch::fields_at(&head)) {
                     behind.continues = b.first_seq == last_seq + 1 && b.prev_chain == chain;
-                    behind.foreign = !behind.own && !behind.continues;
+                    behind.foreign = !behind.continues;
                 }
             }
             at += BLOCK as u64;

@@ -4,19 +4,22 @@
 //! core-N (glommio, pinned)   keeper-N (appliers, SQLite)        watch-N: joins both; a panic of either is a fault, never a hang
 //! ```
 
-use super::core::Core;
+use super::core::{Core, Stream};
 use super::keeper::{Job, Keeper, Kept};
-use super::node::{Command, CoreFigures, Options, StreamFigures, Told};
+use super::node::{Command, CoreFigures, LogFigures, Options, StreamFigures, Told};
 use super::open::{Begin, open_stream};
 use super::signal::Signal;
-use super::{link, now_ms, port};
+use super::stream::StreamLog;
+use super::{link, now_ms, port, retain};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_lite::StreamExt;
 use futures_lite::future::or;
 use glommio::{LocalExecutorBuilder, Placement};
+use shardmap::Zone;
 use shardmap::map::Map;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -189,6 +192,7 @@ fn spawn_tasks(core: &Rc<Core>, fences: UnboundedReceiver<super::keeper::Fences>
         }
     }
     spawn(Box::pin(hear_fences(core.clone(), fences)));
+    spawn(Box::pin(retain::run(core.clone())));
     let core = core.clone();
     spawn(Box::pin(async move {
         let mut before = core.activity();
@@ -284,12 +288,24 @@ async fn carry_out(core: Rc<Core>, command: Command) {
     }
 }
 
+fn log_figures(own: Zone, stream: &Stream) -> BTreeMap<Zone, LogFigures> {
+    let mirrors = stream.mirrors.iter().filter_map(|(zone, mirror)| mirror.log().map(|log| (*zone, log)));
+    let figures = |log: &StreamLog| LogFigures {
+        first_kept: log.with(|l| l.first_kept()),
+        kept_bytes: log.with(|l| l.kept_bytes()),
+        is_full: log.with(|l| l.is_full()),
+        scrubbed: log.scrubbed(),
+    };
+    mirrors.chain([(own, stream.log.clone())]).map(|(zone, log)| (zone, figures(&log))).collect()
+}
+
 async fn figures(core: &Core) -> Option<CoreFigures> {
     let kept = core.ask(|done| Job::Figures { done }).await?;
     let streams = core.streams.iter().map(|s| StreamFigures {
         stream: s.number,
         term: s.term,
         durable_seq: s.log.durable_seq(),
+        logs: log_figures(core.options.zone, s),
         applied: s.applied.borrow().clone(),
         mirrored: s.mirrors.iter().map(|(zone, mirror)| (*zone, mirror.durable_seq())).collect(),
         links: s.links.borrow().clone(),

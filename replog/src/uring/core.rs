@@ -5,7 +5,7 @@
 
 use super::keeper::{Applied, Job, Reported};
 use super::mirror::Mirror;
-use super::node::{Options, Told};
+use super::node::{Options, Peer, Told};
 use super::now_ms;
 use super::signal::Signal;
 use super::stream::{self, Durable, StreamLog};
@@ -258,6 +258,12 @@ impl Stream {
             }
             begun = self.log.begin_append(due.clone());
         }
+    }
+
+    /// What every peer has of the own log, as far as they have said since this start; `None`: there is no peer.
+    pub fn everywhere(&self, peers: &[Peer]) -> Option<u64> {
+        let links = self.links.borrow();
+        peers.iter().map(|p| links.get(&p.zone).map_or(0, |l| l.durable_seq)).min()
     }
 
     pub fn fed_seq(&self, zone: Zone) -> u64 {

@@ -81,6 +81,13 @@ impl Outgoing<'_> {
             let durable = self.stream.log.durable_seq();
             let out = match self.carry_out().await {
                 Ok(out) => out,
+                // It was let go meanwhile: the next HELLO says what is kept.
+                Err(stream::Error::NotKept { .. }) => break,
+                // Nothing is skipped: it is tried again until it is repaired, and writers are served all the same.
+                Err(why @ stream::Error::Damaged { .. }) => {
+                    tracing::error!("stream {}: the link to zone {}: {why}", self.stream.number, self.peer.name);
+                    break;
+                }
                 Err(why) => {
                     self.core.watch(Err(format!("stream {}: {why}", self.stream.number)));
                     break;
@@ -115,6 +122,7 @@ impl Outgoing<'_> {
         }
         self.sender.on_durable(log.durable, log.chain, log.hlc);
         self.sender.on_kept(log.first_kept);
+        self.sender.on_everywhere(self.stream.everywhere(&self.core.options.peers).unwrap_or(0));
         epoch
     }
 
@@ -235,6 +243,7 @@ impl Incoming<'_> {
         while let Some(bytes) = self.connection.take() {
             receiver.on_bytes(&bytes, now_us());
         }
+        self.mirror.on_everywhere(receiver.everywhere());
         receiver.on_durable(self.mirror.durable_seq());
         receiver.on_applied(self.stream.applied_seq(self.origin));
         epoch

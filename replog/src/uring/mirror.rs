@@ -38,6 +38,8 @@ pub(super) struct Mirror {
     /// The receiver outlives its connections, but not a break.
     receiver: RefCell<Option<(u64, Rc<RefCell<Receiver>>)>>,
     connections: Cell<u64>,
+    /// Every zone has the origin's log up to here, as the origin says.
+    everywhere: Cell<u64>,
 }
 
 impl Mirror {
@@ -60,6 +62,7 @@ impl Mirror {
             breaks: Cell::new(0),
             receiver: RefCell::default(),
             connections: Cell::new(0),
+            everywhere: Cell::new(0),
         })
     }
 
@@ -89,6 +92,16 @@ impl Mirror {
         if self.exists().await.wait_durable(seq + 1).await.is_err() {
             std::future::pending::<()>().await;
         }
+    }
+
+    /// What every zone has of this log, as far as its origin has said.
+    pub fn everywhere(&self) -> u64 {
+        self.everywhere.get()
+    }
+
+    /// The origin says what every zone has.
+    pub fn on_everywhere(&self, seq: u64) {
+        self.everywhere.set(self.everywhere.get().max(seq));
     }
 
     /// How often what was taken was lost.
@@ -252,7 +265,8 @@ mod tests {
         let work = move || async move {
             let (zone, floor) = (Zone(1), Floor { applied: 0, peers: 0 });
             let kind = Kind::Mirror(None);
-            let options = stream::Options { zone, stream: 0, kind, segment_bytes: 16 << 20, floor };
+            let scrub = stream::Scrub::NEVER;
+            let options = stream::Options { zone, stream: 0, kind, segment_bytes: 16 << 20, floor, scrub };
             let mirror = Rc::new(Mirror::open(dir, options).await.unwrap());
             let origin = Origin { stream: 0, zone, term: 1, log_uuid_lo: 7 };
             // A block each: more than may wait for the disk, though all of it is far less than a link's credit.

@@ -14,6 +14,7 @@ mod mirror;
 pub mod node;
 mod open;
 mod port;
+mod retain;
 mod signal;
 pub mod sqlite;
 pub mod stream;

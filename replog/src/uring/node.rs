@@ -9,6 +9,7 @@ use super::boot::{self, Running};
 use super::core::Link;
 use super::keeper::{Figures, Reported};
 use super::open;
+use super::stream::{Scrub, Scrubbed};
 use crate::store::Digests;
 use bytes::Bytes;
 use futures_channel::oneshot;
@@ -32,6 +33,10 @@ pub struct Options {
     pub streams: u32,
     /// The size of a segment.
     pub segment_bytes: u64,
+    /// How sealed segments are read again.
+    pub scrub: Scrub,
+    /// How far back logs and mirrors are kept.
+    pub retain: crate::retain::Policy,
     /// One log core is pinned to each.
     pub cores: Vec<usize>,
     /// The Unix socket of each log core.
@@ -114,12 +119,27 @@ pub struct StreamFigures {
     pub term: u64,
     /// The last seq that is durable here.
     pub durable_seq: u64,
+    /// Of the own log (this zone) and of each mirror.
+    pub logs: BTreeMap<Zone, LogFigures>,
     /// Applied positions.
     pub applied: Positions,
     /// Durable positions of other zones' logs.
     pub mirrored: Positions,
     /// Outgoing links.
     pub links: BTreeMap<Zone, Link>,
+}
+
+/// What a log or mirror takes on disk, and what reading it again has shown.
+#[derive(Clone, Debug)]
+pub struct LogFigures {
+    /// The first seq that is kept.
+    pub first_kept: u64,
+    /// Bytes of its segments.
+    pub kept_bytes: u64,
+    /// Is there no room for another segment?
+    pub is_full: bool,
+    /// What the scrub has seen.
+    pub scrubbed: Scrubbed,
 }
 
 /// One core's part of a status.

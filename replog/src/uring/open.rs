@@ -18,6 +18,7 @@ use shardmap::{Positions, Shard, Zone};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::Path;
 use std::sync::Arc;
 
 /// What a stream's gate and feeders start from: taken out of the applier before the keeper gets it.
@@ -74,13 +75,18 @@ pub(super) async fn open_stream(options: &Options, map: &Arc<Map>, begin: Begin)
         kind: Kind::Origin,
         segment_bytes: options.segment_bytes,
         floor: Floor { applied: begin.applied.get(zone).unwrap_or(0), peers: 0 },
+        scrub: options.scrub,
     };
     let dir = options.data_dir.join("log").join(number.to_string());
     let (log, opened, _) = StreamLog::open(&dir, log_options(options.zone)).await.map_err(|e| e.to_string())?;
+    reaches_back(&dir, &log, begin.applied.get(options.zone))?;
     let mut mirrors = BTreeMap::new();
     for peer in &options.peers {
         let dir = options.data_dir.join("mirror").join(format!("{}-{number}", peer.name));
-        let mirror = Mirror::open(dir, log_options(peer.zone)).await.map_err(|e| e.to_string())?;
+        let mirror = Mirror::open(dir.clone(), log_options(peer.zone)).await.map_err(|e| e.to_string())?;
+        if let Some(log) = mirror.log() {
+            reaches_back(&dir, &log, begin.applied.get(peer.zone))?;
+        }
         mirrors.insert(peer.zone, mirror);
     }
     let mut gate = Gate::new(Start {
@@ -110,6 +116,19 @@ pub(super) async fn open_stream(options: &Options, map: &Arc<Map>, begin: Begin)
         scans: RefCell::new(begin.scans),
         scans_changed: Signal::default(),
     })
+}
+
+/// A store that was restored from long ago lacks what its log no longer keeps: nothing may be skipped in silence.
+fn reaches_back(dir: &Path, log: &StreamLog, applied: Option<u64>) -> Result<(), String> {
+    let (first, applied) = (log.with(|l| l.first_kept()), applied.unwrap_or(0));
+    if first <= applied + 1 {
+        return Ok(());
+    }
+    Err(format!(
+        "{}: gap: the store has applied up to seq {applied}, the log begins with {first}. The store is older than the log, as after \
+         a restore: seed this node anew from a snapshot of another zone",
+        dir.display()
+    ))
 }
 
 /// The number of streams is written down, durably, when the directory is created, and must be the same ever after.

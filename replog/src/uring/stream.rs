@@ -7,9 +7,11 @@ mod disk;
 mod error;
 mod prepare;
 mod reader;
+mod scrub;
 mod waiter;
 
 pub use error::Error;
+pub use scrub::{Damage, Scrub, Scrubbed};
 pub use waiter::Durable;
 
 use super::dir;
@@ -49,6 +51,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// What the store and the peers know to be durable.
     pub floor: Floor,
+    /// How sealed segments are read again.
+    pub scrub: Scrub,
 }
 
 /// Written here, or a copy.
@@ -81,6 +85,7 @@ struct State {
     waiters: Vec<Rc<Waiter>>,
     reader: Option<(String, Rc<DmaFile>)>,
     last_failure: String,
+    scrubbed: Scrubbed,
     /// What the first segment's making came to.
     begun: Option<Result<(), Failed>>,
     lock: Option<File>,
@@ -114,6 +119,7 @@ impl StreamLog {
             waiters: Vec::new(),
             reader: None,
             last_failure: String::new(),
+            scrubbed: Scrubbed::default(),
             begun: None,
             lock: Some(lock),
         };
@@ -125,6 +131,7 @@ impl StreamLog {
             trimmed.map_err(|source| shared.io(source))?;
         }
         glommio::spawn_local(keep_time(Rc::downgrade(&shared))).detach();
+        glommio::spawn_local(scrub::run(Rc::downgrade(&shared), options.scrub)).detach();
         Ok((StreamLog { shared }, opened, torn))
     }
 
@@ -170,6 +177,17 @@ impl StreamLog {
     /// Runs `ask` on the machine, for its other positions.
     pub fn with<T>(&self, ask: impl FnOnce(&Log) -> T) -> T {
         ask(&self.shared.state.borrow().log)
+    }
+
+    /// What the scrub has seen.
+    pub fn scrubbed(&self) -> Scrubbed {
+        self.shared.state.borrow().scrubbed.clone()
+    }
+
+    /// Nobody needs what is below `seq`, but for the newest `keep_bytes`: see `Log::release`.
+    pub fn release(&self, seq: u64, keep_bytes: u64) {
+        self.shared.state.borrow_mut().log.release(seq, keep_bytes);
+        self.shared.pump();
     }
 
     /// Durable batches, in order, the first of which holds `seq`; at least one, if `seq` is durable, and no more than `max_bytes` or

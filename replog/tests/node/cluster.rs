@@ -4,8 +4,10 @@ use bytes::{Bytes, BytesMut};
 use futures_lite::future::block_on;
 use replog::link::{Frame, take};
 use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
+use replog::retain::Policy;
 use replog::uring::Reported;
 use replog::uring::node::{Adopted, CoreFigures, Node, Options, Peer, Told};
+use replog::uring::stream::Scrub;
 use shardmap::fence::{Fence, Fences};
 use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
 use shardmap::ownership::{Entry, History, Illegal};
@@ -173,6 +175,8 @@ impl Site {
             data_dir: self.dir.clone(),
             streams: STREAMS,
             segment_bytes: 1 << 20,
+            retain: Policy { keep_bytes: 0, peers_until: 1.0 },
+            scrub: Scrub::NEVER,
             cores: self.cores.clone(),
             ports: (0..self.cores.len()).map(|i| self.port(i)).collect(),
             peers: vec![self.peer.clone()],

@@ -90,6 +90,18 @@ pub enum Error {
         /// What is wrong.
         fault: batch::Fault,
     },
+    /// A segment whose batches are intact and are not those that belong there.
+    #[error(
+        "{file} at byte {pos}: seq {seq} was expected here; the batches do not follow each other, or are not those of its footer"
+    )]
+    Unlinked {
+        /// The segment.
+        file: String,
+        /// Where.
+        pos: u64,
+        /// What was expected.
+        seq: u64,
+    },
     /// The operating system says no.
     #[error("{dir}: {source}")]
     Io {

@@ -1,0 +1,88 @@
+//! Lets logs and mirrors go, each second: as far as everyone has them, or as the volume needs the room.
+
+use super::core::{Core, Stream};
+use super::stream::StreamLog;
+use crate::retain::{Known, release};
+use glommio::timer::sleep;
+use shardmap::Zone;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+/// In such steps, so that a core that stops need not wait for it.
+const NAP: Duration = Duration::from_millis(100);
+
+/// Looks at every log of this core until it stops.
+pub(super) async fn run(core: Rc<Core>) {
+    let dir = core.options.data_dir.clone();
+    let mut said = false;
+    while !core.stopping.get() {
+        for _ in 0..LOOK.as_millis() / NAP.as_millis() {
+            if core.stopping.get() {
+                return;
+            }
+            sleep(NAP).await;
+        }
+        let dir = dir.clone();
+        match glommio::executor().spawn_blocking(move || used(&dir)).await {
+            Ok(used) => {
+                core.streams.iter().for_each(|stream| look(&core, stream, used));
+                said = false;
+            }
+            Err(e) if !said => {
+                tracing::warn!(
+                    "{}: {e}; no segment is let go while the volume cannot be asked",
+                    core.options.data_dir.display()
+                );
+                said = true;
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// The share of its volume that is used, as `df` counts it.
+fn used(path: &Path) -> std::io::Result<f64> {
+    let v = rustix::fs::statvfs(path)?;
+    let used = v.f_blocks.saturating_sub(v.f_bfree) as f64;
+    let all = used + v.f_bavail as f64;
+    Ok(if all > 0.0 { used / all } else { 0.0 })
+}
+
+fn look(core: &Core, stream: &Stream, used: f64) {
+    // A peer that has a newer map may know of a cut that this log must still be looked through for.
+    let newest = stream.links.borrow().values().filter_map(|l| l.map_epoch).max();
+    if newest.is_some_and(|epoch| epoch > core.epoch()) {
+        return;
+    }
+    let everywhere = stream.everywhere(&core.options.peers);
+    let left = let_go(core, stream, &stream.log, stream.zone, everywhere, used);
+    if left {
+        let lowest = everywhere.unwrap_or(0);
+        tracing::error!(
+            "stream {}: the volume is {:.0} % full; a segment goes that a peer with seq {lowest} still lacks: that peer has a gap \
+             now, and has to be seeded anew",
+            stream.number,
+            used * 100.0
+        );
+    }
+    for (zone, mirror) in &stream.mirrors {
+        if let Some(log) = mirror.log() {
+            // Of a zone whose log no third one mirrors, what is applied here is needed by nobody.
+            let others = (core.options.peers.len() > 1).then(|| mirror.everywhere());
+            let _ = let_go(core, stream, &log, *zone, others, used); // a mirror's origin still has it, or said that nobody lacks it
+        }
+    }
+}
+
+/// Does it leave a peer behind?
+fn let_go(core: &Core, stream: &Stream, log: &StreamLog, zone: Zone, peers: Option<u64>, used: f64) -> bool {
+    let scan = stream.scans.borrow().get(&zone).map(|s| s.from);
+    let Some(oldest) = log.with(|l| l.oldest_sealed()) else { return false };
+    let known = Known { applied: stream.applied_seq(zone), scan, peers, oldest, used };
+    let release = release(core.options.retain, known);
+    log.release(release.below, release.keep_bytes);
+    release.leaves_behind
+}

@@ -55,9 +55,12 @@ fn what_is_released_goes_and_its_files_become_the_next_segments() {
         assert!(matches!(gone, Err(Error::NotKept { wanted: 1, first: f }) if f == first), "{gone:?}");
         assert_eq!(log.read_from(first, 1000).await.unwrap()[0].first_seq, first);
         // As the log goes on, files go round: nothing is made anew, and what is read is what was written.
-        for round in 0..10 {
+        let mut round = 0;
+        while round < 10 || !log.with(|l| l.sealed().any(|s| s.header.recycled)) {
             fill(&log, 101 + 20 * round, 20).await;
             log.release(log.durable_seq(), 0);
+            round += 1;
+            assert!(round < 200, "no segment is used again");
         }
         until(|| names(&dir, ".rlog").len() <= 3).await;
         let inodes = names(&dir, "").len();
@@ -66,16 +69,16 @@ fn what_is_released_goes_and_its_files_become_the_next_segments() {
         log.close().await.unwrap();
         drop(log);
         let found = examine(&mut Dir::new(&dir), Floor::default(), Depth::Whole).unwrap();
-        assert!(found.verdict.is_sound() && found.segments.iter().any(|s| s.header.recycled), "{:?}", found.verdict);
+        assert!(found.verdict.is_sound(), "{:?}", found.verdict);
         let (log, opened, torn) = StreamLog::open(&dir, OPTIONS).await.unwrap();
         assert_eq!((opened.first_seq, torn), (kept, None));
         assert!(opened.durable_seq >= last);
-        fill(&log, 1000, 30).await;
-        let (mut seq, mut read) = (kept, 0);
+        fill(&log, 10_000, 30).await;
+        let mut seq = kept;
         while let Some(last) = log.read_from(seq, 1 << 20).await.unwrap().last() {
-            (seq, read) = (last.last_seq() + 1, read + 1);
+            seq = last.last_seq() + 1;
         }
-        assert!(seq > opened.durable_seq + 30 && read > 3);
+        assert!(seq > opened.durable_seq + 30, "{seq}");
         log.close().await.unwrap();
     });
 }

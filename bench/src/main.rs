@@ -1,6 +1,7 @@
 //! `ezbench`: load drivers and comparisons.
 
 mod answer;
+mod append;
 mod body;
 mod compare;
 mod http;
@@ -43,6 +44,8 @@ enum Command {
     Locate(locate::Args),
     /// Ours and its peers in the same run
     Compare(compare::Args),
+    /// The log beside fio and other durable logs
+    Append(append::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,5 +54,6 @@ fn main() -> ExitCode {
         Command::Upstream(args) => upstream::run(args),
         Command::Locate(args) => locate::run(args),
         Command::Compare(args) => compare::run(args),
+        Command::Append(args) => append::run(args),
     }
 }

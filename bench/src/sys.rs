@@ -139,6 +139,41 @@ pub fn run_last() -> io::Result<()> {
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) }).map(drop)
 }
 
+/// Time on a processor of this process and all its threads, those that have ended too, in nanoseconds.
+pub fn cpu_ns() -> u64 {
+    usage(libc::RUSAGE_SELF).0
+}
+
+/// The same of all children that have been waited for.
+pub fn children_cpu_ns() -> u64 {
+    usage(libc::RUSAGE_CHILDREN).0
+}
+
+/// The most memory that this process has had at once.
+pub fn peak_bytes() -> u64 {
+    usage(libc::RUSAGE_SELF).1
+}
+
+fn usage(who: i32) -> (u64, u64) {
+    // SAFETY: rusage is plain data for which all zeros is a value; the call borrows it only while it runs.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(who, &mut usage);
+        usage
+    };
+    let ns = |t: libc::timeval| t.tv_sec as u64 * 1_000_000_000 + t.tv_usec as u64 * 1_000;
+    (ns(usage.ru_utime) + ns(usage.ru_stime), usage.ru_maxrss as u64 * 1024)
+}
+
+/// Takes a file's pages out of the page cache, so that it is read from the disk.
+pub fn forget(file: &impl AsFd) -> io::Result<()> {
+    // SAFETY: no memory is passed; the descriptor is open for the call.
+    match unsafe { libc::posix_fadvise(file.as_fd().as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) } {
+        0 => Ok(()),
+        code => Err(io::Error::from_raw_os_error(code)),
+    }
+}
+
 pub fn is_root() -> bool {
     // SAFETY: no memory is passed.
     unsafe { libc::geteuid() == 0 }

@@ -1,10 +1,10 @@
 //! Puts the router and its peers side by side: the same backend and load, round by round, each proxy alone on its core.
 
-mod figures;
+pub mod figures;
 mod gzs;
 mod loads;
 mod page;
-mod peers;
+pub mod peers;
 mod plot;
 mod report;
 mod rig;
@@ -16,11 +16,13 @@ use crate::schedule::Pace;
 use crate::{sys, upstream};
 use figures::Who;
 use report::Report;
+pub use report::{load_average, shown, shown_ratio};
 use rig::{INTERRUPTED, Load, Rig};
 use ship::Layout;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
+pub use targets::spread;
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: ezbench compare router --plot cpu.svg")]

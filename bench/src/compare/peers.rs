@@ -138,7 +138,8 @@ pub fn present() -> (Vec<Who>, Vec<String>) {
     (all, absent)
 }
 
-fn install(packages: &[&str]) -> Result<(), String> {
+/// Debian's packages, if the user is root.
+pub fn install(packages: &[&str]) -> Result<(), String> {
     if !sys::is_root() {
         return Err("not root, so nothing was installed".into());
     }

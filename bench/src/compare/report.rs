@@ -194,7 +194,8 @@ impl Report {
     }
 }
 
-fn shown(value: f64) -> String {
+/// A number with as many digits as say something.
+pub fn shown(value: f64) -> String {
     match value {
         v if v >= 1000.0 => format!("{v:.0}"),
         v if v >= 100.0 => format!("{v:.1}"),
@@ -202,11 +203,13 @@ fn shown(value: f64) -> String {
     }
 }
 
-fn shown_ratio(ratio: Option<Spread>) -> String {
+/// A ratio and its middle half.
+pub fn shown_ratio(ratio: Option<Spread>) -> String {
     ratio.map_or("-".into(), |s| format!("{:.3} ({:.3}..{:.3})", s.median, s.q25, s.q75))
 }
 
-fn load_average() -> String {
+/// Of the last minute.
+pub fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or("?").to_owned()
 }

@@ -307,7 +307,7 @@ impl Log {
         assert!(self.durable_seq < self.next_seq);
         assert!(self.pos <= self.header.size);
         assert!(self.checkpoint.durable_seq <= self.durable_seq);
-        assert!(self.spare_count() <= SPARES);
+        assert!(self.spare_count() <= SPARES + 1);
         let mut seq = self.durable_seq + 1;
         for batch in self.flight.iter().map(|f| &f.batch).chain(&self.queue) {
             assert_eq!(batch.first_seq, seq, "batches follow each other");

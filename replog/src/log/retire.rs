@@ -110,7 +110,8 @@ impl Log {
             return self.write_checkpoint(now_ns);
         }
         let segment = self.retiring.leaving.pop_front()?;
-        let useful = segment.file_len == self.config.segment_bytes && self.spare_count() < SPARES;
+        // One that is being zeroed does not count: else each that retires would come too late, and zeroing would never end.
+        let useful = segment.file_len == self.config.segment_bytes && self.spares.ready.len() < SPARES;
         let spare = useful.then(|| self.spares.new_id());
         self.retiring.going = Some(spare);
         Some(Order::Retire { name: segment.name, spare })

@@ -337,9 +337,18 @@ impl World {
     pub fn open_beside(&mut self, first: &Writer) -> Writer {
         self.settle();
         let found = examine(&mut self.disk, Floor::default(), Depth::Needed).unwrap();
-        let given = first.given.clone(); // what it reads of the first one's becomes its own
+        let hlc = self.hlc;
+        let second = self.resume(found);
+        self.hlc = hlc;
+        Writer { given: first.given.clone(), ..second } // what it reads of the first one's becomes its own
+    }
+
+    /// Goes on behind what was found.
+    pub fn resume(&mut self, found: Found) -> Writer {
+        self.hlc = found.last_hlc.0;
         let (log, _) = Log::recovered(self.config, found, &[], UUID, self.rng.next());
-        Writer { log, file: 0, pending: Vec::new(), before: None, given, acked: BTreeMap::new() }
+        let (given, acked) = (BTreeMap::new(), BTreeMap::new());
+        Writer { log, file: 0, pending: Vec::new(), before: None, given, acked }
     }
 
     /// A disk has lied, and the verdict is not "corrupt": then nobody who is left knows better.
@@ -406,7 +415,7 @@ impl World {
         self.make(op, len as usize)
     }
 
-    fn small(&mut self) -> Record {
+    pub fn small(&mut self) -> Record {
         self.make(Op::Put, 0)
     }
 

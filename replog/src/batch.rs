@@ -399,7 +399,7 @@ pub fn stamp_at(head: &[u8], salt: u64, pos: u64) -> Option<Stamp> {
     (stamp.place_crc == place_crc(salt, pos, stamp.local_durable_seq, u32_at(head, 16))).then_some(stamp)
 }
 
-fn place_crc(salt: u64, pos: u64, local_durable_seq: u64, header_crc: u32) -> u32 {
+pub(crate) fn place_crc(salt: u64, pos: u64, local_durable_seq: u64, header_crc: u32) -> u32 {
     let mut crc = crc32fast::Hasher::new();
     for part in [salt, pos, local_durable_seq] {
         crc.update(&part.to_le_bytes());

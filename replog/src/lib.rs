@@ -14,6 +14,7 @@ pub mod owners;
 pub mod port;
 pub mod record;
 pub mod retain;
+pub mod repair;
 pub mod segment;
 pub mod store;
 #[cfg(feature = "uring")]

@@ -244,6 +244,11 @@ impl Digest {
         self.0.update(&batch.bytes[HEADER..head]);
     }
 
+    /// Adds the next batch by its header_crc and page table, which are these bytes.
+    pub(crate) fn add_parts(&mut self, parts: &[u8]) {
+        self.0.update(parts);
+    }
+
     /// The digest of what was added so far.
     pub fn finish(&self) -> [u8; 32] {
         *self.0.finalize().as_bytes()

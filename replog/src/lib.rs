@@ -13,8 +13,8 @@ pub mod order;
 pub mod owners;
 pub mod port;
 pub mod record;
-pub mod retain;
 pub mod repair;
+pub mod retain;
 pub mod segment;
 pub mod store;
 #[cfg(feature = "uring")]

@@ -30,7 +30,7 @@ fn names(dir: &Path, end: &str) -> Vec<String> {
 fn is_recycled(path: &Path) -> bool {
     let mut block = [0; 4096];
     let read = std::fs::File::open(path).and_then(|f| f.read_exact_at(&mut block, 0));
-    read.is_ok() && Header::parse(&block).unwrap().recycled // it may be gone by now
+    read.is_ok() && Header::parse(&block).is_ok_and(|h| h.recycled) // it may be gone by now
 }
 
 /// Waits until `done`, at most 20 s.

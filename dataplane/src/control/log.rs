@@ -218,9 +218,13 @@ async fn hello(mut socket: TcpStream) -> Result<Adopted, String> {
         match link::take(&mut read.clone()).map_err(|e| e.to_string())? {
             Some(Frame::Hello(h)) => {
                 let socket = socket.into_std().map_err(|e| e.to_string())?;
-                return Ok(Adopted { stream: h.stream, origin: h.origin, socket, read: read.to_vec() });
+                return Ok(Adopted { asks: false, stream: h.stream, origin: h.origin, socket, read: read.to_vec() });
             }
-            Some(_) => return Err("its first frame is no HELLO".into()),
+            Some(Frame::Ask(a)) => {
+                let socket = socket.into_std().map_err(|e| e.to_string())?;
+                return Ok(Adopted { asks: true, stream: a.stream, origin: a.origin, socket, read: read.to_vec() });
+            }
+            Some(_) => return Err("its first frame is neither HELLO nor ASK".into()),
             None if read.len() > HELLO_BYTES_MAX => return Err(format!("no HELLO in {} bytes", read.len())),
             None => {}
         }

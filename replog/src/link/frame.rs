@@ -80,6 +80,38 @@ pub struct Ack {
     pub echo_us: u64,
 }
 
+/// Asks for a copy of a log: what the one asked has of it, and batches of it. The first frame of a connection, or behind an answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ask {
+    /// The cluster's name.
+    pub cluster: Bytes,
+    /// The zone whose log it is.
+    pub origin: Zone,
+    /// The zone that is asked.
+    pub peer: Zone,
+    /// The stream.
+    pub stream: u32,
+    /// The number of streams.
+    pub streams: u32,
+    /// The batch that holds it is wanted, and those behind it; 0: none.
+    pub seq: u64,
+}
+
+/// What the one asked has of a log; so many DATA follow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Held {
+    /// The incarnation; 0: it has nothing of this log.
+    pub log_uuid: u128,
+    /// The first seq that it keeps.
+    pub first_kept: u64,
+    /// The last that is durable there.
+    pub durable: u64,
+    /// The chain at that seq.
+    pub chain: u32,
+    /// How many DATA follow.
+    pub batches: u32,
+}
+
 /// What travels.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame {
@@ -111,6 +143,10 @@ pub enum Frame {
     Map(MapEpoch, Bytes),
     /// The link cannot go on.
     Stop(Stop),
+    /// Asks for a copy.
+    Ask(Ask),
+    /// Answers it.
+    Held(Held),
 }
 
 /// Why bytes are not a frame.
@@ -180,6 +216,8 @@ fn kind(frame: &Frame) -> u8 {
         Frame::Beat { .. } => 5,
         Frame::Map(..) => 6,
         Frame::Stop(_) => 7,
+        Frame::Ask(_) => 8,
+        Frame::Held(_) => 9,
     }
 }
 
@@ -205,6 +243,18 @@ fn fields(f: &mut BytesMut, frame: &Frame) {
             f.put_slice(map);
         }
         Frame::Stop(s) => put(&[code(s.why), s.seen, s.expected]),
+        Frame::Ask(a) => {
+            put(&[a.seq]);
+            f.put_u32_le(a.stream);
+            f.put_u32_le(a.streams);
+            f.put_slice(&[a.origin.0, a.peer.0]);
+            f.put_slice(&a.cluster);
+        }
+        Frame::Held(h) => {
+            put(&[h.log_uuid as u64, (h.log_uuid >> 64) as u64, h.first_kept, h.durable]);
+            f.put_u32_le(h.chain);
+            f.put_u32_le(h.batches);
+        }
     }
 }
 
@@ -230,6 +280,14 @@ fn read(kind: u8, f: &mut Bytes) -> Result<Frame, Malformed> {
         5 => Frame::Beat { sent_us: number(f)?, durable: number(f)?, hlc: Hlc(number(f)?), everywhere: number(f)? },
         6 => Frame::Map(MapEpoch(number(f)?), std::mem::take(f)),
         7 => Frame::Stop(Stop { why: why(number(f)?)?, seen: number(f)?, expected: number(f)? }),
+        8 => Frame::Ask(ask(f)?),
+        9 => Frame::Held(Held {
+            log_uuid: u128::from(number(f)?) | u128::from(number(f)?) << 64,
+            first_kept: number(f)?,
+            durable: number(f)?,
+            chain: half(f)?,
+            batches: half(f)?,
+        }),
         other => return Err(Malformed::Kind(other)),
     })
 }
@@ -245,6 +303,16 @@ fn hello(f: &mut Bytes) -> Result<Hello, Malformed> {
     }
     let (cluster, log_uuid) = (std::mem::take(f), u128::from(high) << 64 | u128::from(low));
     Ok(Hello { cluster, origin, peer, stream, streams, log_uuid, term, map_epoch, first_kept, durable, codecs })
+}
+
+fn ask(f: &mut Bytes) -> Result<Ask, Malformed> {
+    let (seq, stream, streams) = (number(f)?, half(f)?, half(f)?);
+    let mut byte = || f.try_get_u8().map_err(|_| Malformed::Fields);
+    let (origin, peer) = (Zone(byte()?), Zone(byte()?));
+    if f.len() > CLUSTER_MAX {
+        return Err(Malformed::Fields);
+    }
+    Ok(Ask { cluster: std::mem::take(f), origin, peer, stream, streams, seq })
 }
 
 fn number(f: &mut Bytes) -> Result<u64, Malformed> {

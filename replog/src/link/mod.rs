@@ -14,7 +14,7 @@ mod frame;
 mod receiver;
 mod sender;
 
-pub use frame::{Ack, FRAME_MAX, Frame, Hello, MAP_MAX, Malformed, Welcome, put, take};
+pub use frame::{Ack, Ask, FRAME_MAX, Frame, Held, Hello, MAP_MAX, Malformed, Welcome, put, take};
 pub use receiver::{Mirror, Receiver};
 pub use sender::{Log, Sender};
 

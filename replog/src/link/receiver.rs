@@ -114,6 +114,7 @@ impl Receiver {
                 Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Ack(_) | Frame::Beat { .. } => {
                     self.wire.close();
                 }
+                Frame::Ask(_) | Frame::Held(_) => self.wire.close(), // they have connections of their own
             }
         }
         self.check();

@@ -126,6 +126,7 @@ impl Sender {
                 Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Ack(_) | Frame::Beat { .. } => {
                     self.wire.close();
                 }
+                Frame::Ask(_) | Frame::Held(_) => self.wire.close(), // they have connections of their own
             }
         }
         self.check();

@@ -70,6 +70,9 @@ fn frames() -> Vec<Frame> {
         Frame::Beat { sent_us: 1, durable: 2, hlc: Hlc(3), everywhere: 4 },
         Frame::Map(MapEpoch(9), Bytes::from_static(b"map")),
     ];
+    let cluster = Bytes::from_static(b"c");
+    all.push(Frame::Ask(Ask { cluster, origin: Zone(1), peer: Zone(2), stream: 3, streams: 4, seq: 5 }));
+    all.push(Frame::Held(Held { log_uuid: 1 << 100 | 2, first_kept: 3, durable: 4, chain: 5, batches: 6 }));
     all.extend([Why::Foreign, Why::Incarnation, Why::Diverged, Why::Gap, Why::Fenced, Why::Garbled].map(stop));
     all
 }

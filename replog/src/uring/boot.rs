@@ -4,13 +4,14 @@
 //! core-N (glommio, pinned)   keeper-N (appliers, SQLite)        watch-N: joins both; a panic of either is a fault, never a hang
 //! ```
 
+use super::borrow::Survey;
 use super::core::{Core, Stream};
 use super::keeper::{Job, Keeper, Kept};
 use super::node::{Command, CoreFigures, LogFigures, Options, StreamFigures, Told};
 use super::open::{Begin, open_stream};
 use super::signal::Signal;
 use super::stream::StreamLog;
-use super::{link, now_ms, port, retain};
+use super::{lend, link, now_ms, port, retain};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_lite::StreamExt;
@@ -60,6 +61,7 @@ type Started = Receiver<Result<(), String>>;
 pub(super) fn start_core(
     index: usize,
     options: &Arc<Options>,
+    survey: &Arc<Survey>,
     map: &Arc<Map>,
     kept: Vec<Kept>,
     tell: impl Fn(Told) + Clone + Send + 'static,
@@ -76,8 +78,9 @@ pub(super) fn start_core(
             fault.err().into_iter().for_each(|why| keeper_tell(Told::Fault(why)));
         })
         .map_err(|e| format!("its keeper cannot be started: {e}"))?;
-    let (core_options, map, core_tell) = (options.clone(), map.clone(), tell.clone());
-    let boot = move || Boot { index, options: core_options, map, jobs, inbox, begins, fences, started }.run(core_tell);
+    let (core_options, survey, map, core_tell) = (options.clone(), survey.clone(), map.clone(), tell.clone());
+    let boot =
+        move || Boot { index, options: core_options, survey, map, jobs, inbox, begins, fences, started }.run(core_tell);
     let ended = start_watched(index, options.cores[index], boot, keeper, tell)?;
     Ok((Running { commands, ended: Mutex::new(Some(ended)) }, wait))
 }
@@ -116,6 +119,7 @@ fn start_watched<F: Future<Output = Result<(), String>> + 'static>(
 struct Boot {
     index: usize,
     options: Arc<Options>,
+    survey: Arc<Survey>,
     map: Arc<Map>,
     jobs: Sender<Job>,
     inbox: UnboundedReceiver<Command>,
@@ -127,10 +131,10 @@ struct Boot {
 impl Boot {
     /// Opens the core's streams, says so, and serves until it is told to stop.
     async fn run(self, tell: impl Fn(Told) + 'static) -> Result<(), String> {
-        let Boot { index, options, map, jobs, inbox, begins, fences, started } = self;
+        let Boot { index, options, survey, map, jobs, inbox, begins, fences, started } = self;
         let mut streams = vec![];
         for begin in begins {
-            match open_stream(&options, &map, begin).await {
+            match open_stream(&options, &survey, &map, begin).await {
                 Ok(stream) => streams.push(Rc::new(stream)),
                 Err(why) => {
                     let _ = started.send(Err(why)); // the caller reports it
@@ -270,6 +274,7 @@ async fn stop(core: &Core) {
 async fn carry_out(core: Rc<Core>, command: Command) {
     match command {
         Command::Gzs(epoch) => core.on_gzs(epoch),
+        Command::Adopt(adopted) if adopted.asks => lend::serve(core, adopted).await,
         Command::Adopt(adopted) => link::receive(core, adopted).await,
         Command::Report { shards, take_over, done } => {
             let _ = done.send(core.report(&shards, take_over).await);

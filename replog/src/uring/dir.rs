@@ -3,6 +3,7 @@
 use crate::limits::{BLOCK, SPARES};
 use crate::open::{Storage, Torn};
 use crate::segment::Checkpoint;
+use crate::segment::{Header, seq_of_name};
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read};
@@ -102,6 +103,15 @@ pub fn settle(path: &Path, segment_bytes: u64) -> io::Result<Vec<u64>> {
     }
     sync_dir(path)?;
     Ok(spares)
+}
+
+/// The incarnation of the log in a directory, as the first header that can be read says.
+pub fn incarnation(path: &Path) -> Option<u128> {
+    let mut dir = Dir::new(path);
+    let mut names: Vec<String> = dir.list().ok()?.into_iter().map(|(name, _)| name).collect();
+    names.sort();
+    let segments = names.iter().filter(|n| seq_of_name(n).is_some());
+    segments.filter_map(|n| Header::parse(&dir.read(n, 0, BLOCK).ok()?).ok()).map(|h| h.log_uuid).next()
 }
 
 /// Makes the names in a directory durable.

@@ -4,11 +4,13 @@
 
 mod asks;
 mod boot;
+pub mod borrow;
 mod connection;
 mod core;
 pub mod dir;
 mod feed;
 mod keeper;
+mod lend;
 mod link;
 mod mirror;
 pub mod node;

@@ -6,6 +6,7 @@
 //! ```
 
 use super::boot::{self, Running};
+use super::borrow::{Copy, Survey};
 use super::core::Link;
 use super::keeper::{Figures, Reported};
 use super::open;
@@ -155,8 +156,26 @@ pub struct CoreFigures {
     pub kept: Figures,
 }
 
+/// What the other zones have of this one's logs: whatever they have was acknowledged here. Nobody is asked for logs that are not.
+fn survey(options: &Options) -> Survey {
+    if !options.data_dir.join("log").exists() {
+        return Survey::default();
+    }
+    let copy = |p: &Peer| Copy {
+        cluster: options.cluster.clone(),
+        origin: options.zone,
+        peer: p.zone,
+        link: p.link,
+        stream: 0,
+        streams: options.streams,
+    };
+    Survey::of(&options.peers.iter().map(copy).collect::<Vec<_>>())
+}
+
 /// A connection of another zone's log: its first bytes were read to learn which stream it is for.
 pub struct Adopted {
+    /// It asks for a copy; else it brings its log.
+    pub asks: bool,
     /// The stream.
     pub stream: u32,
     /// The zone whose log it brings.
@@ -187,12 +206,13 @@ impl Node {
     /// Opens every stream and store, then serves.
     pub fn start(options: Options, map: Arc<Map>, tell: impl Fn(Told) + Clone + Send + 'static) -> Result<Node, Error> {
         open::check_streams(&options)?;
+        let survey = Arc::new(survey(&options));
         let options = Arc::new(options);
         let (mut cores, mut ready) = (vec![], vec![]);
         for index in 0..options.cores.len() {
             let own = (0..options.streams).filter(|s| *s as usize % options.cores.len() == index);
             let kept = own.map(|s| open::open_store(&options, s, &map)).collect::<Result<Vec<_>, _>>()?;
-            let (core, wait) = boot::start_core(index, &options, &map, kept, tell.clone())
+            let (core, wait) = boot::start_core(index, &options, &survey, &map, kept, tell.clone())
                 .map_err(|why| Error::Core { core: index, why })?;
             cores.push(core);
             ready.push(wait);

@@ -1,7 +1,8 @@
 //! Opens what a node has on disk: the number of its streams, their stores, logs and mirrors.
 
+use super::borrow::Survey;
 use super::core::Stream;
-use super::dir::sync_dir;
+use super::dir::{incarnation, sync_dir};
 use super::keeper::Kept;
 use super::mirror::Mirror;
 use super::node::{Error, Options};
@@ -67,7 +68,12 @@ pub(super) fn open_store(options: &Options, stream: u32, map: &Arc<Map>) -> Resu
     Ok(Kept { stream, applier, store, ledger: None })
 }
 
-pub(super) async fn open_stream(options: &Options, map: &Arc<Map>, begin: Begin) -> Result<Stream, String> {
+pub(super) async fn open_stream(
+    options: &Options,
+    survey: &Survey,
+    map: &Arc<Map>,
+    begin: Begin,
+) -> Result<Stream, String> {
     let number = begin.stream;
     let log_options = |zone: Zone| stream::Options {
         zone,
@@ -78,7 +84,9 @@ pub(super) async fn open_stream(options: &Options, map: &Arc<Map>, begin: Begin)
         scrub: options.scrub,
     };
     let dir = options.data_dir.join("log").join(number.to_string());
-    let (log, opened, _) = StreamLog::open(&dir, log_options(options.zone)).await.map_err(|e| e.to_string())?;
+    let mut own = log_options(options.zone);
+    own.floor.peers = incarnation(&dir).map_or(0, |log_uuid| survey.durable(number, log_uuid));
+    let (log, opened, _) = StreamLog::open(&dir, own).await.map_err(|e| e.to_string())?;
     reaches_back(&dir, &log, begin.applied.get(options.zone))?;
     let mut mirrors = BTreeMap::new();
     for peer in &options.peers {

@@ -6,7 +6,7 @@ use replog::link::{Frame, take};
 use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
 use replog::retain::Policy;
 use replog::uring::Reported;
-use replog::uring::node::{Adopted, CoreFigures, Node, Options, Peer, Told};
+use replog::uring::node::{self, Adopted, CoreFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
 use shardmap::fence::{Fence, Fences};
 use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
@@ -169,6 +169,16 @@ impl Site {
 
     /// Starts the node; maps that other zones send are taken, as control takes them.
     pub fn start(&self, map: &Arc<Map>) {
+        self.try_start(map).unwrap();
+    }
+
+    /// Where the zone's own log of `stream` lies.
+    pub fn log_dir(&self, stream: u32) -> PathBuf {
+        self.dir.join("log").join(stream.to_string())
+    }
+
+    /// The same, if it can be started.
+    pub fn try_start(&self, map: &Arc<Map>) -> Result<(), node::Error> {
         let options = Options {
             cluster: "test".into(),
             zone: self.zone,
@@ -183,7 +193,7 @@ impl Site {
             start_alone: false,
         };
         let (telling, told) = channel();
-        let node = Node::start(options, map.clone(), move |what| drop(telling.send(what))).unwrap();
+        let node = Node::start(options, map.clone(), move |what| drop(telling.send(what)))?;
         *self.node.lock().unwrap() = Some(Arc::new(node));
         let (slot, faults) = (self.node.clone(), self.faults.clone());
         thread::spawn(move || {
@@ -197,6 +207,7 @@ impl Site {
                 }
             }
         });
+        Ok(())
     }
 
     pub fn stop(&self) {
@@ -298,10 +309,14 @@ fn adopt(node: &Node, mut socket: TcpStream) {
     loop {
         let Ok(n @ 1..) = socket.read(&mut part) else { return };
         read.extend_from_slice(&part[..n]);
-        if let Some(Frame::Hello(h)) = take(&mut read.clone()).unwrap() {
-            socket.set_read_timeout(None).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            return node.adopt(Adopted { stream: h.stream, origin: h.origin, socket, read: read.to_vec() });
-        }
+        let (asks, stream, origin) = match take(&mut read.clone()).unwrap() {
+            Some(Frame::Hello(h)) => (false, h.stream, h.origin),
+            Some(Frame::Ask(a)) => (true, a.stream, a.origin),
+            Some(other) => panic!("{other:?} begins a connection"),
+            None => continue,
+        };
+        socket.set_read_timeout(None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        return node.adopt(Adopted { asks, stream, origin, socket, read: read.to_vec() });
     }
 }

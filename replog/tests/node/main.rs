@@ -2,6 +2,7 @@
 #![cfg(feature = "uring")]
 
 mod cluster;
+mod damage;
 
 use cluster::{A, B, Cluster, Site, next, put};
 use replog::port::{Answer, Refused};

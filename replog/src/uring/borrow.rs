@@ -1,0 +1,137 @@
+//! Asks another zone's node for its copy of a log, with plain blocking calls: before a log is opened, or to mend one.
+
+use crate::batch::Batch;
+use crate::link::{Ask, Frame, Held, put, take};
+use bytes::{Bytes, BytesMut};
+use shardmap::Zone;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// Who is not there within this does not vouch for anything.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+/// Nor, before a log is opened, who does not answer within this: it may be starting too, and wait for this node.
+const SURVEY_MAX: Duration = Duration::from_secs(1);
+
+/// Which copy of which log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Copy {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The zone whose log it is.
+    pub origin: Zone,
+    /// The zone that is asked, and where its log listens.
+    pub peer: Zone,
+    /// Its log's address.
+    pub link: SocketAddr,
+    /// The stream.
+    pub stream: u32,
+    /// The number of streams.
+    pub streams: u32,
+}
+
+/// A connection to a node that has a copy.
+pub struct Lender {
+    copy: Copy,
+    socket: TcpStream,
+    inbox: BytesMut,
+}
+
+impl Lender {
+    /// Connects.
+    pub fn connect(copy: Copy, answer_max: Duration) -> io::Result<Lender> {
+        let socket = TcpStream::connect_timeout(&copy.link, CONNECT_MAX)?;
+        socket.set_read_timeout(Some(answer_max))?;
+        socket.set_write_timeout(Some(answer_max))?;
+        socket.set_nodelay(true)?;
+        Ok(Lender { copy, socket, inbox: BytesMut::new() })
+    }
+
+    /// What it has of the log; an incarnation of 0: nothing.
+    pub fn held(&mut self) -> io::Result<Held> {
+        self.ask(0).map(|(held, _)| held)
+    }
+
+    fn ask(&mut self, seq: u64) -> io::Result<(Held, VecDeque<Batch>)> {
+        let Copy { cluster, origin, peer, stream, streams, .. } = &self.copy;
+        let cluster = Bytes::copy_from_slice(cluster.as_bytes());
+        let mut out = BytesMut::new();
+        let ask = Ask { cluster, origin: *origin, peer: *peer, stream: *stream, streams: *streams, seq };
+        put(&mut out, &Frame::Ask(ask));
+        self.socket.write_all(&out)?;
+        let held = match self.frame()? {
+            Frame::Held(held) => held,
+            Frame::Stop(stop) => return Err(io::Error::other(stop.to_string())),
+            _ => return Err(io::Error::other("what came is no answer to an ASK")),
+        };
+        let mut batches = VecDeque::new();
+        for _ in 0..held.batches {
+            let Frame::Data { batch, .. } = self.frame()? else {
+                return Err(io::Error::other("fewer batches came than the answer named"));
+            };
+            batches.push_back(Batch::parse(batch).map_err(|fault| io::Error::other(fault.to_string()))?);
+        }
+        Ok((held, batches))
+    }
+
+    fn frame(&mut self) -> io::Result<Frame> {
+        let mut bytes = vec![0; 64 << 10];
+        loop {
+            if let Some(frame) = take(&mut self.inbox).map_err(|e| io::Error::other(e.to_string()))? {
+                return Ok(frame);
+            }
+            match self.socket.read(&mut bytes) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => self.inbox.extend_from_slice(&bytes[..n]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// What the peers that could be reached have of this zone's streams.
+#[derive(Clone, Debug, Default)]
+pub struct Survey {
+    held: BTreeMap<u32, Vec<(Zone, Held)>>,
+}
+
+impl Survey {
+    /// Asks every one of `peers` at the same time, for each of its streams. One that is not there costs `CONNECT_MAX`, one that falls
+    /// silent `SURVEY_MAX` more.
+    pub fn of(peers: &[Copy]) -> Survey {
+        let asked: Vec<_> = peers.iter().cloned().map(|copy| std::thread::spawn(move || survey(copy))).collect();
+        let mut all = Survey::default();
+        for thread in asked {
+            for (stream, peer, held) in thread.join().unwrap_or_default() {
+                all.held.entry(stream).or_default().push((peer, held));
+            }
+        }
+        all
+    }
+
+    /// The highest durable seq that any peer has of the incarnation `log_uuid` of a stream; 0: nobody has any, or could be asked.
+    pub fn durable(&self, stream: u32, log_uuid: u128) -> u64 {
+        let held = self.held.get(&stream).into_iter().flatten();
+        held.filter(|(_, h)| h.log_uuid == log_uuid).map(|(_, h)| h.durable).max().unwrap_or(0)
+    }
+}
+
+/// What one peer says of each stream, until it says nothing more.
+fn survey(copy: Copy) -> Vec<(u32, Zone, Held)> {
+    let (peer, link, streams) = (copy.peer, copy.link, copy.streams);
+    let mut all = Vec::new();
+    for stream in 0..streams {
+        // Each on a connection of its own: a stream's core answers for that stream.
+        let asked = Lender::connect(Copy { stream, ..copy.clone() }, SURVEY_MAX).and_then(|mut l| l.held());
+        match asked {
+            Ok(held) => all.push((stream, peer, held)),
+            Err(e) => {
+                tracing::info!("zone {peer} at {link} cannot be asked what it has of stream {stream}: {e}");
+                return all;
+            }
+        }
+    }
+    all
+}

@@ -36,6 +36,21 @@ impl<S: Storage> Directory<S> {
         Directory { files, names: None, at: None }
     }
 
+    /// The seq of the last batch that can be read in its newest segment that can be.
+    pub fn last_seq(&mut self) -> io::Result<u64> {
+        for (first, name) in self.names()?.to_vec().into_iter().rev() {
+            let Ok(header) = Header::parse(&self.files.read(&name, 0, BLOCK)?) else { continue };
+            let mut walk = Walk::new(&name, header.salt, crate::limits::SEGMENT_BYTES_MAX);
+            let (mut pos, mut last) = (FIRST_POS, first.saturating_sub(1));
+            while let Ok((batch, _)) = walk.at(&mut self.files, pos)? {
+                pos += batch.disk_len() as u64;
+                last = batch.last_seq();
+            }
+            return Ok(last);
+        }
+        Ok(0)
+    }
+
     fn names(&mut self) -> io::Result<&[(u64, String)]> {
         if self.names.is_none() {
             let listed = self.files.list()?.into_iter();

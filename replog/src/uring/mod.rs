@@ -16,6 +16,7 @@ mod mirror;
 pub mod node;
 mod open;
 mod port;
+pub mod repair;
 mod retain;
 mod signal;
 pub mod sqlite;

@@ -14,7 +14,7 @@ use serde_json::json;
 use shardmap::Zone;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 #[derive(Args)]
@@ -28,7 +28,7 @@ pub struct Options {
 type Stream = (Zone, u32, u128);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Role {
+pub enum Role {
     Origin,
     Mirror,
     /// A directory that stands by itself.
@@ -75,27 +75,35 @@ pub fn run(out: &mut impl Write, paths: &[PathBuf], options: &Options, as_json: 
     }
 }
 
-impl Tail {
-    fn new(place: &Place) -> Tail {
+impl Role {
+    /// By the name of the directory that its directory is in.
+    pub fn of(place: &Place) -> Role {
         let path = std::fs::canonicalize(&place.dir).unwrap_or_else(|_| place.dir.clone());
-        let role = match path.parent().and_then(|p| p.file_name()).and_then(|n| n.to_str()) {
+        match path.parent().and_then(|p| p.file_name()).and_then(|n| n.to_str()) {
             Some("log") => Role::Origin,
             Some("mirror") => Role::Mirror,
             Some(_) | None => Role::Copy,
-        };
-        Tail { place: place.clone(), role, segment: None, last_seq: 0, last_hlc: Hlc(0) }
+        }
+    }
+}
+
+/// The database of the node that a log or a mirror belongs to, if there is one.
+pub fn store_of(place: &Place, stream: u32) -> Option<PathBuf> {
+    if Role::of(place) == Role::Copy {
+        return None;
+    }
+    let dir = std::fs::canonicalize(&place.dir).ok()?;
+    let db = dir.parent()?.parent()?.join("store").join(format!("{stream}.db"));
+    db.exists().then_some(db)
+}
+
+impl Tail {
+    fn new(place: &Place) -> Tail {
+        Tail { place: place.clone(), role: Role::of(place), segment: None, last_seq: 0, last_hlc: Hlc(0) }
     }
 
     fn stream(&self) -> Option<Stream> {
         self.segment.as_ref().map(|(_, h, _)| (h.zone, h.stream, h.log_uuid))
-    }
-
-    /// The data directory of its node.
-    fn node(&self) -> Option<&Path> {
-        match self.role {
-            Role::Origin | Role::Mirror => self.place.dir.parent().and_then(Path::parent),
-            Role::Copy => None,
-        }
     }
 
     /// Reads headers from where the last look ended to the end of the newest segment that can be read.
@@ -161,10 +169,7 @@ fn rows(tails: &[Tail]) -> Vec<Row> {
         };
         let (path, seq, hlc) = (tail.place.dir.clone(), tail.last_seq, Some(tail.last_hlc));
         rows.push(Row { stream, what, path, seq, hlc });
-        let Some(db) = tail.node().map(|n| n.join("store").join(format!("{}.db", stream.1))).filter(|p| p.exists())
-        else {
-            continue;
-        };
+        let Some(db) = store_of(&tail.place, stream.1) else { continue };
         match Sqlite::applied(&db) {
             Ok(applied) => {
                 // A zone that is not named has had nothing applied.

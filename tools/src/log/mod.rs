@@ -11,6 +11,7 @@ mod ls;
 mod pick;
 mod place;
 mod progress;
+mod repair;
 mod scan;
 mod stat;
 mod text;
@@ -93,6 +94,21 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Put damaged segments back as they were, from another copy of the stream
+    ///
+    /// Damaged and missing segments are written anew with the source's batches, checked, and put in place; the damaged ones are
+    /// kept in quarantine/. A torn end is left alone: the next open mends it. The node must not run.
+    #[command(after_help = "Examples:\n  \
+        ezctl log repair /var/lib/ezone/log/0 --from /mnt/peer/mirror/east-0          # says what would be done\n  \
+        ezctl log repair /var/lib/ezone/log/0 --from /mnt/peer/mirror/east-0 --yes\n\n\
+        Exit code 0: nothing to repair, or repaired. 1: there is something to repair, and --yes was not given. \
+        2: it cannot be repaired, with the reason, or it cannot be read.")]
+    Repair {
+        /// The damaged stream's directory
+        path: PathBuf,
+        #[command(flatten)]
+        options: repair::Options,
+    },
     /// Say how far mirrors and stores are behind the origins
     #[command(after_help = "Example: ezctl log lag --follow /var/lib/ezone-east /var/lib/ezone-south\n\n\
         Exit code 0, or 2: nothing could be read.")]
@@ -138,6 +154,9 @@ fn carry_out(out: &mut impl Write, command: Command) -> io::Result<u8> {
         Command::Stat { at, pick } => stat::run(out, &place::places(&at.path)?, &pick, at.json),
         Command::Verify { at } => verify::run(out, &place::places(&at.path)?, at.json),
         Command::Diff { a, b, options } => diff::run(out, &place::one_place(&a)?, &place::one_place(&b)?, &options),
+        Command::Repair { path, options } => {
+            repair::run(out, &place::one_place(&path)?, &place::one_place(&options.from)?, &options)
+        }
         Command::Find { paths, options, json } => find::run(out, &place::all_places(&paths)?, &options, json),
         Command::Lag { paths, options, json } => lag::run(out, &paths, &options, json),
     }

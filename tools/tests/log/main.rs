@@ -3,6 +3,7 @@
 mod compare;
 mod hostile;
 mod look;
+mod repair;
 mod writer;
 
 use std::path::Path;

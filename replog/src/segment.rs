@@ -170,7 +170,7 @@ pub fn seq_of_name(name: &str) -> Option<u64> {
     if digits.len() != 20 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    digits.parse().ok()
+    digits.parse().ok().filter(|seq| *seq > 0)
 }
 
 impl Footer {
@@ -374,7 +374,13 @@ mod tests {
     #[test]
     fn only_a_segments_name_is_taken_for_one() {
         assert_eq!(seq_of_name("00000000000000001000.rlog"), Some(1000));
-        for name in ["1000.rlog", "0000000000000000100x.rlog", "00000000000000001000.rlog.new", "LOCK"] {
+        for name in [
+            "00000000000000000000.rlog",
+            "1000.rlog",
+            "0000000000000000100x.rlog",
+            "00000000000000001000.rlog.new",
+            "LOCK",
+        ] {
             assert_eq!(seq_of_name(name), None, "{name}");
         }
     }

@@ -1,146 +1,26 @@
 //! Damage of every kind to a log that has a mirror, and its repair: as it was, byte for byte, or a reason why not.
 
-use bytes::Bytes;
+mod files;
+
+use files::{BLOCK, Files, UUID, record, write};
+use replog::Record;
 use replog::batch::Batch;
-use replog::log::{Config, Log, Order};
-use replog::open::{Depth, Floor, Found, Storage, Verdict, Walk, examine};
+use replog::open::{Floor, Verdict, Walk};
 use replog::repair::{Directory, Identity, Note, Plan, Refusal, Source, What, plan};
 use replog::segment::{FIRST_POS, Header};
-use replog::{Hlc, Op, Record};
-use shardmap::{OwnerEpoch, Shard, Zone};
-use std::collections::BTreeMap;
+use shardmap::Zone;
 use std::io;
 
-const UUID: u128 = 0x1234_5678_9abc_def0_0fed_cba9_8765_4321;
-const MS: u64 = 1_000_000;
-const BLOCK: u64 = 4096;
-
-/// Files in memory.
-#[derive(Clone, Default, PartialEq, Eq)]
-struct Files(BTreeMap<String, Vec<u8>>);
-
-impl Storage for Files {
-    fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
-        Ok(self.0.iter().map(|(name, file)| (name.clone(), file.len() as u64)).collect())
-    }
-    fn read(&mut self, name: &str, pos: u64, len: usize) -> io::Result<Bytes> {
-        let file = self.0.get(name).ok_or(io::ErrorKind::NotFound)?;
-        let from = (pos as usize).min(file.len());
-        Ok(Bytes::copy_from_slice(&file[from..(from + len).min(file.len())]))
-    }
-}
-
-impl Files {
-    fn put(&mut self, name: &str, pos: u64, bytes: &[u8]) {
-        let file = self.0.entry(name.to_owned()).or_default();
-        file.resize(file.len().max(pos as usize + bytes.len()), 0);
-        file[pos as usize..pos as usize + bytes.len()].copy_from_slice(bytes);
-    }
-
-    fn segments(&self) -> Vec<String> {
-        self.0.keys().filter(|n| n.ends_with(".rlog")).cloned().collect()
-    }
-
-    fn found(&mut self) -> Found {
-        examine(self, Floor::default(), Depth::Whole).unwrap()
-    }
-
-    fn batches(&mut self) -> Vec<Batch> {
-        let found = self.found();
-        let mut all = Vec::new();
-        for s in &found.segments {
-            let mut walk = Walk::new(&s.name, s.header.salt, s.end);
-            let mut pos = FIRST_POS;
-            while pos < s.end {
-                let (batch, _) = walk.at(self, pos).unwrap().unwrap();
-                pos += batch.disk_len() as u64;
-                all.push(batch);
-            }
+/// Carries a plan out.
+fn carry_out(files: &mut Files, plan: &Plan, source: &mut dyn Source) {
+    for file in &plan.files {
+        assert_eq!(file.is_new, !files.0.contains_key(&file.name));
+        for patch in &file.patches {
+            let bytes = patch.bytes(Some(source)).unwrap().unwrap();
+            assert_eq!(bytes.len() as u64, patch.len);
+            files.put(&file.name, patch.pos, &bytes);
         }
-        all
-    }
-
-    /// Carries a plan out.
-    fn carry_out(&mut self, plan: &Plan, source: &mut dyn Source) {
-        for file in &plan.files {
-            assert_eq!(file.is_new, !self.0.contains_key(&file.name));
-            for patch in &file.patches {
-                let bytes = patch.bytes(Some(source)).unwrap().unwrap();
-                assert_eq!(bytes.len() as u64, patch.len);
-                self.put(&file.name, patch.pos, &bytes);
-            }
-            assert_eq!(self.0[&file.name].len() as u64, file.len, "{}", file.name);
-        }
-    }
-}
-
-/// Writes a log: `lives` of a writer, each of them some appends; the last one closes it.
-fn write(mirrored: &[Batch], segment_blocks: u64, lives: &[&[usize]]) -> Files {
-    let mirror = !mirrored.is_empty();
-    let mut files = Files::default();
-    let mut now = 1;
-    for (life, sizes) in lives.iter().enumerate() {
-        let config = Config { zone: Zone(1), stream: 2, mirror, segment_bytes: segment_blocks * BLOCK };
-        let found = files.found();
-        let (mut log, _) =
-            Log::recovered(config, found, &[], UUID, 0x5a17_0000_1111 + life as u64 * 77 + segment_blocks);
-        let mut file = String::new();
-        drain(&mut log, &mut files, &mut file, &mut now);
-        for (n, size) in sizes.iter().enumerate() {
-            if let Some(batch) = mirrored.get(n) {
-                log.append_batch(batch.clone()).unwrap();
-            } else {
-                log.append(vec![record(now, *size)], now).unwrap();
-            }
-            drain(&mut log, &mut files, &mut file, &mut now);
-        }
-        if life + 1 == lives.len() {
-            log.close();
-            drain(&mut log, &mut files, &mut file, &mut now);
-        }
-    }
-    files
-}
-
-fn record(now: u64, size: usize) -> Record {
-    Record {
-        op: if size.is_multiple_of(7) { Op::Fence } else { Op::Put },
-        transaction: 0,
-        shard: Shard(3),
-        owner_epoch: OwnerEpoch(1),
-        hlc: Hlc::new(now, 0),
-        table: "orders".into(),
-        key: now.to_string().into(),
-        value: (0..size).map(|n| (n as u64 * 31 + now) as u8).collect::<Vec<u8>>().into(),
-    }
-}
-
-fn drain(log: &mut Log, files: &mut Files, file: &mut String, now: &mut u64) {
-    *now += MS;
-    while let Some(order) = log.next_order(*now) {
-        match order {
-            Order::Begin { name, header, bytes, .. } => {
-                files.0.insert(name.clone(), vec![0; bytes as usize]);
-                files.put(&name, 0, &header);
-                *file = name;
-                log.on_segment(Ok(()), *now);
-            }
-            Order::Write { id, pos, bytes } => {
-                files.put(file, pos, &bytes);
-                log.on_written(id, Ok(()));
-            }
-            Order::Seal { pos, bytes } => {
-                files.put(file, pos, &bytes);
-                log.on_sealed();
-            }
-            Order::Checkpoint { name, bytes } => {
-                files.put(name, 0, &bytes);
-                log.on_checkpoint(Ok(()), *now);
-            }
-            Order::Sync { id } => drop(log.on_synced(id, Ok(()), *now)),
-            Order::Spare { .. } => log.on_spare(Ok(()), *now),
-            other => panic!("{other:?}"),
-        }
+        assert_eq!(files.0[&file.name].len() as u64, file.len, "{}", file.name);
     }
 }
 
@@ -161,7 +41,7 @@ fn repaired(damaged: &Files, mirror: &Files, floor: Floor) -> (Files, Plan) {
     let (mut files, mut source) = (damaged.clone(), Directory::new(mirror.clone()));
     let plan = plan(&mut damaged.clone(), Some(&mut source), floor, 99).unwrap();
     if plan.is_possible() {
-        files.carry_out(&plan, &mut source);
+        carry_out(&mut files, &plan, &mut source);
         let again = super_plan(&mut files.clone(), mirror, floor);
         assert!(again.is_empty(), "a repaired log needs no repair: {again:?}");
     }
@@ -373,7 +253,7 @@ fn a_peer_that_is_no_directory_can_be_the_source() {
     let plan = plan(&mut damaged.clone(), Some(&mut peer), Floor::default(), 1).unwrap();
     assert_eq!(whats(&plan), [What::Batch { first_seq: 5, last_seq: 5 }]);
     let mut files = damaged.clone();
-    files.carry_out(&plan, &mut peer);
+    carry_out(&mut files, &plan, &mut peer);
     assert_eq!(files.batches(), origin.batches());
 }
 
@@ -431,7 +311,7 @@ fn a_header_that_holds_forbids_another_batch_in_its_place() {
     let refused = plan(&mut damaged.clone(), Some(&mut Peer(peer)), floor, 1).unwrap().refused;
     assert!(matches!(refused[..], [Refusal::Diverged { field: "header_crc", .. }]), "{refused:?}");
     let plan = plan(&mut damaged.clone(), Some(&mut Peer(batches.clone())), floor, 1).unwrap();
-    damaged.carry_out(&plan, &mut Peer(origin.batches()));
+    carry_out(&mut damaged, &plan, &mut Peer(origin.batches()));
     assert_eq!(difference(&damaged, &origin), None);
 }
 

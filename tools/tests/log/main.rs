@@ -4,6 +4,7 @@ mod compare;
 mod hostile;
 mod look;
 mod repair;
+mod speed;
 mod writer;
 
 use std::path::Path;

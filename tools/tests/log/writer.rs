@@ -37,8 +37,9 @@ pub struct Writer {
     log: Log,
     file: Option<File>,
     now: u64,
-    /// What became durable, in order.
+    /// What became durable, in order; nothing if it is not to be kept.
     pub batches: Vec<Batch>,
+    pub keeps: bool,
 }
 
 impl Writer {
@@ -49,7 +50,7 @@ impl Writer {
         let config = Config { zone: Zone(1), stream: 0, mirror, segment_bytes };
         let salt = if mirror { 1_000_003 } else { 5 } + found.segments.len() as u64;
         let (log, _) = Log::recovered(config, found, &[], 77, salt);
-        let mut writer = Writer { dir: dir.to_owned(), log, file: None, now: 0, batches: Vec::new() };
+        let mut writer = Writer { dir: dir.to_owned(), log, file: None, now: 0, batches: Vec::new(), keeps: true };
         writer.settle();
         writer
     }
@@ -92,7 +93,7 @@ impl Writer {
                 }
                 Order::Sync { id } => {
                     let done = self.log.on_synced(id, Ok(()), now);
-                    self.batches.extend(done);
+                    self.batches.extend(done.into_iter().filter(|_| self.keeps));
                 }
                 Order::Spare { .. } => self.log.on_spare(Ok(()), now),
                 other => panic!("{other:?}"),

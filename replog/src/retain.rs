@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! never beyond     the store's durable applied position, and what is still looked through for a cut
-//! not beyond       what each peer has durable, until the volume is as full as `Policy::peers_until` says
+//! not beyond       what each peer has applied, until the volume is as full as `Policy::peers_until` says
 //! not even then    the newest `keep_bytes`, until the volume is that full: for those who look back
 //! ```
 
@@ -22,7 +22,7 @@ pub struct Known {
     pub applied: u64,
     /// The next seq of a scan under way.
     pub scan: Option<u64>,
-    /// The lowest durable position of all who are to have a copy; `None`: nobody is.
+    /// The lowest applied position of all who are to have a copy; `None`: nobody is.
     pub peers: Option<u64>,
     /// The last seq of the oldest segment.
     pub oldest: u64,

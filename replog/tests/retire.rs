@@ -148,6 +148,8 @@ fn a_writers_open_reads_what_the_store_lacks_and_takes_the_rest_by_its_footers()
         // A bit that rots where the store has been: an open does not stop for it, a whole reading finds it.
         let name = dir.join(&names(&dir, ".rlog")[0]);
         let file = std::fs::File::options().read(true).write(true).open(&name).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 4096 + 5000).unwrap();
         file.write_all_at(b"?", 4096 + 5000).unwrap();
         let whole = examine(&mut Dir::new(&dir), Floor::default(), Depth::Whole).unwrap();
         assert!(matches!(whole.verdict, Verdict::Corrupt(_)), "{:?}", whole.verdict);
@@ -164,5 +166,12 @@ fn a_writers_open_reads_what_the_store_lacks_and_takes_the_rest_by_its_footers()
         assert!(seen.damaged.len() == 1 && seen.damaged[0].first_seq == 1 && seen.bytes > 3 << 20, "{seen:?}");
         assert!(seen.damaged[0].why.contains("at byte 4096: page 1"), "{seen:?}");
         log.close().await.unwrap();
+        drop(log);
+        // What the scrub has found is not passed over again, until it is mended.
+        let again = Options { floor, ..OPTIONS };
+        assert!(matches!(StreamLog::open(&dir, again).await, Err(Error::Corrupt { .. })));
+        file.write_all_at(&byte, 4096 + 5000).unwrap();
+        StreamLog::open(&dir, again).await.unwrap().0.close().await.unwrap();
+        assert!(names(&dir, "DAMAGED").is_empty());
     });
 }

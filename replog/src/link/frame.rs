@@ -136,7 +136,7 @@ pub enum Frame {
         durable: u64,
         /// The HLC there.
         hlc: Hlc,
-        /// Every peer of the origin has it durable up to here: nobody will want it of a mirror.
+        /// Every peer of the origin has it applied up to here: nobody will want it of a mirror.
         everywhere: u64,
     },
     /// A newer map.

@@ -203,7 +203,7 @@ impl Receiver {
         (self.origin_durable, self.origin_hlc)
     }
 
-    /// Every zone has the origin's log durable up to here, as far as it has said.
+    /// Every zone has the origin's log applied up to here, as far as it has said.
     pub fn everywhere(&self) -> u64 {
         self.everywhere
     }

@@ -49,7 +49,7 @@ pub struct Sender {
     flight_bytes: u64,
     credit: u64,
     round_trip_us: Option<u64>,
-    /// Every peer has the log durable up to here, and what was said of it, and when.
+    /// Every peer has the log applied up to here, and what was said of it, and when.
     everywhere: u64,
     said_everywhere: u64,
     beat_us: u64,
@@ -143,7 +143,7 @@ impl Sender {
         self.log.first_kept = seq;
     }
 
-    /// Every peer has the log durable up to `seq`.
+    /// Every peer has the log applied up to `seq`.
     pub fn on_everywhere(&mut self, seq: u64) {
         self.everywhere = self.everywhere.max(seq);
     }

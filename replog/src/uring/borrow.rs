@@ -1,18 +1,24 @@
 //! Asks another zone's node for its copy of a log, with plain blocking calls: before a log is opened, or to mend one.
 
+use super::dir::{Dir, random};
+use super::mend::carry_out;
 use crate::batch::Batch;
 use crate::link::{Ask, Frame, Held, put, take};
+use crate::open::Floor;
+use crate::repair::{self, Identity, Source};
 use bytes::{Bytes, BytesMut};
 use shardmap::Zone;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Who is not there within this does not vouch for anything.
-const CONNECT_MAX: Duration = Duration::from_secs(1);
-/// Nor, before a log is opened, who does not answer within this: it may be starting too, and wait for this node.
+/// Before a log is opened: who is not there, or does not answer, within this vouches for nothing. It may be starting too, and wait for
+/// this node.
 const SURVEY_MAX: Duration = Duration::from_secs(1);
+/// A repair is given up when a lender falls silent for this long.
+const REPAIR_MAX: Duration = Duration::from_secs(10);
 
 /// Which copy of which log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,16 +42,18 @@ pub struct Lender {
     copy: Copy,
     socket: TcpStream,
     inbox: BytesMut,
+    /// What came with the last answer and was not wanted yet.
+    ahead: VecDeque<Batch>,
 }
 
 impl Lender {
-    /// Connects.
-    pub fn connect(copy: Copy, answer_max: Duration) -> io::Result<Lender> {
-        let socket = TcpStream::connect_timeout(&copy.link, CONNECT_MAX)?;
-        socket.set_read_timeout(Some(answer_max))?;
-        socket.set_write_timeout(Some(answer_max))?;
+    /// Connects; each step may take `patience`.
+    pub fn connect(copy: Copy, patience: Duration) -> io::Result<Lender> {
+        let socket = TcpStream::connect_timeout(&copy.link, patience)?;
+        socket.set_read_timeout(Some(patience))?;
+        socket.set_write_timeout(Some(patience))?;
         socket.set_nodelay(true)?;
-        Ok(Lender { copy, socket, inbox: BytesMut::new() })
+        Ok(Lender { copy, socket, inbox: BytesMut::new(), ahead: VecDeque::new() })
     }
 
     /// What it has of the log; an incarnation of 0: nothing.
@@ -91,6 +99,56 @@ impl Lender {
     }
 }
 
+impl Source for Lender {
+    fn batch_at(&mut self, seq: u64) -> io::Result<Option<Batch>> {
+        while self.ahead.front().is_some_and(|b| b.last_seq() < seq) {
+            self.ahead.pop_front();
+        }
+        if self.ahead.front().is_none_or(|b| b.first_seq > seq) {
+            self.ahead = self.ask(seq)?.1;
+        }
+        let (origin, stream) = (self.copy.origin, self.copy.stream);
+        let fits = |b: &Batch| (b.first_seq..=b.last_seq()).contains(&seq) && (b.zone, b.stream) == (origin, stream);
+        Ok(self.ahead.front().filter(|b| fits(b)).cloned())
+    }
+
+    fn identity(&mut self) -> io::Result<Option<Identity>> {
+        let held = self.held()?;
+        let (zone, stream) = (self.copy.origin, self.copy.stream);
+        Ok((held.log_uuid != 0).then_some(Identity { zone, stream, log_uuid: held.log_uuid }))
+    }
+}
+
+/// Mends the log in `dir` with what `copies` can give, the first that can give all of it; else says of each why it cannot, and has changed
+/// nothing but, perhaps, some segments that are right now.
+///
+/// Precondition: no other process writes the directory.
+pub fn mend(dir: &Path, floor: Floor, copies: &[Copy]) -> Result<(), String> {
+    let mut reasons = Vec::new();
+    for copy in copies {
+        let whose = format!("zone {} at {}", copy.peer, copy.link);
+        match mend_from(dir, floor, copy.clone()) {
+            Ok((count, kept)) => {
+                tracing::warn!("{}: {count} segments were mended by {whose}; kept aside: {kept:?}", dir.display());
+                return Ok(());
+            }
+            Err(why) => reasons.push(format!("{whose} cannot mend it: {why}")),
+        }
+    }
+    Err(reasons.join("; "))
+}
+
+fn mend_from(dir: &Path, floor: Floor, copy: Copy) -> Result<(usize, Vec<PathBuf>), String> {
+    let mut lender = Lender::connect(copy, REPAIR_MAX).map_err(|e| e.to_string())?;
+    let salt = random().map_err(|e| e.to_string())? as u64;
+    let plan = repair::plan(&mut Dir::new(dir), Some(&mut lender), floor, salt).map_err(|e| e.to_string())?;
+    if plan.is_empty() {
+        return Err("it finds nothing to mend".into());
+    }
+    let kept = carry_out(dir, &plan, Some(&mut lender)).map_err(|e| e.to_string())?;
+    Ok((plan.files.len(), kept))
+}
+
 /// What the peers that could be reached have of this zone's streams.
 #[derive(Clone, Debug, Default)]
 pub struct Survey {
@@ -98,8 +156,8 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Asks every one of `peers` at the same time, for each of its streams. One that is not there costs `CONNECT_MAX`, one that falls
-    /// silent `SURVEY_MAX` more.
+    /// Asks every one of `peers` at the same time, for each of its streams. One that is not there, or falls silent,
+    /// costs `SURVEY_MAX`.
     pub fn of(peers: &[Copy]) -> Survey {
         let asked: Vec<_> = peers.iter().cloned().map(|copy| std::thread::spawn(move || survey(copy))).collect();
         let mut all = Survey::default();

@@ -20,6 +20,7 @@ use futures_channel::mpsc::UnboundedSender;
 use futures_channel::oneshot;
 use glommio::timer::sleep;
 use shardmap::map::Map;
+use shardmap::ownership::Kind;
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -67,6 +68,8 @@ pub(super) struct Stream {
     pub applied: RefCell<Positions>,
     pub applied_changed: Signal,
     pub links: RefCell<BTreeMap<Zone, Link>>,
+    /// What nobody will want of the own log: every peer has it applied, and no cut below it can come.
+    pub everywhere: Cell<u64>,
     /// Scans under way.
     pub scans: RefCell<BTreeMap<Zone, Scan>>,
     pub scans_changed: Signal,
@@ -178,6 +181,11 @@ impl Core {
         own.any(|(_, history)| history.is_lost_by(origin))
     }
 
+    /// Is any shard on its way to another owner, or lost without a new one?
+    pub fn has_unsettled(&self) -> bool {
+        self.map.borrow().shards().any(|(_, history)| matches!(history.view().kind, Kind::Moving | Kind::Lost))
+    }
+
     /// Says something to control.
     pub fn tell(&self, what: Told) {
         (self.tell)(what);
@@ -260,10 +268,10 @@ impl Stream {
         }
     }
 
-    /// What every peer has of the own log, as far as they have said since this start; `None`: there is no peer.
-    pub fn everywhere(&self, peers: &[Peer]) -> Option<u64> {
+    /// What every peer has applied of the own log, as far as they have said since this start; `None`: there is no peer.
+    pub fn applied_by_all(&self, peers: &[Peer]) -> Option<u64> {
         let links = self.links.borrow();
-        peers.iter().map(|p| links.get(&p.zone).map_or(0, |l| l.durable_seq)).min()
+        peers.iter().map(|p| links.get(&p.zone).map_or(0, |l| l.applied_seq)).min()
     }
 
     pub fn fed_seq(&self, zone: Zone) -> u64 {

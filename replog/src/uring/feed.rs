@@ -68,6 +68,18 @@ impl Feed {
     /// Where a scan goes on. What it wants and the log has not (yet): it waits for.
     fn scan(&self) -> Option<u64> {
         let from = self.stream.scans.borrow().get(&self.zone)?.from;
+        let kept = self.log.with(|l| l.first_kept());
+        if from < kept {
+            // Only a volume that was full takes what a cut may still ask for.
+            tracing::error!(
+                "stream {} of zone {}: gap: seq {from} to {} were let go before they could be looked through for records behind a \
+                 new cut: the conflict ledger here may lack some",
+                self.stream.number,
+                self.zone,
+                kept - 1
+            );
+        }
+        let from = from.max(kept);
         (from <= self.log.durable_seq()).then_some(from)
     }
 

@@ -122,7 +122,7 @@ impl Outgoing<'_> {
         }
         self.sender.on_durable(log.durable, log.chain, log.hlc);
         self.sender.on_kept(log.first_kept);
-        self.sender.on_everywhere(self.stream.everywhere(&self.core.options.peers).unwrap_or(0));
+        self.sender.on_everywhere(self.stream.everywhere.get());
         epoch
     }
 

@@ -161,15 +161,18 @@ fn survey(options: &Options) -> Survey {
     if !options.data_dir.join("log").exists() {
         return Survey::default();
     }
-    let copy = |p: &Peer| Copy {
-        cluster: options.cluster.clone(),
-        origin: options.zone,
-        peer: p.zone,
-        link: p.link,
-        stream: 0,
-        streams: options.streams,
-    };
-    Survey::of(&options.peers.iter().map(copy).collect::<Vec<_>>())
+    Survey::of(&options.copies(options.zone, 0))
+}
+
+impl Options {
+    /// Where copies of `origin`'s stream may be had, its own zone's first.
+    pub(super) fn copies(&self, origin: Zone, stream: u32) -> Vec<Copy> {
+        let (cluster, streams) = (&self.cluster, self.streams);
+        let copy = |p: &Peer| Copy { cluster: cluster.clone(), origin, peer: p.zone, link: p.link, stream, streams };
+        let mut all: Vec<Copy> = self.peers.iter().map(copy).collect();
+        all.sort_by_key(|c| c.peer != origin);
+        all
+    }
 }
 
 /// A connection of another zone's log: its first bytes were read to learn which stream it is for.

@@ -1,8 +1,8 @@
 //! Opens what a node has on disk: the number of its streams, their stores, logs and mirrors.
 
-use super::borrow::Survey;
+use super::borrow::{Copy, Survey, mend};
 use super::core::Stream;
-use super::dir::{incarnation, sync_dir};
+use super::dir::{incarnation, lock, sync_dir};
 use super::keeper::Kept;
 use super::mirror::Mirror;
 use super::node::{Error, Options};
@@ -11,12 +11,13 @@ use super::sqlite::Sqlite;
 use super::stream::{self, Kind, StreamLog};
 use crate::apply::Applier;
 use crate::gate::{Gate, Start};
+use crate::log::Opened;
 use crate::open::Floor;
 use crate::store::Store;
 use bytes::Bytes;
 use shardmap::map::Map;
 use shardmap::{Positions, Shard, Zone};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
@@ -86,12 +87,13 @@ pub(super) async fn open_stream(
     let dir = options.data_dir.join("log").join(number.to_string());
     let mut own = log_options(options.zone);
     own.floor.peers = incarnation(&dir).map_or(0, |log_uuid| survey.durable(number, log_uuid));
-    let (log, opened, _) = StreamLog::open(&dir, own).await.map_err(|e| e.to_string())?;
+    let copies = |zone| options.copies(zone, number);
+    let (log, opened) = open_or_mend(&dir, own, copies(options.zone)).await?;
     reaches_back(&dir, &log, begin.applied.get(options.zone))?;
     let mut mirrors = BTreeMap::new();
     for peer in &options.peers {
         let dir = options.data_dir.join("mirror").join(format!("{}-{number}", peer.name));
-        let mirror = Mirror::open(dir.clone(), log_options(peer.zone)).await.map_err(|e| e.to_string())?;
+        let mirror = open_mirror(&dir, log_options(peer.zone), copies(peer.zone)).await?;
         if let Some(log) = mirror.log() {
             reaches_back(&dir, &log, begin.applied.get(peer.zone))?;
         }
@@ -121,9 +123,46 @@ pub(super) async fn open_stream(
         applied: RefCell::new(begin.applied),
         applied_changed: Signal::default(),
         links: RefCell::default(),
+        everywhere: Cell::new(0),
         scans: RefCell::new(begin.scans),
         scans_changed: Signal::default(),
     })
+}
+
+/// Opens a log. Damage or a gap is mended with another zone's copy, if one can be reached that has what is needed.
+async fn open_or_mend(dir: &Path, options: stream::Options, copies: Vec<Copy>) -> Result<(StreamLog, Opened), String> {
+    let why = match StreamLog::open(dir, options).await {
+        Ok((log, opened, _)) => return Ok((log, opened)),
+        Err(why) => why,
+    };
+    mended(dir, &why, options.floor, copies).await?;
+    let (log, opened, _) = StreamLog::open(dir, options).await.map_err(|e| e.to_string())?;
+    Ok((log, opened))
+}
+
+async fn open_mirror(dir: &Path, options: stream::Options, copies: Vec<Copy>) -> Result<Mirror, String> {
+    let why = match Mirror::open(dir.to_owned(), options).await {
+        Ok(mirror) => return Ok(mirror),
+        Err(why) => why,
+    };
+    mended(dir, &why, options.floor, copies).await?;
+    Mirror::open(dir.to_owned(), options).await.map_err(|e| e.to_string())
+}
+
+/// Mends what kept a log from being opened, or says why not.
+async fn mended(dir: &Path, why: &stream::Error, floor: Floor, copies: Vec<Copy>) -> Result<(), String> {
+    let can_be = matches!(why, stream::Error::Corrupt { .. } | stream::Error::Gap { .. });
+    if !can_be || copies.is_empty() {
+        return Err(why.to_string());
+    }
+    tracing::error!("{why}");
+    let own = dir.to_owned();
+    let mend = move || match lock(&own) {
+        Ok(Some(_held)) => mend(&own, floor, &copies),
+        Ok(None) => Err("another process has taken the directory".into()),
+        Err(e) => Err(e.to_string()),
+    };
+    glommio::executor().spawn_blocking(mend).await.map_err(|reasons| format!("{why}; {reasons}"))
 }
 
 /// A store that was restored from long ago lacks what its log no longer keeps: nothing may be skipped in silence.

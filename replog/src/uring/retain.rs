@@ -52,15 +52,17 @@ fn used(path: &Path) -> std::io::Result<f64> {
 }
 
 fn look(core: &Core, stream: &Stream, used: f64) {
-    // A peer that has a newer map may know of a cut that this log must still be looked through for.
+    // A map with a new cut has logs looked through from there on. It names what its reporter had applied: no less than what all have
+    // said to have applied before they heard of the move. So nothing goes while a shard is on its way, or a peer has a newer map.
     let newest = stream.links.borrow().values().filter_map(|l| l.map_epoch).max();
-    if newest.is_some_and(|epoch| epoch > core.epoch()) {
+    if newest.is_some_and(|epoch| epoch > core.epoch()) || core.has_unsettled() {
         return;
     }
-    let everywhere = stream.everywhere(&core.options.peers);
-    let left = let_go(core, stream, &stream.log, stream.zone, everywhere, used);
+    let applied = stream.applied_by_all(&core.options.peers);
+    stream.everywhere.set(applied.unwrap_or(0));
+    let left = let_go(core, stream, &stream.log, stream.zone, applied, used);
     if left {
-        let lowest = everywhere.unwrap_or(0);
+        let lowest = applied.unwrap_or(0);
         tracing::error!(
             "stream {}: the volume is {:.0} % full; a segment goes that a peer with seq {lowest} still lacks: that peer has a gap \
              now, and has to be seeded anew",

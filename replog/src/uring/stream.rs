@@ -32,6 +32,8 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use waiter::{Waiter, Waiting};
 
+/// A file that says that a scrub has found damage: the next open reads everything.
+const DAMAGED: &str = "DAMAGED";
 /// How much is zeroed, or read back, at a time.
 const CHUNK: usize = 512 * 1024;
 /// The machine is looked at no less often, so that no deadline is missed that an append has set meanwhile: the idle marker

@@ -177,6 +177,11 @@ impl Site {
         self.dir.join("log").join(stream.to_string())
     }
 
+    /// Where its copy of another zone's `stream` lies.
+    pub fn mirror_dir(&self, zone: &str, stream: u32) -> PathBuf {
+        self.dir.join("mirror").join(format!("{zone}-{stream}"))
+    }
+
     /// The same, if it can be started.
     pub fn try_start(&self, map: &Arc<Map>) -> Result<(), node::Error> {
         let options = Options {

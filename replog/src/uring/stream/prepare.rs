@@ -1,6 +1,6 @@
 //! What an open does with blocking calls: directory, lock, reading, verdict.
 
-use super::{Error, Kind, Options};
+use super::{DAMAGED, Error, Kind, Options};
 use crate::limits::{SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use crate::open::{Depth, Found, Verdict, examine};
 use crate::segment::FIRST_POS;
@@ -33,7 +33,12 @@ pub(super) fn prepare(dir: &Path, options: Options) -> Result<Prepared, Error> {
     }
     let lock = dir::lock(dir).map_err(io)?.ok_or_else(|| Error::InUse(dir.to_owned()))?;
     let spares = dir::settle(dir, options.segment_bytes).map_err(io)?;
-    let found = examine(&mut dir::Dir::new(dir), options.floor, Depth::Needed).map_err(io)?;
+    // What a scrub has found is mended here, or the stream stays closed.
+    let (damaged, mut depth) = (dir.join(DAMAGED), Depth::Needed);
+    if damaged.exists() {
+        depth = Depth::Whole;
+    }
+    let found = examine(&mut dir::Dir::new(dir), options.floor, depth).map_err(io)?;
     match &found.verdict {
         Verdict::Corrupt(verdict) => {
             return Err(Error::Corrupt { dir: dir.to_owned(), verdict: Box::new(verdict.clone()) });
@@ -52,6 +57,9 @@ pub(super) fn prepare(dir: &Path, options: Options) -> Result<Prepared, Error> {
             let (dir, zone, stream, log_uuid) = (dir.to_owned(), h.zone, h.stream, h.log_uuid);
             return Err(Error::Foreign { dir, zone, stream, log_uuid });
         }
+    }
+    if depth == Depth::Whole {
+        std::fs::remove_file(&damaged).map_err(io)?;
     }
     for name in &found.expired {
         std::fs::remove_file(dir.join(name)).map_err(io)?; // a checkpoint says so, a crash kept it

@@ -1,7 +1,7 @@
 //! Reads sealed segments again in the background, at a bounded rate: damage at rest is to be found while a copy can still mend it.
 
 use super::reader::Batches;
-use super::{Error, Shared};
+use super::{DAMAGED, Error, Shared};
 use crate::open::Segment;
 use crate::segment::Digest;
 use glommio::io::DmaFile;
@@ -132,13 +132,15 @@ impl Shared {
         if let (Err(why), true) = (outcome, is_kept) {
             if was.is_none() {
                 tracing::error!(
-                    "{}: {why}, found by the scrub; seq {} to {} are in that segment. Nothing was changed: stop the node and \
-                     run `ezctl log repair --from` a mirror",
+                    "{}: {why}, found by the scrub; seq {} to {} are in that segment. Nothing was changed: restart the node, \
+                     which mends it with another zone's copy, or stop it and run `ezctl log repair --from` a copy",
                     self.dir.display(),
                     segment.header.first_seq,
                     segment.last_seq
                 );
             }
+            // If this cannot be written, the next scrub finds it again.
+            let _ = std::fs::write(self.dir.join(DAMAGED), format!("{why}\n"));
             let (file, first_seq) = (segment.name.clone(), segment.header.first_seq);
             state.scrubbed.damaged.push(Damage { file, first_seq, why: why.to_string() });
         }

@@ -1,17 +1,17 @@
 //! Asks another zone's node for its copy of a log, with plain blocking calls: before a log is opened, or to mend one.
 
-use super::dir::{Dir, random};
-use super::mend::carry_out;
+use super::dir::random;
+use super::repair::{Repaired, repair};
 use crate::batch::Batch;
 use crate::link::{Ask, Frame, Held, put, take};
 use crate::open::Floor;
-use crate::repair::{self, Identity, Source};
+use crate::repair::{Identity, Source};
 use bytes::{Bytes, BytesMut};
 use shardmap::Zone;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 /// Before a log is opened: who is not there, or does not answer, within this vouches for nothing. It may be starting too, and wait for
@@ -120,7 +120,7 @@ impl Source for Lender {
 }
 
 /// Mends the log in `dir` with what `copies` can give, the first that can give all of it; else says of each why it cannot, and has changed
-/// nothing but, perhaps, some segments that are right now.
+/// nothing.
 ///
 /// Precondition: no other process writes the directory.
 pub fn mend(dir: &Path, floor: Floor, copies: &[Copy]) -> Result<(), String> {
@@ -128,8 +128,13 @@ pub fn mend(dir: &Path, floor: Floor, copies: &[Copy]) -> Result<(), String> {
     for copy in copies {
         let whose = format!("zone {} at {}", copy.peer, copy.link);
         match mend_from(dir, floor, copy.clone()) {
-            Ok((count, kept)) => {
-                tracing::warn!("{}: {count} segments were mended by {whose}; kept aside: {kept:?}", dir.display());
+            Ok(done) => {
+                for Repaired { name, kept } in done {
+                    tracing::warn!(
+                        "{}: {name} was mended by {whose}; the damaged one is kept: {kept:?}",
+                        dir.display()
+                    );
+                }
                 return Ok(());
             }
             Err(why) => reasons.push(format!("{whose} cannot mend it: {why}")),
@@ -138,15 +143,11 @@ pub fn mend(dir: &Path, floor: Floor, copies: &[Copy]) -> Result<(), String> {
     Err(reasons.join("; "))
 }
 
-fn mend_from(dir: &Path, floor: Floor, copy: Copy) -> Result<(usize, Vec<PathBuf>), String> {
+fn mend_from(dir: &Path, floor: Floor, copy: Copy) -> Result<Vec<Repaired>, String> {
     let mut lender = Lender::connect(copy, REPAIR_MAX).map_err(|e| e.to_string())?;
     let salt = random().map_err(|e| e.to_string())? as u64;
-    let plan = repair::plan(&mut Dir::new(dir), Some(&mut lender), floor, salt).map_err(|e| e.to_string())?;
-    if plan.is_empty() {
-        return Err("it finds nothing to mend".into());
-    }
-    let kept = carry_out(dir, &plan, Some(&mut lender)).map_err(|e| e.to_string())?;
-    Ok((plan.files.len(), kept))
+    let (_, done) = repair(dir, &mut lender, floor, salt).map_err(|e| e.to_string())?;
+    if done.is_empty() { Err("it finds nothing to mend".into()) } else { Ok(done) }
 }
 
 /// What the peers that could be reached have of this zone's streams.

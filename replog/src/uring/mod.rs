@@ -12,7 +12,6 @@ mod feed;
 mod keeper;
 mod lend;
 mod link;
-pub mod mend;
 mod mirror;
 pub mod node;
 mod open;

@@ -111,7 +111,10 @@ impl Log {
         }
         let segment = self.retiring.leaving.pop_front()?;
         // One that is being zeroed does not count: else each that retires would come too late, and zeroing would never end.
-        let useful = segment.file_len == self.config.segment_bytes && self.spares.ready.len() < SPARES;
+        // One without a footer was left by a crash or by an error: nobody knows whether its file can be relied on.
+        let useful = segment.footer.is_some()
+            && segment.file_len == self.config.segment_bytes
+            && self.spares.ready.len() < SPARES;
         let spare = useful.then(|| self.spares.new_id());
         self.retiring.going = Some(spare);
         Some(Order::Retire { name: segment.name, spare })

@@ -4,7 +4,7 @@ use super::world::{World, Writer, mark};
 use bytes::Bytes;
 use replog::Batch;
 use replog::log::{Failed, Order};
-use replog::segment::{Header, seq_of_name};
+use replog::segment::{Checkpoint, Header, seq_of_name};
 
 /// Names of writes that the log does not number.
 const HEADER_ID: u64 = u64::MAX;
@@ -96,6 +96,7 @@ impl World {
             },
             Order::Write { id, .. } if fails => {
                 self.disk.failed_write(p.file, id, &mut self.rng);
+                self.disk.fail(p.file);
                 let why = if self.rng.one_in(2) { Failed::Full } else { Failed::Io };
                 w.log.on_written(id, Err(why));
             }
@@ -105,10 +106,11 @@ impl World {
             }
             Order::Sync { id } if fails => {
                 self.disk.failed_sync(p.file, &mut self.rng);
+                self.disk.fail(p.file);
                 assert!(w.log.on_synced(id, Err(Failed::Io), self.now).is_empty());
             }
             Order::Sync { id } => {
-                self.disk.sync(p.file, &p.covers);
+                self.disk.sync(p.file, &p.covers, &mut self.rng);
                 for batch in w.log.on_synced(id, Ok(()), self.now) {
                     self.acknowledge(w, &batch);
                 }
@@ -119,7 +121,7 @@ impl World {
                     w.pending.push(Pending { step: 1, ..p });
                 }
                 _ => {
-                    self.disk.sync(p.file, &[FOOTER_ID]);
+                    self.disk.sync(p.file, &[FOOTER_ID], &mut self.rng);
                     w.log.on_sealed();
                 }
             },
@@ -133,7 +135,7 @@ impl World {
                     w.log.on_checkpoint(Err(Failed::Io), self.now);
                 }
                 _ => {
-                    self.disk.sync(p.file, &[CHECKPOINT_ID]);
+                    self.disk.sync(p.file, &[CHECKPOINT_ID], &mut self.rng);
                     w.log.on_checkpoint(Ok(()), self.now);
                 }
             },
@@ -164,7 +166,7 @@ impl World {
             }
             (1, _) => self.disk.write(p.file, HEADER_ID, 0, header),
             (2, _) => self.disk.done(p.file, HEADER_ID),
-            (3, _) => self.disk.sync(p.file, &[HEADER_ID]),
+            (3, _) => self.disk.sync(p.file, &[HEADER_ID], &mut self.rng),
             (4, _) if !self.disk.rename(FIRST, &name) => return Err(Failed::Io),
             (4, _) => {}
             _ => self.disk.sync_names(),
@@ -177,6 +179,11 @@ impl World {
         let segments = self.disk.segments();
         let next = segments.iter().find(|n| n.as_str() > name).and_then(|n| seq_of_name(n)).expect("its successor");
         assert!(next <= self.released, "{name} was let go, and seqs up to {} are needed", self.released);
+        // Either checkpoint may be lost after that, and the other must not expect what is gone.
+        for name in Checkpoint::NAMES {
+            let said = self.disk.platter(name).and_then(|block| Checkpoint::parse(block).ok());
+            assert!(said.is_none_or(|c| c.first_kept >= next) || self.disk.lies, "{name} expects what is let go");
+        }
     }
 
     fn begun(&mut self, w: &mut Writer, file: usize) {

@@ -7,8 +7,8 @@
 //! A power cut keeps, loses or tears (512-byte sectors) each write by itself that no flush had covered, and keeps the changes of
 //! names up to any one of them that no flush of the directory had covered, in their order, as a journalling file system does. A
 //! killed process loses nothing that was done; what was in the queue lands, lands in part, lands later, or never. A failed flush
-//! leaves some of its writes on the platter and all of them seen and clean: no later flush writes them. A lying disk reports
-//! each flush as done and does nothing.
+//! leaves some of its writes on the platter and all of them seen and clean: no later flush writes them; nor can a later flush of that
+//! segment be relied on. A lying disk reports each flush as done and does nothing.
 
 mod driver;
 pub mod rng;
@@ -39,6 +39,8 @@ struct File {
     open: Vec<Write>,
     /// It was cut to this length, which a power cut may undo.
     cut: Option<usize>,
+    /// A write or a flush of it has failed: a later flush is reported as done, and keeps what it covers by chance.
+    failed: bool,
 }
 
 type Names = BTreeMap<String, usize>;
@@ -56,6 +58,13 @@ pub struct Disk {
 }
 
 impl File {
+    /// What was written is called clean, and is on the platter by chance.
+    fn wash(&mut self, rng: &mut Rng) {
+        for write in self.take(|w| w.done) {
+            torn(&mut self.platter, &write, rng);
+        }
+    }
+
     fn take(&mut self, done: impl Fn(&Write) -> bool) -> Vec<Write> {
         let (taken, open) = std::mem::take(&mut self.open).into_iter().partition(|w| done(w));
         self.open = open;
@@ -141,9 +150,12 @@ impl Disk {
     }
 
     /// A flush of these writes is done.
-    pub fn sync(&mut self, file: usize, ids: &[u64]) {
+    pub fn sync(&mut self, file: usize, ids: &[u64], rng: &mut Rng) {
         if !self.lies {
             let file = &mut self.files[file];
+            if file.failed {
+                return file.wash(rng);
+            }
             for write in file.take(|w| w.done && ids.contains(&w.id)) {
                 copy(&mut file.platter, write.pos, &write.bytes);
             }
@@ -152,10 +164,12 @@ impl Disk {
 
     /// A flush has failed: its writes are seen, and clean, and on the platter by chance.
     pub fn failed_sync(&mut self, file: usize, rng: &mut Rng) {
-        let file = &mut self.files[file];
-        for write in file.take(|w| w.done) {
-            torn(&mut file.platter, &write, rng);
-        }
+        self.files[file].wash(rng);
+    }
+
+    /// Nobody is to touch this file any more: a flush that succeeds after one that failed has lost data.
+    pub fn fail(&mut self, file: usize) {
+        self.files[file].failed = true;
     }
 
     /// Is what reads see below `end` on the platter?
@@ -163,6 +177,10 @@ impl Disk {
         let file = &self.files[self.names[name]];
         let below = |bytes: &[u8]| bytes.len().min(end as usize);
         self.lies || file.seen[..below(&file.seen)] == file.platter[..below(&file.platter)]
+    }
+
+    pub fn platter(&self, name: &str) -> Option<&[u8]> {
+        self.names.get(name).map(|file| &self.files[*file].platter[..])
     }
 
     /// `false`: there is no file of that name.

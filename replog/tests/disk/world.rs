@@ -144,10 +144,10 @@ impl World {
         self.fill(&mut w);
         self.faults = faults;
         let steps = 20 + self.rng.below(200);
-        let lies_from = if self.faults.lies { self.rng.below(steps) } else { steps + 1 };
+        let lies_from = self.faults.lies.then(|| self.rng.below(steps));
         let clean = self.rng.one_in(3);
         for step in 0.. {
-            self.disk.lies |= step == lies_from;
+            self.disk.lies |= lies_from == Some(step);
             if step == steps && clean {
                 w.log.close();
             }
@@ -273,7 +273,7 @@ impl World {
         {
             let file = self.disk.open(name, 0);
             let covered = self.disk.covered(file);
-            self.disk.sync(file, &covered);
+            self.disk.sync(file, &covered, &mut self.rng);
         }
         self.disk.sync_names();
         spares

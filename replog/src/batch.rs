@@ -70,6 +70,14 @@ pub struct Stamp {
     pub local_durable_seq: u64,
 }
 
+/// A batch as it is to lie on a disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Placed {
+    /// What travels.
+    bytes: Bytes,
+    stamp: Stamp,
+}
+
 /// Why bytes are not a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Fault {
@@ -168,6 +176,30 @@ impl Lengths {
     }
 }
 
+impl Placed {
+    /// Whole blocks.
+    pub fn disk_len(&self) -> usize {
+        self.bytes.len().next_multiple_of(BLOCK)
+    }
+
+    /// Fills `out`, which has `disk_len` bytes, whatever it held.
+    pub fn copy_to(&self, out: &mut [u8]) {
+        assert_eq!(out.len(), self.disk_len(), "the caller has asked for the length");
+        let (batch, padding) = out.split_at_mut(self.bytes.len());
+        batch.copy_from_slice(&self.bytes);
+        batch[4..8].copy_from_slice(&self.stamp.place_crc.to_le_bytes());
+        batch[8..16].copy_from_slice(&self.stamp.local_durable_seq.to_le_bytes());
+        padding.fill(0);
+    }
+
+    /// All of it.
+    pub fn to_bytes(&self) -> BytesMut {
+        let mut out = BytesMut::zeroed(self.disk_len());
+        self.copy_to(&mut out);
+        out
+    }
+}
+
 impl Batch {
     /// Makes a batch of `records`, the first of which gets `first_seq`.
     ///
@@ -176,13 +208,11 @@ impl Batch {
         let hlcs = || records.iter().map(|r| r.hlc);
         let first_hlc = hlcs().min().expect("a batch has at least one record");
         let last_hlc = hlcs().max().expect("a batch has at least one record");
-        let mut body = BytesMut::with_capacity(records.iter().map(Record::len_max).sum());
-        records.iter().for_each(|r| r.put(&mut body, first_hlc));
-        let lengths = Lengths::of_body(body.len());
+        let body_len = records.iter().map(|r| r.len(first_hlc)).sum();
+        let lengths = Lengths::of_body(body_len);
         assert!(lengths.disk <= BATCH_MAX, "the log cuts a batch before it is too long");
+        let transactions = 1 + records.windows(2).filter(|w| w[0].transaction != w[1].transaction).count();
 
-        let mut transactions: Vec<u32> = records.iter().map(|r| r.transaction).collect();
-        transactions.dedup();
         let mut out = BytesMut::with_capacity(lengths.travel);
         out.put_u32_le(MAGIC);
         out.put_bytes(0, 12); // the stamp of a disk
@@ -195,8 +225,8 @@ impl Batch {
         out.put_u16_le(origin.zone.0.into());
         out.put_u16_le(0);
         out.put_u32_le(records.len() as u32);
-        out.put_u32_le(body.len() as u32);
-        out.put_u32_le(body.len() as u32); // raw_len: the body is as it was
+        out.put_u32_le(body_len as u32);
+        out.put_u32_le(body_len as u32); // raw_len: the body is as it was
         out.put_u32_le(0); // raw_crc: the pages say it all while the codec is none
         out.put_u32_le(prev_chain);
         out.put_u64_le(first_seq);
@@ -204,16 +234,19 @@ impl Batch {
         out.put_u64_le(first_hlc.0);
         out.put_u64_le(last_hlc.0);
         out.put_u64_le(append_ns);
-        out.put_u32_le(transactions.len() as u32);
+        out.put_u32_le(transactions as u32);
         out.put_u32_le(0); // schema epoch
         out.put_u64_le(origin.log_uuid_lo);
         out.put_bytes(0, HEADER - 112);
-        for page in 0..lengths.disk / BLOCK {
-            out.put_u32_le(page_crc(&body, lengths.head, page));
+        out.put_bytes(0, lengths.head - HEADER); // the page table, below
+        records.iter().for_each(|r| r.put(&mut out, first_hlc));
+        assert_eq!(out.len(), lengths.travel, "a record is as long as it said");
+        let (head, body) = out.split_at_mut(lengths.head);
+        for (page, slot) in head[HEADER..].chunks_exact_mut(4).enumerate() {
+            slot.copy_from_slice(&page_crc(body, lengths.head, page).to_le_bytes());
         }
-        let chain = crc32fast::hash(&out[20..]);
-        out[16..20].copy_from_slice(&chain.to_le_bytes());
-        out.unsplit(body);
+        let chain = crc32fast::hash(&head[20..]);
+        head[16..20].copy_from_slice(&chain.to_le_bytes());
         Batch {
             stream: origin.stream,
             zone: origin.zone,
@@ -267,13 +300,13 @@ impl Batch {
 
     /// The bytes for a disk: stamped for `pos` of a segment with this salt, and padded to whole blocks.
     pub fn place(&self, salt: u64, pos: u64, local_durable_seq: u64) -> BytesMut {
-        let mut out = BytesMut::with_capacity(self.disk_len());
-        out.put_slice(&self.bytes);
-        let crc = place_crc(salt, pos, local_durable_seq, self.chain);
-        out[4..8].copy_from_slice(&crc.to_le_bytes());
-        out[8..16].copy_from_slice(&local_durable_seq.to_le_bytes());
-        out.put_bytes(0, self.disk_len() - self.bytes.len());
-        out
+        self.placed(salt, pos, local_durable_seq).to_bytes()
+    }
+
+    /// The same, not put together yet: a driver copies it straight to where the disk takes it from.
+    pub fn placed(&self, salt: u64, pos: u64, local_durable_seq: u64) -> Placed {
+        let place_crc = place_crc(salt, pos, local_durable_seq, self.chain);
+        Placed { bytes: self.bytes.clone(), stamp: Stamp { place_crc, local_durable_seq } }
     }
 
     /// The seq of its last record.

@@ -19,8 +19,8 @@ pub const RECORD_MAX: usize = 1 + 5 + 3 + 10 + 10 + 2 + 2 + 3 + TABLE_MAX + KEY_
 /// Records of one append: they go into one batch, whole or not at all.
 pub const APPEND_BYTES_MAX: usize = BATCH_MAX / 2;
 
-/// A collecting batch is cut when it holds this much.
-pub const CUT_BYTES: usize = 1024 * 1024;
+/// A collecting batch is cut when it holds this much: enough for a write of its own beside those that are under way.
+pub const CUT_BYTES: usize = 128 * 1024;
 /// A collecting batch is cut when its first record has waited this long.
 pub const CUT_AFTER_NS: u64 = 1_000_000;
 /// The idle marker follows the last commit after this long.

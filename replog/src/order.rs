@@ -1,6 +1,7 @@
 //! What the log machine and its driver say to each other: orders, failures, refusals.
 
 use crate::Hlc;
+use crate::batch::Placed;
 use crate::limits::{APPEND_BYTES_MAX, PENDING_BYTES_MAX};
 use crate::record;
 use bytes::Bytes;
@@ -84,7 +85,7 @@ pub enum Order {
         /// Where.
         pos: u64,
         /// Whole blocks.
-        bytes: Bytes,
+        bytes: Placed,
     },
     /// Flush the current segment, then `on_synced`.
     Sync {

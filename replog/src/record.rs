@@ -131,10 +131,19 @@ impl Record {
 
     /// Bytes that `put` takes, at most: exact but for the HLC delta, which counts as its longest.
     pub fn len_max(&self) -> usize {
+        self.len_with(10)
+    }
+
+    /// Bytes that `put` takes.
+    pub fn len(&self, base: Hlc) -> usize {
+        self.len_with(varint_len(self.hlc.0 - base.0))
+    }
+
+    fn len_with(&self, delta_len: usize) -> usize {
         let strings = [&self.table, &self.key, &self.value];
         let numbers = [self.transaction.into(), self.shard.0.into(), self.owner_epoch.0];
         let strings: usize = strings.iter().map(|s| varint_len(s.len() as u64) + s.len()).sum();
-        1 + numbers.into_iter().map(varint_len).sum::<usize>() + 10 + strings
+        1 + numbers.into_iter().map(varint_len).sum::<usize>() + delta_len + strings
     }
 
     /// Takes one record off the front of `from`; its strings share the memory of `from`.

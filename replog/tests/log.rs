@@ -92,7 +92,7 @@ fn stopped(seed: u64) -> (Disk, Vec<(String, u64, u64)>) {
         }
         world.carry_out(&mut w, |disk, file, order| {
             if let Order::Write { pos, bytes, .. } = order {
-                places.push((disk.name_of(file), *pos, bytes.len() as u64));
+                places.push((disk.name_of(file), *pos, bytes.disk_len() as u64));
             }
         });
     }

@@ -36,6 +36,7 @@ pub struct Fio {
     bytes: u64,
     /// Processor time of a run that does next to nothing: it is in each run, and no part of what is measured.
     start_ns: u64,
+    core: usize,
 }
 
 /// Is there an fio? Installs it where that is allowed.
@@ -52,9 +53,9 @@ pub fn present() -> Result<String, String> {
 }
 
 impl Fio {
-    /// Writes a file of `bytes` in `dir`, so that no job has to allocate.
-    pub fn new(dir: &Path, bytes: u64) -> Result<Fio, String> {
-        let mut fio = Fio { file: dir.join("fio.data"), bytes, start_ns: 0 };
+    /// Writes a file of `bytes` in `dir`, so that no job has to allocate. Jobs run on `core`, as the log does.
+    pub fn new(dir: &Path, bytes: u64, core: usize) -> Result<Fio, String> {
+        let mut fio = Fio { file: dir.join("fio.data"), bytes, start_ns: 0, core };
         let lay = ["--rw=write", "--bs=1m", "--ioengine=psync", "--end_fsync=1"].map(str::to_owned);
         fio.start(&lay)?;
         let nothing = Job { work: Work::Commit, block_bytes: 4096, depth: 1, seconds: 0.0, bytes: 4096, rate: 0 };
@@ -73,7 +74,8 @@ impl Fio {
     fn start(&self, words: &[String]) -> Result<Value, String> {
         let mut command = Command::new("fio");
         command.args(["--name=ceiling", "--direct=1", "--output-format=json", "--thread=1"]);
-        command.arg(format!("--filename={}", self.file.display())).arg(format!("--size={}", self.bytes)).args(words);
+        command.arg(format!("--filename={}", self.file.display())).arg(format!("--size={}", self.bytes));
+        command.arg(format!("--cpus_allowed={}", self.core)).args(words);
         let out = command.output().map_err(|e| format!("fio: {e}"))?;
         let text = String::from_utf8_lossy(&out.stdout);
         if !out.status.success() {

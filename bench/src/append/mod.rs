@@ -4,6 +4,7 @@ mod beside;
 mod data;
 mod figures;
 mod fio;
+mod irq;
 mod nats;
 mod open;
 mod ours;
@@ -62,9 +63,9 @@ pub struct Args {
     /// Written before the crash in the open phase
     #[arg(long, default_value_t = 2.0)]
     open_gigabytes: f64,
-    /// Core of the log; fio and the peers may use any
-    #[arg(long, default_value_t = 0)]
-    core: usize,
+    /// Core of the log and of fio; the one that the disk interrupts by default. raft-engine and NATS may use all
+    #[arg(long)]
+    core: Option<usize>,
     /// NATS server, 2.10 or later
     #[arg(long, default_value = "nats-server")]
     nats_server: String,
@@ -100,7 +101,7 @@ impl Phase {
 
 pub fn run(args: Args) -> ExitCode {
     let result = match args.worker {
-        Some(kind) => worker::run(kind, &args.dir, args.core, args.segment_bytes()),
+        Some(kind) => worker::run(kind, &args.dir, args.core.unwrap_or(0), args.segment_bytes()),
         None => measure(&args),
     };
     match result {
@@ -163,6 +164,7 @@ impl Args {
 struct Bench<'a> {
     args: &'a Args,
     dir: &'a Path,
+    core: usize,
     fio: Option<Fio>,
     report: Report,
 }
@@ -177,7 +179,7 @@ impl Bench<'_> {
 
     /// What a worker of ours has to know.
     fn words(&self) -> Vec<String> {
-        let mut words = vec!["--core".to_owned(), self.args.core.to_string()];
+        let mut words = vec!["--core".to_owned(), self.core.to_string()];
         words.extend(self.args.tiny.then(|| "--tiny".to_owned()));
         words
     }
@@ -215,17 +217,21 @@ fn measure(args: &Args) -> Result<(), String> {
 
 fn all_phases(args: &Args, dir: &Path) -> Result<Report, String> {
     let mut report = Report::new(args);
+    let core = args.core.map_or_else(|| irq::core_of_disk(dir), Ok)?;
+    report.notes.push(format!(
+        "core {core}: ours, fio, the raw loop and SQLite, one after the other; raft-engine and NATS may use all"
+    ));
     let fio = match fio::present() {
         Ok(version) => {
             report.versions.insert("fio", version);
-            Some(Fio::new(dir, args.fio_bytes())?)
+            Some(Fio::new(dir, args.fio_bytes(), core)?)
         }
         Err(why) => {
             report.absent.push(why);
             None
         }
     };
-    let mut bench = Bench { args, dir, fio, report };
+    let mut bench = Bench { args, dir, core, fio, report };
     for phase in Phase::ALL.into_iter().filter(|p| args.phase.is_empty() || args.phase.contains(p)) {
         match phase {
             Phase::Sustained => phases::sustained(&mut bench)?,

@@ -24,7 +24,7 @@ pub fn after_crash(bench: &mut Bench) -> Result<(), String> {
     let dir = bench.dir.join("open").join("ours");
     for round in 0..bench.args.rounds() {
         forget(&dir)?;
-        let (core, segment_bytes, path) = (bench.args.core, bench.args.segment_bytes(), dir.clone());
+        let (core, segment_bytes, path) = (bench.core, bench.args.segment_bytes(), dir.clone());
         let (cpu, begun) = (sys::cpu_ns(), Instant::now());
         let (seconds, records) = ours::on_core(core, move || async move {
             let (log, opened, _) =

@@ -69,6 +69,10 @@ impl Worker {
 
 /// What a worker's process does: answers each line until there is none.
 pub fn run(kind: Kind, place: &Path, core: usize, segment_bytes: u64) -> Result<(), String> {
+    // What one thread drives runs where ours does; what has many may use every core.
+    if matches!(kind, Kind::Raw | Kind::Sqlite) {
+        core_affinity::set_for_current(core_affinity::CoreId { id: core });
+    }
     match kind {
         Kind::Ours => ours::serve(place, core, segment_bytes, true),
         Kind::OursKept => ours::serve(place, core, segment_bytes, false),

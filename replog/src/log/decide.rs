@@ -56,7 +56,7 @@ impl Log {
         }
         let batch = self.queue.pop_front().expect("its length was just read");
         let (id, pos) = (self.id(), self.pos);
-        let bytes = batch.place(self.header.salt, pos, self.durable_seq).freeze();
+        let bytes = batch.placed(self.header.salt, pos, self.durable_seq);
         self.pos += len;
         self.placed_bytes += len;
         self.flight.push_back(Flight { batch, id, pos, written: false });

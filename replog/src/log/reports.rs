@@ -17,6 +17,7 @@ impl Log {
                 self.hlcs = None;
                 let (name, bytes) = (self.header.file_name(), self.header.size);
                 self.segments.push(Segment::begun(&name, bytes, self.header.clone()));
+                self.retiring.on_segment();
             }
             Err(Failed::Full) if self.unclear_to <= self.durable_seq => {
                 self.phase = Phase::Full(now_ns + FULL_RETRY_NS);

@@ -45,6 +45,8 @@ pub(super) struct Retiring {
     /// Segments below this seq may go, beyond so many bytes that are kept for those who look back.
     below: u64,
     keep_bytes: u64,
+    /// Something has changed since it was last looked who may go.
+    unseen: bool,
     leaving: VecDeque<Segment>,
     /// The first seq that the two newest checkpoints keep.
     said: [u64; 2],
@@ -55,6 +57,11 @@ pub(super) struct Retiring {
 }
 
 impl Retiring {
+    /// A segment was begun: the oldest may be one too many now.
+    pub fn on_segment(&mut self) {
+        self.unseen = true;
+    }
+
     pub fn is_busy(&self) -> bool {
         self.going.is_some()
     }
@@ -81,6 +88,7 @@ impl Log {
     /// them. Takes back what an earlier call allowed, as far as nothing has gone.
     pub fn release(&mut self, seq: u64, keep_bytes: u64) {
         (self.retiring.below, self.retiring.keep_bytes) = (seq.min(self.durable_seq + 1), keep_bytes);
+        self.retiring.unseen = true;
     }
 
     /// Segments that are not written any more, oldest first.
@@ -122,6 +130,9 @@ impl Log {
 
     /// Takes segments out of the log that nobody needs. The newest stays, whatever it holds: its successor follows it.
     fn leave(&mut self) {
+        if !std::mem::take(&mut self.retiring.unseen) {
+            return; // each append asks: to add up all segments is too much then
+        }
         let mut kept: u64 = self.kept_bytes();
         while self.segments.len() > 1 {
             let oldest = &self.segments[0];

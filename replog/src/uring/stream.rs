@@ -85,6 +85,8 @@ struct State {
     recent: VecDeque<Batch>,
     recent_bytes: usize,
     waiters: Vec<Rc<Waiter>>,
+    /// More has become durable than those who wait for it were told.
+    untold: bool,
     reader: Option<(String, Rc<DmaFile>)>,
     last_failure: String,
     scrubbed: Scrubbed,
@@ -119,6 +121,7 @@ impl StreamLog {
             recent: VecDeque::new(),
             recent_bytes: 0,
             waiters: Vec::new(),
+            untold: false,
             reader: None,
             last_failure: String::new(),
             scrubbed: Scrubbed::default(),
@@ -141,8 +144,9 @@ impl StreamLog {
     /// last when all are durable.
     pub fn begin_append(&self, records: Vec<Record>) -> Result<(u64, Durable), Error> {
         let count = records.len() as u64;
-        let first = self.shared.state.borrow_mut().log.append(records, self.shared.now())?;
-        Ok((first, self.appended(first + count - 1)))
+        let now = self.shared.now();
+        let first = self.shared.state.borrow_mut().log.append(records, now)?;
+        Ok((first, self.appended(first + count - 1, now)))
     }
 
     /// Appends records; resolves to the seq of the first when all are durable.
@@ -155,7 +159,7 @@ impl StreamLog {
     /// Takes the origin's next batch, at once, without waiting: what a mirror's receiver calls for each batch of a read.
     pub fn begin_append_batch(&self, batch: Batch) -> Result<Durable, Error> {
         let last = self.shared.state.borrow_mut().log.append_batch(batch)?;
-        Ok(self.appended(last))
+        Ok(self.appended(last, self.shared.now()))
     }
 
     /// Appends the origin's next batch; resolves to its last seq when it is durable.
@@ -222,6 +226,7 @@ impl StreamLog {
         }
         let (current, stopped) = {
             let mut state = self.shared.state.borrow_mut();
+            state.tell_durable();
             state.wake(Waiting::Closed, |_| true);
             state.reader = None;
             (state.current.take(), state.log.is_stopped())
@@ -233,9 +238,9 @@ impl StreamLog {
         if stopped { Err(self.shared.stopped()) } else { Ok(()) }
     }
 
-    fn appended(&self, seq: u64) -> Durable {
+    fn appended(&self, seq: u64, now: u64) -> Durable {
         let durable = self.wait(seq, true);
-        self.shared.pump();
+        self.shared.pump_at(now);
         durable
     }
 
@@ -262,20 +267,31 @@ impl Shared {
         self.started.1 + self.started.0.elapsed().as_nanos() as u64
     }
 
-    /// Drains the machine's orders; each is carried out by a task of its own.
+    /// Drains the machine's orders; each that takes time is carried out by a task of its own.
     fn pump(self: &Rc<Self>) {
+        self.pump_at(self.now());
+    }
+
+    /// The same for those who know the time: reading the clock is a good part of an append.
+    fn pump_at(self: &Rc<Self>, now: u64) {
+        let mut ordered = false;
         loop {
-            let order = self.state.borrow_mut().log.next_order(self.now());
+            let order = self.state.borrow_mut().log.next_order(now);
             match order {
-                None => return,
+                None => break,
                 Some(Order::Refuse { from_seq }) => {
-                    self.state.borrow_mut().wake(Waiting::TakenBack, |w| w.appended && w.seq >= from_seq);
+                    let mut state = self.state.borrow_mut();
+                    state.tell_durable();
+                    state.wake(Waiting::TakenBack, |w| w.appended && w.seq >= from_seq);
                 }
                 Some(Order::Stop) => {
                     tracing::error!(dir = %self.dir.display(), "the log has failed twice and stops");
-                    self.state.borrow_mut().wake(Waiting::Stopped, |_| true);
+                    let mut state = self.state.borrow_mut();
+                    state.tell_durable();
+                    state.wake(Waiting::Stopped, |_| true);
                 }
                 Some(order) => {
+                    ordered = true;
                     let shared = self.clone();
                     glommio::spawn_local(async move {
                         shared.carry_out(order).await;
@@ -285,6 +301,24 @@ impl Shared {
                 }
             }
         }
+        if self.state.borrow().untold {
+            self.tell_durable(ordered);
+        }
+    }
+
+    /// Wakes those whose records are durable; `later`: when what was just ordered is on its way to the disk, which would else wait
+    /// until each of them has run.
+    fn tell_durable(self: &Rc<Self>, later: bool) {
+        self.state.borrow_mut().untold = false;
+        if !later {
+            return self.state.borrow_mut().tell_durable();
+        }
+        let shared = self.clone();
+        glommio::spawn_local(async move {
+            glommio::timer::sleep(Duration::ZERO).await; // behind the reactor's next turn, which submits
+            shared.state.borrow_mut().tell_durable();
+        })
+        .detach();
     }
 
     fn stopped(&self) -> Error {

@@ -39,7 +39,7 @@ impl World {
     pub(super) fn submit(&mut self, w: &mut Writer, order: Order) {
         let (mut file, mut covers) = (w.file, Vec::new());
         match &order {
-            Order::Write { id, pos, bytes } => self.disk.write(file, *id, *pos, bytes.clone()),
+            Order::Write { id, pos, bytes } => self.disk.write(file, *id, *pos, bytes.to_bytes().freeze()),
             Order::Seal { pos, bytes } => self.disk.write(file, FOOTER_ID, *pos, bytes.clone()),
             Order::Sync { .. } => covers = self.disk.covered(file),
             Order::Checkpoint { name, bytes } => {

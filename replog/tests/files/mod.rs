@@ -110,7 +110,7 @@ impl Writer {
                     self.log.on_segment(Ok(()), now);
                 }
                 Order::Write { id, pos, bytes } => {
-                    self.files.put(&self.file, pos, &bytes);
+                    self.files.put(&self.file, pos, &bytes.to_bytes());
                     self.log.on_written(id, Ok(()));
                 }
                 Order::Seal { pos, bytes } => {

@@ -80,7 +80,7 @@ impl Writer {
                     self.log.on_segment(Ok(()), now);
                 }
                 Order::Write { id, pos, bytes } => {
-                    self.file.as_ref().unwrap().write_all_at(&bytes, pos).unwrap();
+                    self.file.as_ref().unwrap().write_all_at(&bytes.to_bytes(), pos).unwrap();
                     self.log.on_written(id, Ok(()));
                 }
                 Order::Seal { pos, bytes } => {

@@ -1,7 +1,7 @@
 //! Carries out the orders of a log: one file operation after the other.
 
-use super::waiter::Waiting;
 use super::{CHUNK, Error, Shared};
+use crate::batch::Placed;
 use crate::limits::ZERO_BYTES_PER_S;
 use crate::log::{Failed, Order};
 use glommio::GlommioError;
@@ -59,12 +59,14 @@ impl Shared {
                 let result = self.sync().await.map_err(|e| self.failed("fdatasync", e));
                 let mut state = self.state.borrow_mut();
                 let done = state.log.on_synced(id, result, self.now());
+                state.untold |= !done.is_empty();
                 state.remember(done);
-                let durable = state.log.durable_seq();
-                state.wake(Waiting::Durable, |w| w.seq <= durable);
             }
             Order::Seal { pos, bytes } => {
-                let written = self.write(pos, &bytes).await;
+                let written = match self.current() {
+                    Ok(file) => write_all(&file, pos, &bytes).await,
+                    Err(e) => Err(e),
+                };
                 let result = if written.is_ok() { self.sync().await } else { written };
                 let _ = result.map_err(|e| self.failed("seal a segment", e));
                 let sealed = self.state.borrow_mut().current.take();
@@ -173,12 +175,16 @@ impl Shared {
         zeroed > steady + 2 * written && !state.log.is_waiting() && !state.log.is_closing()
     }
 
-    pub(super) async fn write(&self, pos: u64, bytes: &[u8]) -> Result<(), GlommioError<()>> {
+    /// Writes into the current segment; the one copy that is made is into the memory that the disk reads.
+    async fn write(&self, pos: u64, bytes: &Placed) -> Result<(), GlommioError<()>> {
         let file = self.current()?;
-        write_all(&file, pos, bytes).await
+        let mut own = file.alloc_dma_buffer(bytes.disk_len());
+        bytes.copy_to(own.as_bytes_mut());
+        whole(file.write_at(own, pos).await?, bytes.disk_len())
     }
 
-    pub(super) async fn sync(&self) -> Result<(), GlommioError<()>> {
+    // Not O_DSYNC: its flush is ordered by a kernel worker that waits its turn where processors are busy; fdatasync's is not.
+    async fn sync(&self) -> Result<(), GlommioError<()>> {
         let file = self.current()?;
         file.fdatasync().await
     }

@@ -56,6 +56,12 @@ impl Future for Durable {
 }
 
 impl State {
+    /// Tells those whose records are durable; first of all, whatever else there is to be told.
+    pub(super) fn tell_durable(&mut self) {
+        let durable = self.log.durable_seq();
+        self.wake(Waiting::Durable, |w| w.seq <= durable);
+    }
+
     pub(super) fn wake(&mut self, to: Waiting, which: impl Fn(&Waiter) -> bool) {
         self.waiters.retain(|w| {
             let woken = which(w);

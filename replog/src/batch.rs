@@ -11,9 +11,9 @@
 
 use crate::Hlc;
 use crate::limits::{BATCH_MAX, BLOCK, HEAD_MAX, HEADER};
-use crate::record::{self, Record};
+use crate::record::{self, Record, View};
 use bytes::{BufMut, Bytes, BytesMut};
-use shardmap::{ZONES, Zone};
+use shardmap::{OwnerEpoch, Shard, ZONES, Zone};
 
 /// `RLB1`.
 pub const MAGIC: u32 = u32::from_le_bytes(*b"RLB1");
@@ -329,6 +329,13 @@ impl Batch {
         })
     }
 
+    /// The FENCEs in it: whose, and from which epoch on. A walk through a whole log asks every batch, so that nothing is allocated.
+    pub fn fences(&self) -> impl Iterator<Item = (Shard, OwnerEpoch)> + '_ {
+        let (mut body, base) = (self.body(), self.first_hlc);
+        let records = (0..self.records).map_while(move |_| View::take(&mut body, base).ok());
+        records.filter(|r| r.op == record::Op::Fence).map(|r| (r.shard, r.owner_epoch))
+    }
+
     /// Is every record an idle marker?
     pub fn is_marker(&self) -> bool {
         self.records == 1 && self.iter().all(|r| r.is_ok_and(|(_, r)| r.op == record::Op::Marker))
@@ -393,16 +400,18 @@ impl Batch {
     }
 
     fn check_records(&self) -> Result<(), Fault> {
-        let mut body_used = Lengths::of_head(&self.bytes)?.head;
-        let mut body = self.bytes.slice(body_used..);
+        let mut body = self.body();
         for at in 0..self.records {
-            let record = Record::take(&mut body, self.first_hlc).map_err(|why| Fault::Record { at, why })?;
+            let record = View::take(&mut body, self.first_hlc).map_err(|why| Fault::Record { at, why })?;
             if record.hlc > self.last_hlc {
                 return Err(Fault::Record { at, why: record::Malformed::Range("HLC") });
             }
-            body_used = self.bytes.len() - body.len();
         }
-        if body_used == self.bytes.len() { Ok(()) } else { Err(Fault::Field("number of records")) }
+        if body.is_empty() { Ok(()) } else { Err(Fault::Field("number of records")) }
+    }
+
+    fn body(&self) -> &[u8] {
+        &self.bytes[Lengths::of_body(u32_at(&self.bytes, 40) as usize).head..]
     }
 }
 
@@ -463,7 +472,6 @@ pub(crate) fn u64_at(b: &[u8], at: usize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shardmap::{OwnerEpoch, Shard};
 
     const ORIGIN: Origin = Origin { stream: 2, zone: Zone(1), term: 3, log_uuid_lo: 0x0807_0605_0403_0201 };
 
@@ -528,6 +536,10 @@ mod tests {
         assert_eq!(all[0], (10, put(b"xxx".to_vec())));
         assert_eq!((all[1].0, all[1].1.op), (11, record::Op::Marker));
         assert_eq!((batch(3).last_seq(), batch(3).is_marker()), (11, false));
+        let fence = Record { op: record::Op::Fence, shard: Shard(9), ..put(Vec::new()) };
+        let fenced = Batch::build(&ORIGIN, 1, 0, 0, &[put(Vec::new()), fence, put(vec![3])]);
+        assert_eq!(fenced.fences().collect::<Vec<_>>(), [(Shard(9), OwnerEpoch(7))]);
+        assert_eq!(batch(3).fences().count(), 0);
     }
 
     #[test]

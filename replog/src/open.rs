@@ -19,7 +19,6 @@ pub use walk::Walk;
 use crate::Hlc;
 use crate::batch::Batch;
 use crate::limits::{BLOCK, SEGMENT_BYTES_MAX, TORN_BYTES_MAX};
-use crate::record::Op;
 use crate::segment::{Checkpoint, Digest, FIRST_POS, Footer, Header, file_name, seq_of_name};
 use bytes::Bytes;
 use shardmap::{OwnerEpoch, Shard};
@@ -315,9 +314,9 @@ impl Found {
     }
 
     fn take(&mut self, batch: &Batch, pos: u64) {
-        for (_, record) in batch.iter().flatten().filter(|(_, r)| r.op == Op::Fence) {
-            let fence = self.fences.entry(record.shard).or_default();
-            *fence = record.owner_epoch.max(*fence);
+        for (shard, epoch) in batch.fences() {
+            let fence = self.fences.entry(shard).or_default();
+            *fence = epoch.max(*fence);
         }
         self.last_seq = batch.last_seq();
         self.chain = batch.chain;

@@ -8,7 +8,7 @@
 
 use crate::Hlc;
 use crate::limits::{KEY_MAX, TABLE_MAX, VALUE_MAX};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{BufMut, Bytes};
 use shardmap::{OwnerEpoch, Shard};
 
 /// What a record does.
@@ -148,7 +148,33 @@ impl Record {
 
     /// Takes one record off the front of `from`; its strings share the memory of `from`.
     pub fn take(from: &mut Bytes, base: Hlc) -> Result<Record, Malformed> {
-        let op = Op::from_code(from.try_get_u8().map_err(|_| Malformed::Short)?)?;
+        let whole = from.clone();
+        let mut rest = &whole[..];
+        let view = View::take(&mut rest, base)?;
+        let own = |field: &[u8]| whole.slice_ref(field);
+        let View { op, transaction, shard, owner_epoch, hlc, .. } = view;
+        let (table, key, value) = (own(view.table), own(view.key), own(view.value));
+        *from = whole.slice(whole.len() - rest.len()..);
+        Ok(Record { op, transaction, shard, owner_epoch, hlc, table, key, value })
+    }
+}
+
+/// A record that lies in a batch's bytes.
+pub(crate) struct View<'a> {
+    pub op: Op,
+    pub transaction: u32,
+    pub shard: Shard,
+    pub owner_epoch: OwnerEpoch,
+    pub hlc: Hlc,
+    pub table: &'a [u8],
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+}
+
+impl<'a> View<'a> {
+    /// Takes one record off the front of `from`.
+    pub fn take(from: &mut &'a [u8], base: Hlc) -> Result<View<'a>, Malformed> {
+        let op = Op::from_code(take_byte(from)?)?;
         let transaction = narrow(take_varint(from)?, "transaction")?;
         let shard = Shard(narrow(take_varint(from)?, "shard")?);
         let owner_epoch = OwnerEpoch(take_varint(from)?);
@@ -156,7 +182,7 @@ impl Record {
         let table = take_string(from, "table", TABLE_MAX)?;
         let key = take_string(from, "key", KEY_MAX)?;
         let value = take_string(from, "value", VALUE_MAX)?;
-        Ok(Record { op, transaction, shard, owner_epoch, hlc, table, key, value })
+        Ok(View { op, transaction, shard, owner_epoch, hlc, table, key, value })
     }
 }
 
@@ -168,10 +194,18 @@ fn narrow<T: TryFrom<u64>>(n: u64, what: &'static str) -> Result<T, Malformed> {
     T::try_from(n).map_err(|_| Malformed::Range(what))
 }
 
-fn take_string(from: &mut Bytes, what: &'static str, max: usize) -> Result<Bytes, Malformed> {
+fn take_string<'a>(from: &mut &'a [u8], what: &'static str, max: usize) -> Result<&'a [u8], Malformed> {
     let len = take_varint(from)?;
     long(what, len, max)?;
-    if from.len() < len as usize { Err(Malformed::Short) } else { Ok(from.split_to(len as usize)) }
+    let (taken, rest) = from.split_at_checked(len as usize).ok_or(Malformed::Short)?;
+    *from = rest;
+    Ok(taken)
+}
+
+fn take_byte(from: &mut &[u8]) -> Result<u8, Malformed> {
+    let (first, rest) = from.split_first().ok_or(Malformed::Short)?;
+    *from = rest;
+    Ok(*first)
 }
 
 fn varint_len(n: u64) -> usize {
@@ -187,10 +221,10 @@ fn put_varint(out: &mut impl BufMut, mut n: u64) {
     out.put_u8(n as u8);
 }
 
-fn take_varint(from: &mut Bytes) -> Result<u64, Malformed> {
+fn take_varint(from: &mut &[u8]) -> Result<u64, Malformed> {
     let mut n = 0u64;
     for at in 0..10 {
-        let byte = from.try_get_u8().map_err(|_| Malformed::Short)?;
+        let byte = take_byte(from)?;
         // The tenth byte holds the top bit alone; a last byte of zero would be a second spelling of the same number.
         if at == 9 && byte > 1 || at > 0 && byte == 0 {
             return Err(Malformed::Range("a number"));

@@ -33,8 +33,13 @@ impl Walk {
             Err(fault) => return Ok(Err(fault)),
         };
         let disk = self.bytes(files, pos, lengths.disk)?;
-        // A batch that is kept must not keep the whole window in memory.
-        Ok(Batch::read(&Bytes::copy_from_slice(&disk), self.salt, pos))
+        Ok(Batch::read(&disk, self.salt, pos).map(|(mut batch, stamp)| {
+            // A batch that is kept must not keep the whole window in memory; taking a stamp off has copied it already.
+            if stamp == (Stamp { place_crc: 0, local_durable_seq: 0 }) {
+                batch.bytes = Bytes::copy_from_slice(&batch.bytes);
+            }
+            (batch, stamp)
+        }))
     }
 
     /// Up to `len` bytes at `pos`; fewer at the limit.

@@ -2,10 +2,11 @@
 //! retired or used again under it.
 
 use super::progress::Progress;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use replog::open::Storage;
 use replog::uring::dir::Dir;
 use rustix::fs::{Advice, fadvise};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
@@ -15,11 +16,16 @@ use std::path::{Path, PathBuf};
 /// So far ahead of what is read the kernel is asked to read, while what was read is checked.
 const AHEAD: u64 = 16 * 1024 * 1024;
 
+/// From this length on memory is used again.
+const LARGE: usize = 1024 * 1024;
+
 /// A directory of segments, read in order.
 pub struct Files {
     path: PathBuf,
     open: Option<Open>,
     progress: Progress,
+    /// The last two large reads: their memory is used again once nobody holds it, which spares the kernel's page faults.
+    lent: VecDeque<Bytes>,
 }
 
 struct Open {
@@ -31,7 +37,7 @@ struct Open {
 impl Files {
     /// Of this directory; nothing is opened yet.
     pub fn new(path: &Path) -> Files {
-        Files { path: path.to_owned(), open: None, progress: Progress::none() }
+        Files { path: path.to_owned(), open: None, progress: Progress::none(), lent: VecDeque::new() }
     }
 
     /// Tells `progress` what is read.
@@ -80,6 +86,7 @@ impl Storage for Files {
 
     fn read(&mut self, name: &str, pos: u64, len: usize) -> io::Result<Bytes> {
         let path = self.path.join(name);
+        let mut bytes = memory(&mut self.lent, len);
         let open = self.open(name)?;
         let to = pos + len as u64;
         if len > 64 * 1024 && to + AHEAD / 2 > open.asked_to {
@@ -87,7 +94,6 @@ impl Storage for Files {
             let _ = fadvise(&open.file, from, NonZeroU64::new(to + AHEAD - from), Advice::WillNeed);
             open.asked_to = to + AHEAD;
         }
-        let mut bytes = vec![0; len];
         let mut read = 0;
         while read < len {
             match open.file.read_at(&mut bytes[read..], pos + read as u64) {
@@ -99,6 +105,18 @@ impl Storage for Files {
         }
         bytes.truncate(read);
         self.progress.at(name, pos + read as u64);
-        Ok(bytes.into())
+        let bytes = bytes.freeze();
+        if len >= LARGE {
+            self.lent.push_back(bytes.clone());
+        }
+        Ok(bytes)
     }
+}
+
+/// `len` bytes to read into.
+fn memory(lent: &mut VecDeque<Bytes>, len: usize) -> BytesMut {
+    let again = if len >= LARGE && lent.len() >= 2 { lent.pop_front() } else { None };
+    let mut bytes = again.and_then(|b| b.try_into_mut().ok()).unwrap_or_default();
+    bytes.resize(len, 0);
+    bytes
 }

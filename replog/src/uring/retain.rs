@@ -11,20 +11,13 @@ use std::time::Duration;
 
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_secs(1);
-/// In such steps, so that a core that stops need not wait for it.
-const NAP: Duration = Duration::from_millis(100);
 
 /// Looks at every log of this core until it stops.
 pub(super) async fn run(core: Rc<Core>) {
     let dir = core.options.data_dir.clone();
     let mut said = false;
     while !core.stopping.get() {
-        for _ in 0..LOOK.as_millis() / NAP.as_millis() {
-            if core.stopping.get() {
-                return;
-            }
-            sleep(NAP).await;
-        }
+        sleep(LOOK).await; // nobody waits for this task to end: it goes with its executor
         let dir = dir.clone();
         match glommio::executor().spawn_blocking(move || used(&dir)).await {
             Ok(used) => {

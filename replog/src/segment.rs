@@ -144,7 +144,8 @@ impl Header {
             (u32_at(b, 16) != BLOCK as u32, "block size"),
             (u32_at(b, 84) > 1, "flags"),
             (usize::from(zone) >= ZONES, "zone"),
-            (h.number == 0, "segment number"),
+            // Nobody makes so many; whoever reads it adds to it.
+            (h.number == 0 || h.number > u64::MAX / 2, "segment number"),
             (h.first_seq == 0, "first seq"),
             (u64_at(b, 72) != h.first_seq.wrapping_sub(1), "last seq of the segment before"),
             (!h.prev_end.is_multiple_of(FIRST_POS) || h.prev_end > SEGMENT_BYTES_MAX, "end of the segment before"),
@@ -366,6 +367,7 @@ mod tests {
             Header::parse(&h.encode())
         };
         assert_eq!(forged(&|h| h.number = 0), Err(Fault::Field("segment number")));
+        assert_eq!(forged(&|h| h.number = u64::MAX), Err(Fault::Field("segment number")));
         assert_eq!(forged(&|h| h.zone = Zone(15)), Err(Fault::Field("zone")));
         assert_eq!(forged(&|h| h.prev_end = 1), Err(Fault::Field("end of the segment before")));
         assert_eq!(forged(&|h| h.size = u64::MAX - 4095), Err(Fault::Field("segment size")));

@@ -13,7 +13,7 @@ import struct
 import threading
 
 SECTOR = 512
-FLUSH_S = 0.008
+FLUSH_S = 0.02
 OPT_EXPORT_NAME, OPT_ABORT, OPT_INFO, OPT_GO = 1, 2, 6, 7
 REP_ACK, REP_INFO, REP_ERR_UNSUP = 1, 3, 0x80000001
 OPT_REPLY_MAGIC, REQUEST_MAGIC, REPLY_MAGIC = 0x3E889045565A9, 0x25609513, 0x67446698
@@ -33,7 +33,7 @@ class Disk:
         self.lock, self.sending = threading.Lock(), threading.Lock()
         self.off = threading.Event()
         self.flushes = 0
-        self.fuse = None  # (kind of request, how many of them are still answered)
+        self.fuse = None  # so many writes in the cache end it
 
     def write(self, at, data, fua):
         self.writes += 1
@@ -78,16 +78,10 @@ class Disk:
             self.platter.close()
             return at_risk, kept
 
-    def burn(self, kind, count):
-        """The power goes by itself at the request of this kind after `count` more: at the worst moment, not at a calm one."""
+    def burn(self, at_risk):
+        """The power goes by itself when so many writes are at risk, at the request after them: at the worst moment, not at a calm one."""
         with self.lock:
-            self.fuse = (kind, count)
-
-    def burnt(self, kind):
-        if self.fuse and self.fuse[0] == kind:
-            self.fuse = (kind, self.fuse[1] - 1)
-            return self.fuse[1] < 0
-        return False
+            self.fuse = at_risk
 
     # ---- NBD -------------------------------------------------------------------------------------------------------------
 
@@ -139,7 +133,7 @@ class Disk:
         with self.lock:
             if self.off.is_set() or kind == DISCONNECT:
                 return False
-            if self.burnt(kind):
+            if self.fuse and len(self.cache) >= self.fuse:
                 self.off.set()
                 return False
             if at + length > len(self.view):

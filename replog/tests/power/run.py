@@ -20,10 +20,11 @@ import sys
 import tempfile
 import time
 
-from disk import FLUSH, WRITE, Disk
+from disk import Disk
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 MODULES = ["virtio_pci", "virtio_blk", "crc32c_generic", "ext4"]
+UNMOUNTED = "the file system does not mount"
 INIT = """#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
@@ -128,13 +129,12 @@ class Observer:
 
     def __init__(self):
         self.known, self.acked, self.found = {}, 0, {}
-        self.held, self.verdict, self.losses, self.torn = 0, None, [], 0
+        self.held, self.verdict, self.losses, self.mended = 0, None, [], 0
 
     def line(self, line):
         word, _, rest = line.partition(" ")
         if word == "verdict":
             self.verdict, self.found = rest, {}
-            self.torn += rest.startswith("torn")
         elif word == "held":
             self.held = int(rest)
             self.compare()
@@ -163,7 +163,18 @@ class Observer:
 
 
 def live(args, work, rng, observer, applied):
-    """One life: boots, listens, cuts the power. Returns a line for people."""
+    """One life, and another if the file system itself has to be mended before. Returns a line for people."""
+    line = one(args, work, rng, observer, applied)
+    if observer.verdict == UNMOUNTED:
+        # A torn superblock is nothing that the log could help: what an administrator does then.
+        mended = subprocess.run(["/sbin/e2fsck", "-fy", os.path.join(work, "image")], stdout=subprocess.PIPE, text=True)
+        line = f"ext4 does not mount, e2fsck ends with {mended.returncode}; " + one(args, work, rng, observer, applied)
+        observer.mended += 1
+    return line
+
+
+def one(args, work, rng, observer, applied):
+    """Boots, listens, cuts the power."""
     disk = Disk(os.path.join(work, "image"), args.lies)
     disk.serve(os.path.join(work, "disk"))
     machine = boot(args, work, applied)
@@ -189,10 +200,10 @@ def live(args, work, rng, observer, applied):
             begins = line.startswith("held") if early else line.startswith("acked")
             if begins and cut_at is None:
                 cut_at = time.time() + rng.random() * (0.5 if early else 3.0)
-    # Three cuts in four wait for a flush that is never done, or for a write with others around it.
-    fuse = rng.choice([None, (FLUSH, rng.randrange(8)), (FLUSH, rng.randrange(8)), (WRITE, rng.randrange(12))])
+    # Most cuts wait until something is at risk.
+    fuse = rng.choice([None, 1, 1, 2, 2, 3, 4, 6])
     if fuse:
-        disk.burn(*fuse)
+        disk.burn(fuse)
         disk.off.wait(2)
     machine.kill()
     rest, errors = machine.communicate()
@@ -229,7 +240,7 @@ def main():
     finally:
         shutil.rmtree(work)
     sound = all(re.match("empty|clean|torn", v) for v in verdicts)
-    print(f"{cut} cuts in {time.time() - begun:.0f} s; {observer.acked} records acknowledged; verdicts: {dict(verdicts)}")
+    print(f"{cut} cuts in {time.time() - begun:.0f} s; {observer.acked} records acknowledged; verdicts: {dict(verdicts)}; ext4 mended {observer.mended} times")
     for loss in observer.losses[:5]:
         print("LOST:", loss)
     failed = bool(observer.losses) or not sound

@@ -92,7 +92,7 @@ pub enum Order {
         /// Names the flush in `on_synced`.
         id: u64,
     },
-    /// Write the footer into the current segment, flush it, then `on_sealed`, whatever came of it.
+    /// Write the footer into the current segment, flush it, then `on_sealed`.
     Seal {
         /// Where.
         pos: u64,

@@ -13,20 +13,21 @@
 
 #[allow(dead_code, reason = "each test uses a part of it")]
 mod disk;
+#[expect(dead_code, reason = "other tests use all of it")]
+mod kit;
 
-use bytes::Bytes;
 use disk::Disk;
-use glommio::{LocalExecutorBuilder, Placement};
+use kit::{Temp, run};
 use replog::limits::{BLOCK, HEADER};
 use replog::open::{Depth, Floor, Found, Verdict, Walk, Why, examine};
 use replog::segment::{Checkpoint, FIRST_POS};
 use replog::uring::dir::Dir;
 use replog::uring::stream::{Error, Kind, Options, Scrub, StreamLog};
-use replog::{Hlc, Op, Record};
-use shardmap::{OwnerEpoch, Shard, Zone};
+use replog::Record;
+use shardmap::Zone;
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 const OPTIONS: Options = Options {
     zone: Zone(1),
@@ -90,45 +91,9 @@ const BATCH_FIELDS: [(&str, Range<usize>); 27] = [
     ("more zeros", 120..128),
 ];
 
-/// A directory that is removed with the test.
-struct Temp(PathBuf);
-
-impl Temp {
-    fn new(name: &str) -> Temp {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("flips-{name}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        Temp(path)
-    }
-}
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-fn run<T: Send + 'static, F: Future<Output = T> + 'static>(work: impl FnOnce() -> F + Send + 'static) -> T {
-    LocalExecutorBuilder::new(Placement::Unbound)
-        .io_memory(1 << 20)
-        .spawn(|| async move { work().await })
-        .expect("an executor")
-        .join()
-        .expect("the executor ends well")
-}
-
+/// One in five takes three blocks.
 fn put(n: u64) -> Record {
-    let mut value = n.to_le_bytes().to_vec();
-    value.resize(if n.is_multiple_of(5) { 9000 } else { 300 }, n as u8);
-    Record {
-        op: Op::Put,
-        transaction: 0,
-        shard: Shard(n as u16 % 1024),
-        owner_epoch: OwnerEpoch(1),
-        hlc: Hlc(n),
-        table: Bytes::from_static(b"orders"),
-        key: n.to_string().into(),
-        value: value.into(),
-    }
+    kit::put(n, if n.is_multiple_of(5) { 9000 } else { 300 })
 }
 
 /// Several segments, each sealed but the last, cleanly stopped, on a real disk.
@@ -211,7 +176,7 @@ fn flipped(disk: &Disk, file: &str, bit: u64) -> Disk {
 
 #[test]
 fn any_bit_of_an_acknowledged_batch_is_corrupt_at_that_batch() {
-    let temp = Temp::new("batch");
+    let temp = Temp::new("flips-batch");
     write(&temp.0);
     let mut disk = in_memory(&temp.0);
     let places = places(&mut disk);
@@ -231,7 +196,7 @@ fn any_bit_of_an_acknowledged_batch_is_corrupt_at_that_batch() {
 
 #[test]
 fn any_bit_of_a_segments_header_is_corrupt_at_that_file() {
-    let temp = Temp::new("header");
+    let temp = Temp::new("flips-header");
     write(&temp.0);
     let disk = in_memory(&temp.0);
     let segments = disk.segments();
@@ -250,7 +215,7 @@ fn any_bit_of_a_segments_header_is_corrupt_at_that_file() {
 
 #[test]
 fn a_last_batch_that_nothing_and_nobody_vouches_for_is_torn_and_else_corrupt() {
-    let temp = Temp::new("exception");
+    let temp = Temp::new("flips-exception");
     write(&temp.0);
     let mut disk = in_memory(&temp.0);
     let last = places(&mut disk).pop().unwrap();
@@ -269,7 +234,7 @@ fn a_last_batch_that_nothing_and_nobody_vouches_for_is_torn_and_else_corrupt() {
 
 #[test]
 fn a_damaged_checkpoint_leaves_the_other_and_a_log_without_any_is_read_by_itself() {
-    let temp = Temp::new("checkpoint");
+    let temp = Temp::new("flips-checkpoint");
     write(&temp.0);
     let mut disk = in_memory(&temp.0);
     let whole = judge(&mut disk, Floor::default());
@@ -285,7 +250,7 @@ fn a_damaged_checkpoint_leaves_the_other_and_a_log_without_any_is_read_by_itself
 /// A torn footer is what a crash in the middle of sealing leaves: it proves nothing, and nothing that was acknowledged is in it.
 #[test]
 fn a_damaged_footer_counts_as_none_and_takes_no_record_with_it() {
-    let temp = Temp::new("footer");
+    let temp = Temp::new("flips-footer");
     write(&temp.0);
     let mut disk = in_memory(&temp.0);
     let whole = judge(&mut disk, Floor::default());
@@ -303,7 +268,7 @@ fn a_damaged_footer_counts_as_none_and_takes_no_record_with_it() {
 
 #[test]
 fn what_an_open_has_passed_over_is_judged_when_it_is_read() {
-    let temp = Temp::new("passed");
+    let temp = Temp::new("flips-passed");
     write(&temp.0);
     let mut disk = in_memory(&temp.0);
     let place = places(&mut disk).swap_remove(1);
@@ -319,7 +284,7 @@ fn what_an_open_has_passed_over_is_judged_when_it_is_read() {
 
 #[test]
 fn an_open_that_refuses_a_damaged_log_changes_no_byte_of_it() {
-    let temp = Temp::new("open");
+    let temp = Temp::new("flips-open");
     write(&temp.0);
     let mut disk = in_memory(&temp.0);
     let places = places(&mut disk);

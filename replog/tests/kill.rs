@@ -2,22 +2,24 @@
 //! is all there afterwards, once, in order. `ROUNDS=n` for more rounds, `SEED=n` for others.
 #![cfg(feature = "uring")]
 
+#[expect(dead_code, reason = "other tests use all of it")]
+mod kit;
 #[path = "disk/rng.rs"]
 mod rng;
 
-use bytes::Bytes;
 use glommio::{LocalExecutorBuilder, Placement};
+use kit::Temp;
 use replog::limits::BLOCK;
 use replog::open::{Depth, Floor, Storage, Walk, examine};
 use replog::segment::{FIRST_POS, Header};
 use replog::uring::dir::Dir;
 use replog::uring::stream::{Kind, Options, Scrub, StreamLog};
-use replog::{Hlc, Op, Record};
+use replog::{Op, Record};
 use rng::Rng;
-use shardmap::{OwnerEpoch, Shard, Zone};
+use shardmap::Zone;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
@@ -37,27 +39,8 @@ impl Drop for Killed {
     }
 }
 
-struct Temp(PathBuf);
-
-impl Drop for Temp {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 fn put(n: u64) -> Record {
-    let mut value = n.to_le_bytes().to_vec();
-    value.resize(8 + (n * 7919 % 3000) as usize, n as u8);
-    Record {
-        op: Op::Put,
-        transaction: 0,
-        shard: Shard(n as u16 % 1024),
-        owner_epoch: OwnerEpoch(1),
-        hlc: Hlc(n),
-        table: Bytes::from_static(b"orders"),
-        key: n.to_string().into(),
-        value: value.into(),
-    }
+    kit::put(n, 8 + (n * 7919 % 3000) as usize)
 }
 
 /// Not a test by itself: the process that the test kills. A few tasks append side by side; each says what was acknowledged.
@@ -192,9 +175,7 @@ fn nothing_acknowledged_is_lost_doubled_or_moved_by_a_hundred_kills() {
     }
     let number = |name| std::env::var(name).ok().map(|s: String| s.parse().expect("a number"));
     let (rounds, seed): (u64, u64) = (number("ROUNDS").unwrap_or(100), number("SEED").unwrap_or(1));
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("kills-{}", std::process::id()));
-    let _ = std::fs::remove_dir_all(&path);
-    let temp = Temp(path);
+    let temp = Temp::new("kills");
     std::fs::create_dir_all(&temp.0).unwrap();
     let (mut rng, mut acked, mut lines, mut last, mut applied) = (Rng::new(seed), BTreeMap::new(), 0, 0, 0);
     for round in 0..rounds {

@@ -58,8 +58,12 @@ impl Log {
         done
     }
 
-    /// The footer was written, or not: the successor's header says where the segment ends.
-    pub fn on_sealed(&mut self) {
+    /// The footer was written, or not: the successor's header says where the segment ends. A file that failed is never used again, and
+    /// what has no footer never is.
+    pub fn on_sealed(&mut self, result: Result<(), Failed>) {
+        if let (Err(_), Some(segment)) = (result, self.segments.last_mut()) {
+            segment.footer = None;
+        }
         self.next_segment(self.pos);
         self.check();
     }

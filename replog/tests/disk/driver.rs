@@ -122,7 +122,7 @@ impl World {
                 }
                 _ => {
                     self.disk.sync(p.file, &[FOOTER_ID], &mut self.rng);
-                    w.log.on_sealed();
+                    w.log.on_sealed(Ok(()));
                 }
             },
             Order::Checkpoint { .. } => match p.step {

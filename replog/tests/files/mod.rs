@@ -115,7 +115,7 @@ impl Writer {
                 }
                 Order::Seal { pos, bytes } => {
                     self.files.put(&self.file, pos, &bytes);
-                    self.log.on_sealed();
+                    self.log.on_sealed(Ok(()));
                 }
                 Order::Checkpoint { name, bytes } => {
                     self.files.put(name, 0, &bytes);

@@ -85,7 +85,7 @@ impl Writer {
                 }
                 Order::Seal { pos, bytes } => {
                     self.file.as_ref().unwrap().write_all_at(&bytes, pos).unwrap();
-                    self.log.on_sealed();
+                    self.log.on_sealed(Ok(()));
                 }
                 Order::Checkpoint { name, bytes } => {
                     std::fs::write(self.dir.join(name), &bytes).unwrap();

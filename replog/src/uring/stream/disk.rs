@@ -68,12 +68,12 @@ impl Shared {
                     Err(e) => Err(e),
                 };
                 let result = if written.is_ok() { self.sync().await } else { written };
-                let _ = result.map_err(|e| self.failed("seal a segment", e));
+                let result = result.map_err(|e| self.failed("seal a segment", e));
                 let sealed = self.state.borrow_mut().current.take();
                 if let Some(file) = sealed {
                     let _ = file.close_rc().await.map_err(|e| self.failed("close a segment", e));
                 }
-                self.state.borrow_mut().log.on_sealed();
+                self.state.borrow_mut().log.on_sealed(result);
             }
             Order::Checkpoint { name, bytes } => {
                 let result = self.replace(name, &bytes).await.map_err(|e| self.failed("write a checkpoint", e));

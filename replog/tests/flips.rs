@@ -18,12 +18,12 @@ mod kit;
 
 use disk::Disk;
 use kit::{Temp, run};
+use replog::Record;
 use replog::limits::{BLOCK, HEADER};
 use replog::open::{Depth, Floor, Found, Verdict, Walk, Why, examine};
 use replog::segment::{Checkpoint, FIRST_POS};
 use replog::uring::dir::Dir;
 use replog::uring::stream::{Error, Kind, Options, Scrub, StreamLog};
-use replog::Record;
 use shardmap::Zone;
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -285,7 +285,8 @@ impl Log {
     /// When `next_order` may have something new to say though nothing was reported.
     pub fn deadline(&self) -> Option<u64> {
         let writing = self.phase == Phase::Writing;
-        let cut = (writing && !self.collecting.is_empty()).then_some(self.collecting_since + CUT_AFTER_NS);
+        let cut =
+            (writing && self.may_cut() && !self.collecting.is_empty()).then_some(self.collecting_since + CUT_AFTER_NS);
         let retry = if let Phase::Full(at) = self.phase { Some(at) } else { None };
         let spare = self.spares.retry.filter(|_| writing);
         let checkpoint = self.checkpoint_at.filter(|_| !self.checkpoint_busy);

@@ -2,7 +2,7 @@
 
 use super::{Log, Phase, Refused};
 use crate::batch::Batch;
-use crate::limits::{APPEND_BYTES_MAX, CUT_AFTER_NS, CUT_BYTES, PENDING_BYTES_MAX};
+use crate::limits::{APPEND_BYTES_MAX, CUT_AFTER_NS, CUT_BYTES, FLIGHT_MAX, PENDING_BYTES_MAX};
 use crate::record::Record;
 
 impl Log {
@@ -101,8 +101,15 @@ impl Log {
     }
 
     pub(super) fn cut_is_due(&self, now_ns: u64) -> bool {
-        let ripe = self.collecting_bytes >= CUT_BYTES || self.collecting_since + CUT_AFTER_NS <= now_ns;
+        let ripe =
+            self.collecting_bytes >= CUT_BYTES || self.may_cut() && self.collecting_since + CUT_AFTER_NS <= now_ns;
         !self.collecting.is_empty() && self.phase == Phase::Writing && (self.is_idle() || ripe)
+    }
+
+    /// Would a batch be written at once? Else what comes is better collected: many small batches that queue would each wait for
+    /// a place beside those under way, and what waits would never become less.
+    pub(super) fn may_cut(&self) -> bool {
+        self.queue.is_empty() && self.flight.len() < FLIGHT_MAX
     }
 
     /// Makes a batch of what was collected.

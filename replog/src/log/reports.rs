@@ -72,8 +72,8 @@ impl Log {
     pub fn on_checkpoint(&mut self, result: Result<(), Failed>, now_ns: u64) {
         self.checkpoint_busy = false;
         self.retiring.on_checkpoint(result.ok().map(|()| self.checkpoint.first_kept));
-        if result.is_err() {
-            self.checkpoint_at = Some(now_ns + CHECKPOINT_AFTER_NS);
+        if result.is_err() && !self.closing {
+            self.checkpoint_at = Some(now_ns + CHECKPOINT_AFTER_NS); // a log that closes does without
         }
         self.check();
     }

@@ -251,3 +251,18 @@ fn nothing_acknowledged_is_lost_by_kill_9() {
     assert!(durable >= acked, "{acked} was acknowledged, {durable} is there");
     assert!(read.iter().map(|(seq, _)| *seq).eq(1..=durable));
 }
+
+#[test]
+fn a_directory_may_be_named_from_here() {
+    let dir = Path::new("../target").join(format!("stream-relative-{}", std::process::id()));
+    let own = dir.clone();
+    run(move || async move {
+        let (log, _, _) = StreamLog::open(&own, OPTIONS).await.unwrap();
+        for n in 1..30 {
+            log.append(vec![put(n, 100_000)]).await.unwrap();
+        }
+        log.release(20, 0);
+        log.close().await.unwrap();
+    });
+    std::fs::remove_dir_all(dir).unwrap();
+}

@@ -98,7 +98,8 @@ struct State {
 impl StreamLog {
     /// Opens or creates the log in `dir`: reads it, judges it, quarantines a torn end, begins a new segment.
     pub async fn open(dir: &Path, options: Options) -> Result<(StreamLog, Opened, Option<Torn>), Error> {
-        let dir = dir.to_owned();
+        // glommio opens a directory by an absolute path alone.
+        let dir = std::path::absolute(dir).map_err(|source| Error::Io { dir: dir.to_owned(), source })?;
         let Prepared { lock, found, spares, random } = {
             let dir = dir.clone();
             glommio::executor().spawn_blocking(move || prepare(&dir, options)).await?

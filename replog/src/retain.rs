@@ -37,7 +37,7 @@ pub struct Release {
     pub below: u64,
     /// But for the newest so many bytes.
     pub keep_bytes: u64,
-    /// Some peer still lacks what goes: it falls into a gap, and has to be seeded anew.
+    /// Some peer still lacks what goes: it falls into a gap.
     pub leaves_behind: bool,
 }
 

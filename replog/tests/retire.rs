@@ -175,3 +175,23 @@ fn a_writers_open_reads_what_the_store_lacks_and_takes_the_rest_by_its_footers()
         assert!(names(&dir, "DAMAGED").is_empty());
     });
 }
+
+#[test]
+fn damage_that_a_reader_meets_is_not_passed_over_at_the_next_open() {
+    let temp = Temp::new("met");
+    let dir = temp.0.clone();
+    run(move || async move {
+        let (log, _, _) = StreamLog::open(&dir, OPTIONS).await.unwrap();
+        fill(&log, 1, 50).await;
+        log.close().await.unwrap();
+        drop(log);
+        let name = dir.join(&names(&dir, ".rlog")[0]);
+        std::fs::File::options().write(true).open(&name).unwrap().write_all_at(b"?", 4096 + 5000).unwrap();
+        let applied = Options { floor: Floor { applied: 40, peers: 0 }, ..OPTIONS };
+        let (log, _, _) = StreamLog::open(&dir, applied).await.unwrap();
+        assert!(matches!(log.read_from(1, 1).await, Err(Error::Damaged { pos: 4096, .. })));
+        log.close().await.unwrap();
+        drop(log);
+        assert!(matches!(StreamLog::open(&dir, applied).await, Err(Error::Corrupt { .. })));
+    });
+}

@@ -67,11 +67,11 @@ pub enum Order {
 pub enum Why {
     /// Another cluster, zone, stream or number of streams.
     Foreign,
-    /// The mirror belongs to another incarnation of the origin's log, which was rebuilt: re-seed it.
+    /// The mirror belongs to another incarnation of the origin's log, which was rebuilt.
     Incarnation,
     /// The two logs hold different bytes at the same seq.
     Diverged,
-    /// What the peer needs is no longer kept: re-seed it.
+    /// What the peer needs is no longer kept.
     Gap,
     /// A newer writer of this log has been seen: this one must not write.
     Fenced,
@@ -100,13 +100,18 @@ impl fmt::Display for Stop {
             ),
             Why::Incarnation => write!(
                 f,
-                "the origin's log was rebuilt (log {seen:#x}, the mirror holds {expected:#x}): re-seed the mirror"
+                "the origin's log was rebuilt (log {seen:#x}, the mirror holds {expected:#x}): restore \
+                 the origin's own log; this version does not go on with a rebuilt one"
             ),
             Why::Diverged => write!(
                 f,
                 "the logs differ ({seen:#x}, expected {expected:#x}): compare them before anything is repaired"
             ),
-            Why::Gap => write!(f, "seq {seen} is wanted, the log begins with {expected}: re-seed the peer"),
+            Why::Gap => write!(
+                f,
+                "seq {seen} is wanted, the log begins with {expected}: restore the peer's data directory from a copy that reaches so \
+                 far; this version cannot seed a zone from a snapshot"
+            ),
             Why::Fenced => {
                 write!(f, "the writer has term {seen}, term {expected} has been seen: stop the older writer")
             }

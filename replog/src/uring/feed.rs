@@ -52,7 +52,11 @@ impl Feed {
                 // By turns, so that a long scan holds up neither what is new nor the reads that wait for it.
                 Some(from) if !(apply && scanned) => {
                     scanned = true;
-                    self.hand_over(from, true).await?;
+                    let kept = self.log.with(|l| l.first_kept());
+                    if from < kept {
+                        self.say_unseen(from, kept);
+                    }
+                    self.hand_over(from.max(kept), true).await?;
                 }
                 Some(_) | None if apply => {
                     scanned = false;
@@ -68,19 +72,18 @@ impl Feed {
     /// Where a scan goes on. What it wants and the log has not (yet): it waits for.
     fn scan(&self) -> Option<u64> {
         let from = self.stream.scans.borrow().get(&self.zone)?.from;
-        let kept = self.log.with(|l| l.first_kept());
-        if from < kept {
-            // Only a volume that was full takes what a cut may still ask for.
-            tracing::error!(
-                "stream {} of zone {}: gap: seq {from} to {} were let go before they could be looked through for records behind a \
-                 new cut: the conflict ledger here may lack some",
-                self.stream.number,
-                self.zone,
-                kept - 1
-            );
-        }
-        let from = from.max(kept);
         (from <= self.log.durable_seq()).then_some(from)
+    }
+
+    /// Only a volume that was full takes what a cut may still ask for; said once, since the scan goes on behind it.
+    fn say_unseen(&self, from: u64, kept: u64) {
+        tracing::error!(
+            "stream {} of zone {}: gap: seq {from} to {} were let go before they could be looked through for records behind a new \
+             cut: the conflict ledger here may lack some; compare it with another zone's",
+            self.stream.number,
+            self.zone,
+            kept - 1
+        );
     }
 
     async fn hand_over(&self, from: u64, scan: bool) -> Result<Applied, String> {

@@ -34,9 +34,9 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     let log = shipped(&stream.log);
     let (epoch, map) = core.map_bytes();
     let mut sender = Sender::new(place(&core, &stream, core.options.zone, peer.zone), log, epoch, map);
-    let mut pause = RECONNECT;
+    let (mut pause, mut damaged): (_, Option<String>) = (RECONNECT, None);
     while !core.stopping.get() {
-        note(&stream, peer.zone, &sender, "connecting");
+        note(&stream, peer.zone, &sender, damaged.as_deref().unwrap_or("connecting"));
         if let Ok(socket) = TcpStream::connect_timeout(peer.link, CONNECT_MAX).await {
             let mut link = Outgoing {
                 core: &core,
@@ -45,10 +45,21 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
                 sender: &mut sender,
                 connection: Connection::new(socket),
                 ahead: VecDeque::new(),
+                damaged: None,
             };
             let was_live = link.run().await;
             link.connection.close().await;
-            pause = if was_live { RECONNECT } else { pause };
+            let found = link.damaged.take();
+            pause = match &found {
+                Some(_) => RECONNECT_MAX,
+                None if was_live => RECONNECT,
+                None => pause,
+            };
+            // Nothing is skipped: it is tried again until it is mended, and writers are served all the same. Said once, shown all the time.
+            if let Some(why) = found.as_ref().filter(|why| damaged.as_ref() != Some(*why)) {
+                tracing::error!("stream {}: the link to zone {} waits: {why}", stream.number, peer.name);
+            }
+            damaged = found;
             sender.on_disconnect();
         }
         if let Some(stop) = sender.stopped() {
@@ -69,6 +80,8 @@ struct Outgoing<'a> {
     connection: Rc<Connection>,
     /// Batches that were read with the one asked for: the next ones.
     ahead: VecDeque<Batch>,
+    /// What is to be sent is damaged here.
+    damaged: Option<String>,
 }
 
 impl Outgoing<'_> {
@@ -83,9 +96,8 @@ impl Outgoing<'_> {
                 Ok(out) => out,
                 // It was let go meanwhile: the next HELLO says what is kept.
                 Err(stream::Error::NotKept { .. }) => break,
-                // Nothing is skipped: it is tried again until it is repaired, and writers are served all the same.
                 Err(why @ stream::Error::Damaged { .. }) => {
-                    tracing::error!("stream {}: the link to zone {}: {why}", self.stream.number, self.peer.name);
+                    self.damaged = Some(format!("{why}; restart this node: it mends its log with another zone's copy"));
                     break;
                 }
                 Err(why) => {

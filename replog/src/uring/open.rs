@@ -173,7 +173,7 @@ fn reaches_back(dir: &Path, log: &StreamLog, applied: Option<u64>) -> Result<(),
     }
     Err(format!(
         "{}: gap: the store has applied up to seq {applied}, the log begins with {first}. The store is older than the log, as after \
-         a restore: seed this node anew from a snapshot of another zone",
+         a restore: restore a newer store; this version cannot seed a node from a snapshot",
         dir.display()
     ))
 }

@@ -21,8 +21,12 @@ pub(super) async fn run(core: Rc<Core>) {
         let dir = dir.clone();
         match glommio::executor().spawn_blocking(move || used(&dir)).await {
             Ok(used) => {
-                core.streams.iter().for_each(|stream| look(&core, stream, used));
                 said = false;
+                // A map with a new cut has logs looked through from there on. It names what its reporter had applied: no less than what
+                // all have said to have applied before they heard of the move. So nothing goes while a shard is on its way.
+                if !core.has_unsettled() {
+                    core.streams.iter().for_each(|stream| look(&core, stream, used));
+                }
             }
             Err(e) if !said => {
                 tracing::warn!(
@@ -45,39 +49,36 @@ fn used(path: &Path) -> std::io::Result<f64> {
 }
 
 fn look(core: &Core, stream: &Stream, used: f64) {
-    // A map with a new cut has logs looked through from there on. It names what its reporter had applied: no less than what all have
-    // said to have applied before they heard of the move. So nothing goes while a shard is on its way, or a peer has a newer map.
+    // A peer that has a newer map may know of a cut that this log must still be looked through for.
     let newest = stream.links.borrow().values().filter_map(|l| l.map_epoch).max();
-    if newest.is_some_and(|epoch| epoch > core.epoch()) || core.has_unsettled() {
+    if newest.is_some_and(|epoch| epoch > core.epoch()) {
         return;
     }
     let applied = stream.applied_by_all(&core.options.peers);
     stream.everywhere.set(applied.unwrap_or(0));
-    let left = let_go(core, stream, &stream.log, stream.zone, applied, used);
-    if left {
-        let lowest = applied.unwrap_or(0);
-        tracing::error!(
-            "stream {}: the volume is {:.0} % full; a segment goes that a peer with seq {lowest} still lacks: that peer has a gap \
-             now, and has to be seeded anew",
-            stream.number,
-            used * 100.0
-        );
-    }
+    let_go(core, stream, &stream.log, stream.zone, applied, used);
     for (zone, mirror) in &stream.mirrors {
         if let Some(log) = mirror.log() {
             // Of a zone whose log no third one mirrors, what is applied here is needed by nobody.
             let others = (core.options.peers.len() > 1).then(|| mirror.everywhere());
-            let _ = let_go(core, stream, &log, *zone, others, used); // a mirror's origin still has it, or said that nobody lacks it
+            let_go(core, stream, &log, *zone, others, used);
         }
     }
 }
 
-/// Does it leave a peer behind?
-fn let_go(core: &Core, stream: &Stream, log: &StreamLog, zone: Zone, peers: Option<u64>, used: f64) -> bool {
+fn let_go(core: &Core, stream: &Stream, log: &StreamLog, zone: Zone, peers: Option<u64>, used: f64) {
     let scan = stream.scans.borrow().get(&zone).map(|s| s.from);
-    let Some(oldest) = log.with(|l| l.oldest_sealed()) else { return false };
+    let Some(oldest) = log.with(|l| l.oldest_sealed()) else { return };
     let known = Known { applied: stream.applied_seq(zone), scan, peers, oldest, used };
     let release = release(core.options.retain, known);
     log.release(release.below, release.keep_bytes);
-    release.leaves_behind
+    if release.leaves_behind {
+        tracing::error!(
+            "stream {} of zone {zone}: the volume is {:.0} % full; seq up to {oldest} go, and some zone has applied no more than {}: if \
+             nobody else keeps them, it has a gap now, which this version cannot fill. Make room, or raise [log] peers_until",
+            stream.number,
+            used * 100.0,
+            peers.unwrap_or(0)
+        );
+    }
 }

@@ -32,7 +32,7 @@ use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use waiter::{Waiter, Waiting};
 
-/// A file that says that a scrub has found damage: the next open reads everything.
+/// A file that says that damage was read: the next open reads everything.
 const DAMAGED: &str = "DAMAGED";
 /// How much is zeroed, or read back, at a time.
 const CHUNK: usize = 512 * 1024;
@@ -320,6 +320,11 @@ impl Shared {
             shared.state.borrow_mut().tell_durable();
         })
         .detach();
+    }
+
+    /// The next open is to read everything, and mend what it can. If this cannot be written, whoever reads there finds it again.
+    fn mark_damaged(&self, why: &Error) {
+        let _ = std::fs::write(self.dir.join(DAMAGED), format!("{why}\n"));
     }
 
     fn stopped(&self) -> Error {

@@ -86,7 +86,13 @@ impl Shared {
         // It may have been retired meanwhile, and hold another segment by now: then whatever is read is no fault.
         let fault = |e: Error| {
             let state = self.state.borrow();
-            if seq < state.log.first_kept() { state.not_kept(seq) } else { e }
+            if seq < state.log.first_kept() {
+                return state.not_kept(seq);
+            }
+            if matches!(e, Error::Damaged { .. }) {
+                self.mark_damaged(&e);
+            }
+            e
         };
         let file = self.reader(&segment.name).await.map_err(|e| fault(self.io(e.into())))?;
         let mut from = Batches::of(&segment, file, pos);

@@ -1,7 +1,7 @@
 //! Reads sealed segments again in the background, at a bounded rate: damage at rest is to be found while a copy can still mend it.
 
 use super::reader::Batches;
-use super::{DAMAGED, Error, Shared};
+use super::{Error, Shared};
 use crate::open::Segment;
 use crate::segment::Digest;
 use glommio::io::DmaFile;
@@ -134,8 +134,7 @@ impl Shared {
                     segment.last_seq
                 );
             }
-            // If this cannot be written, the next scrub finds it again.
-            let _ = std::fs::write(self.dir.join(DAMAGED), format!("{why}\n"));
+            self.mark_damaged(&why);
             let (file, first_seq) = (segment.name.clone(), segment.header.first_seq);
             state.scrubbed.damaged.push(Damage { file, first_seq, why: why.to_string() });
         }

@@ -2,7 +2,7 @@
 
 mod process_kit;
 
-use process_kit::{Dir, PATIENCE, Running, addresses, backend, read_head, within};
+use process_kit::{Dir, PATIENCE, Running, addresses, backend, copied, read_head, within, within_or};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -273,18 +273,25 @@ fn a_bad_file_changes_nothing_and_says_all_that_is_wrong() {
 /// A copy of the program that may be replaced.
 fn installed(node: &Node) -> PathBuf {
     let path = node.dir.join("ezone");
-    fs::copy(exe(), &path).unwrap();
+    copied(exe(), &path);
     path
 }
 
 fn replace(path: &Path, with: &Path) {
     let beside = path.with_extension("new");
-    fs::copy(with, &beside).unwrap();
+    copied(with, &beside);
     fs::rename(beside, path).unwrap();
 }
 
-fn upgraded(node: &Node, from: u64) -> u64 {
-    within("a successor", || Some(node.pid()).filter(|pid| *pid != from))
+/// The successor's process, once it answers; an upgrade that fails, beyond those that were to, is told at once.
+fn upgraded(node: &Node, from: u64, failed: u64) -> u64 {
+    let look = || {
+        let life = node.life();
+        let same = life["pid"] == from;
+        assert!(!same || life["upgrades_failed"] == failed, "{life}\n{}", node.said());
+        life["pid"].as_u64().filter(|_| !same)
+    };
+    within_or("a successor", || node.said(), look)
 }
 
 #[test]
@@ -304,7 +311,7 @@ fn five_upgrades_under_load_refuse_and_fail_nothing() {
         } else {
             assert_eq!(node.page("POST", "/upgrade").0, 202);
         }
-        let next = upgraded(&node, pid);
+        let next = upgraded(&node, pid, 0);
         load.goes_on(50);
         within("the predecessor ends", || {
             (!Path::new(&format!("/proc/{pid}/cmdline")).exists() || zombie(pid)).then_some(())
@@ -339,7 +346,7 @@ fn a_node_follows_its_router_to_its_successors() {
         } else {
             assert_eq!(node.page("POST", "/upgrade").0, 202);
         }
-        pid = upgraded(&node, pid);
+        pid = upgraded(&node, pid, 0);
     }
     node.write(1, &[node.at], "");
     node.signal(rustix::process::Signal::HUP);
@@ -353,6 +360,27 @@ fn a_node_follows_its_router_to_its_successors() {
     node.signal(rustix::process::Signal::TERM);
     assert_eq!(node.ended(), 0, "{}", node.said());
     assert!(TcpStream::connect(node.at).is_err());
+}
+
+/// It is sent to whole process groups, and to one that has not come up yet.
+#[test]
+fn a_signal_does_not_keep_a_successor_from_taking_over() {
+    let node = Node::new("interrupted");
+    fs::create_dir_all(node.dir.join("data")).unwrap();
+    let predecessor = std::os::unix::net::UnixListener::bind(node.dir.join("data/router.sock")).unwrap();
+    let said = fs::File::create(node.dir.join("said")).unwrap();
+    let mut command = Command::new(exe());
+    command.args(["router", "--take-over", "--config"]).arg(&node.config).stdin(Stdio::null());
+    let mut successor = Running(command.stdout(said.try_clone().unwrap()).stderr(said).spawn().unwrap());
+    let (stream, _) = predecessor.accept().unwrap();
+    for _ in 0..20 {
+        sleep(Duration::from_millis(10));
+        kill(successor.id(), rustix::process::Signal::HUP);
+    }
+    assert!(successor.0.try_wait().unwrap().is_none(), "{}", node.said());
+    drop(stream);
+    assert_eq!(successor.ended().code(), Some(1));
+    assert!(node.said().contains("router.sock: the predecessor refused, or ended"), "{}", node.said());
 }
 
 /// Otherwise 1,024 clients are all, where the system would give a million.
@@ -401,7 +429,7 @@ fn a_successor_that_does_not_come_up_changes_nothing() {
     replace(&program, exe());
     node.write(0, &[node.at], "");
     assert_eq!(node.page("POST", "/upgrade").0, 202);
-    upgraded(&node, pid);
+    upgraded(&node, pid, 4);
     load.goes_on(50);
     load.end();
 }

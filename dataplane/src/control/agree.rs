@@ -44,7 +44,11 @@ fn hold(path: &Path, wanted: usize) -> io::Result<(File, usize)> {
         Err(TryLockError::Error(e)) => return Err(e),
     }
     // One lock does not become the other in one step: whoever comes between has written, and that is what counts then.
-    file.lock_shared()?;
+    while let Err(e) = file.lock_shared() {
+        if e.kind() != io::ErrorKind::Interrupted {
+            return Err(e);
+        }
+    }
     let mut text = String::new();
     file.rewind()?;
     file.read_to_string(&mut text)?;

@@ -14,6 +14,7 @@
 use super::program;
 use crate::router::Side;
 use crate::uring::Listener;
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg, sockopt,
@@ -175,7 +176,7 @@ fn send(stream: &UnixStream, kind: u8, fd: Option<BorrowedFd<'_>>) -> io::Result
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
         return Err(io::Error::other("no room for a descriptor"));
     }
-    sendmsg(stream, &[IoSlice::new(&[kind])], &mut control, SendFlags::NOSIGNAL)?;
+    retry_on_intr(|| sendmsg(stream, &[IoSlice::new(&[kind])], &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -184,7 +185,9 @@ fn receive(stream: &UnixStream) -> io::Result<(u8, Option<OwnedFd>)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0u8];
-    let got = recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    // A read that has a time limit is interrupted by every signal, and by a ring that this thread has closed.
+    let flags = RecvFlags::CMSG_CLOEXEC;
+    let got = retry_on_intr(|| recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, flags))?;
     if got.bytes == 0 {
         return Err(io::Error::other("the predecessor refused, or ended"));
     }

@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus};
+use std::process::{Child, Command, ExitStatus};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,13 @@ impl Drop for Dir {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
     }
+}
+
+/// A program at another path, written by a process of its own: what another thread of this one starts at the same moment would
+/// inherit the open file for an instant, and a program that is open for writing cannot be started ("Text file busy").
+pub fn copied(from: &Path, to: &Path) {
+    let done = Command::new("cp").arg(from).arg(to).status().unwrap();
+    assert!(done.success(), "cp {} {}: {done}", from.display(), to.display());
 }
 
 /// A process of the test, which ends with it: a field of this type stands before the directory that the process uses.

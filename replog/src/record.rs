@@ -86,6 +86,18 @@ impl Op {
         }
     }
 
+    /// Its name, for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Op::Put => "put",
+            Op::Delete => "delete",
+            Op::Fence => "fence",
+            Op::Marker => "marker",
+            Op::Gap => "gap",
+            Op::Answer => "answer",
+        }
+    }
+
     /// The op of a number.
     pub fn from_code(code: u8) -> Result<Op, Malformed> {
         Ok(match code {

@@ -42,14 +42,7 @@ fn python(dir: &Path, args: &[&str]) -> (i32, String, String) {
 
 /// The same line as the reader prints.
 fn line(seq: u64, r: &Record) -> String {
-    let op = match r.op {
-        Op::Put => "put",
-        Op::Delete => "delete",
-        Op::Fence => "fence",
-        Op::Marker => "marker",
-        Op::Gap => "gap",
-        Op::Answer => "answer",
-    };
+    let op = r.op.name();
     let hex = |b: &[u8]| b.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let (table, key, value) = (hex(&r.table), hex(&r.key), hex(&r.value));
     format!(

@@ -2,7 +2,8 @@
 
 use super::Args;
 use super::figures::{Figures, What, Who};
-use super::targets::{self, Target};
+use super::targets;
+use crate::compare::Target;
 use crate::compare::figures::Spread;
 use crate::compare::{load_average, shown, shown_ratio, spread};
 use serde_json::{Map, Value, json};

@@ -1,30 +1,8 @@
 //! What the log is to reach beside the disk and its peers, and whether it did.
 
 use super::figures::{Figures, What, Who};
+use crate::compare::Target;
 use crate::compare::figures::Spread;
-use serde_json::{Value, json};
-
-/// One promise.
-pub struct Target {
-    pub name: String,
-    pub limit: f64,
-    /// Not below the limit, instead of not above it.
-    pub at_least: bool,
-    /// `None`: not measured.
-    pub seen: Option<Spread>,
-}
-
-impl Target {
-    pub fn met(&self) -> Option<bool> {
-        let seen = self.seen?.median;
-        Some(if self.at_least { seen >= self.limit } else { seen <= self.limit })
-    }
-
-    pub fn to_json(&self) -> Value {
-        json!({ "name": self.name, "limit": self.limit, "at_least": self.at_least, "met": self.met(),
-            "seen": self.seen.map(|s| crate::compare::spread(&s)) })
-    }
-}
 
 /// All of them, measured or not.
 pub fn all(figures: &Figures) -> Vec<Target> {

@@ -22,7 +22,7 @@ use ship::Layout;
 use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-pub use targets::spread;
+pub use targets::{Target, spread};
 
 #[derive(clap::Args)]
 #[command(after_help = "Example: ezbench compare router --plot cpu.svg")]

@@ -5,7 +5,7 @@ use super::pick::Pick;
 use super::place::Place;
 use super::progress::Progress;
 use super::scan::{Item, Scan};
-use super::text::{bytes, op_name, plain, span, wall};
+use super::text::{bytes, plain, span, wall};
 use hdrhistogram::Histogram;
 use replog::batch::Batch;
 use replog::{Hlc, Record};
@@ -126,7 +126,7 @@ impl Stat {
         self.range = Some([first.min(seq), last.max(seq), low.min(r.hlc.0), high.max(r.hlc.0)]);
         let table = if r.table.is_empty() { "-".to_owned() } else { plain(&r.table) };
         let hour = wall(r.hlc.ms() / HOUR_MS * HOUR_MS);
-        let names = [table, op_name(r.op).to_owned(), format!("{:>5}", r.shard.0), hour];
+        let names = [table, r.op.name().to_owned(), format!("{:>5}", r.shard.0), hour];
         self.by.iter_mut().zip(names).for_each(|((_, by), name)| by.add(name, len));
     }
 }

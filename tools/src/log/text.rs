@@ -1,7 +1,7 @@
 //! How records and numbers are printed: as columns for people, as JSON for programs.
 
 use replog::batch::Batch;
-use replog::{Op, Record};
+use replog::Record;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -11,7 +11,7 @@ const SHOWN_MAX: usize = 512;
 
 /// One line of columns.
 pub fn columns(seq: u64, r: &Record, as_hex: bool) -> String {
-    let (op, epoch) = (op_name(r.op), r.owner_epoch);
+    let (op, epoch) = (r.op.name(), r.owner_epoch);
     let (table, key, value) = (word(&r.table, false), word(&r.key, as_hex), word(&r.value, as_hex));
     format!("{seq} {} {op} shard {} epoch {epoch} {table} {key} {value}", r.hlc, r.shard)
 }
@@ -19,7 +19,7 @@ pub fn columns(seq: u64, r: &Record, as_hex: bool) -> String {
 /// The same, and all there is to know, as JSON. What is no text comes in hexadecimal, under a name that says so.
 pub fn object(log: &str, batch: &Batch, seq: u64, r: &Record, as_hex: bool) -> Value {
     let mut line = json!({"log": log, "seq": seq, "hlc": r.hlc.to_string(), "time": wall(r.hlc.ms()),
-        "op": op_name(r.op), "transaction": r.transaction, "shard": r.shard.0, "owner_epoch": r.owner_epoch.0,
+        "op": r.op.name(), "transaction": r.transaction, "shard": r.shard.0, "owner_epoch": r.owner_epoch.0,
         "zone": batch.zone.0, "stream": batch.stream, "term": batch.term});
     for (name, bytes, as_hex) in [("table", &r.table, false), ("key", &r.key, as_hex), ("value", &r.value, as_hex)] {
         match std::str::from_utf8(bytes) {
@@ -28,18 +28,6 @@ pub fn object(log: &str, batch: &Batch, seq: u64, r: &Record, as_hex: bool) -> V
         }
     }
     line
-}
-
-/// An op's name.
-pub fn op_name(op: Op) -> &'static str {
-    match op {
-        Op::Put => "put",
-        Op::Delete => "delete",
-        Op::Fence => "fence",
-        Op::Marker => "marker",
-        Op::Gap => "gap",
-        Op::Answer => "answer",
-    }
 }
 
 /// What a terminal may show as it is; other bytes escaped; a dash for nothing.

@@ -1,7 +1,7 @@
 //! How records and numbers are printed: as columns for people, as JSON for programs.
 
-use replog::batch::Batch;
 use replog::Record;
+use replog::batch::Batch;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;

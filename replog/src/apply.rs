@@ -9,7 +9,7 @@
 //! that fails. An applied record is never appended to a stream again, and the applier never makes up a version: it has no
 //! clock but the `now_ms` that tells it what lies in the future.
 
-use crate::owners::{Owners, get_positions};
+use crate::owners::{Owners, get_positions, stream_of};
 use crate::store::{Change, Changes, Entry, Fence, Parked, Report, Row, Scan, State, put_or_remove};
 use crate::{Op, Record, Version};
 use bytes::Bytes;
@@ -63,6 +63,7 @@ pub enum Unfit {
 pub struct Applier {
     zone: Zone,
     stream: u32,
+    streams: u32,
     map: Arc<dyn Owners>,
     state: State,
     /// How many records of a row are parked: later ones queue behind them.
@@ -70,13 +71,13 @@ pub struct Applier {
 }
 
 impl Applier {
-    /// An applier over what the store holds; `map` is the one that it stores.
-    pub fn new(zone: Zone, stream: u32, map: Arc<dyn Owners>, state: State) -> Applier {
+    /// The applier of stream `stream` of `streams` over what the store holds; `map` is the one that it stores.
+    pub fn new(zone: Zone, stream: u32, streams: u32, map: Arc<dyn Owners>, state: State) -> Applier {
         let mut parked_keys = BTreeMap::new();
         for p in &state.parked {
             *parked_keys.entry(row_key(&p.record)).or_default() += 1;
         }
-        Applier { zone, stream, map, state, parked_keys }
+        Applier { zone, stream, streams, map, state, parked_keys }
     }
 
     /// Applies what follows of `zone`'s log: whole batches, in order; what was applied before is passed over. Takes as much as may be
@@ -145,8 +146,10 @@ impl Applier {
         let map = Arc::clone(&self.map);
         map.each(&mut |shard, history| {
             let known = before.history(shard).map_or(MapEpoch(0), |h| h.view().epoch);
-            for e in history.entries().iter().filter(|e| e.kind == Kind::Own && e.epoch > known) {
-                self.scan_beyond(e);
+            // The positions of a cut are those of the shard's own stream.
+            if stream_of(shard, self.streams) == self.stream {
+                let new = |e: &&Ownership| e.kind == Kind::Own && e.epoch > known;
+                history.entries().iter().filter(new).for_each(|e| self.scan_beyond(e));
             }
             if self.state.reports.get(&shard).is_some_and(|r| history.view().epoch != r.epoch) {
                 self.state.reports.remove(&shard);

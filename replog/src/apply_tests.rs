@@ -43,8 +43,11 @@ struct Side {
 
 impl Side {
     fn new(zone: Zone) -> Side {
-        let mut side =
-            Side { applier: Applier::new(zone, 0, Arc::new(first()), State::default()), store: Memory::default() };
+        Side::of_stream(zone, 0, 1)
+    }
+    fn of_stream(zone: Zone, stream: u32, streams: u32) -> Side {
+        let applier = Applier::new(zone, stream, streams, Arc::new(first()), State::default());
+        let mut side = Side { applier, store: Memory::default() };
         side.map(&first());
         side
     }
@@ -62,7 +65,9 @@ impl Side {
     }
     /// A restart at any moment continues with what the store holds.
     fn check(&mut self) {
-        let again = Applier::new(self.applier.zone, 0, Arc::clone(&self.applier.map), self.store.state().unwrap());
+        let Applier { zone, stream, streams, .. } = self.applier;
+        let map = Arc::clone(&self.applier.map);
+        let again = Applier::new(zone, stream, streams, map, self.store.state().unwrap());
         assert_eq!(again.state, self.applier.state);
         assert_eq!(again.parked_keys, self.applier.parked_keys);
     }
@@ -187,6 +192,21 @@ fn what_a_lost_zone_wrote_beyond_the_cut_is_in_the_same_list_everywhere() {
     assert_eq!(a.store.listed().into_iter().collect::<Vec<_>>(), [(A, 2), (A, 3)]);
     assert_eq!(a.store.digests(), b.store.digests());
     assert_eq!(b.value("x").unwrap().0, Bytes::from("v1"), "B's, though its clock is behind");
+}
+
+/// It counts in another log: this one was looked through from an arbitrary place, and said to lack what it never had to keep.
+#[test]
+fn a_cut_of_another_streams_shard_asks_nothing_of_this_stream() {
+    let (mut own, mut other) = (Side::of_stream(A, 0, 2), Side::of_stream(A, 1, 2));
+    let log = [put(1, "x", 1, NOW_MS), put(2, "y", 1, NOW_MS)];
+    own.apply(A, &log);
+    other.apply(A, &log);
+    let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
+    let taken = then(&lost, |h, e| h.finish_take_over(B, &[(A, 1)].into_iter().collect(), e).unwrap());
+    own.map(&taken);
+    other.map(&taken);
+    assert_eq!(own.applier.scans().collect::<Vec<_>>(), [(A, Scan { from: 2, to: 2 })], "shard 4 is in stream 0 of 2");
+    assert_eq!(other.applier.scans().count(), 0);
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn record(op: Op, epoch: u64, ms: u64, value: Bytes) -> Record {
 fn a_lock_opens_when_what_was_parked_is_settled_though_nothing_more_arrives() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/keeper-{}.db", std::process::id()));
     let store = Sqlite::open(&path).unwrap();
-    let applier = Applier::new(B, 0, map(), State::default());
+    let applier = Applier::new(B, 0, 1, map(), State::default());
     let ((settled, mut fences), (jobs, todo)) = (unbounded(), std::sync::mpsc::channel());
     let keeper = Keeper::new(B, vec![Kept { stream: 0, applier, store, ledger: None }], settled);
     let thread = std::thread::spawn(move || keeper.run(&todo));

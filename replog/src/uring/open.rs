@@ -63,7 +63,7 @@ pub(super) fn open_store(options: &Options, stream: u32, map: &Arc<Map>) -> Resu
     if had.epoch() == map.epoch() && had.digest() != map.digest() {
         return unfit("but they differ: two GZS are at work, or one was restored");
     }
-    let mut applier = Applier::new(options.zone, stream, had, state);
+    let mut applier = Applier::new(options.zone, stream, options.streams, had, state);
     let changes = applier.on_map(map.clone(), Bytes::from(map.encode()));
     store.commit(&changes).map_err(|e| why(e.to_string()))?;
     Ok(Kept { stream, applier, store, ledger: None })

@@ -113,7 +113,7 @@ impl Node {
         }
         let map: Arc<dyn Owners> = maps[epoch.0 as usize - 1].clone();
         self.disk.term += 1;
-        let applier = Applier::new(self.id, 0, Arc::clone(&map), state);
+        let applier = Applier::new(self.id, 0, 1, Arc::clone(&map), state);
         let own = &self.disk.logs[self.me()];
         let mut fences: Vec<_> = applier.own_fences().collect();
         let records = own.iter().flat_map(|b| &b.records);

@@ -17,7 +17,7 @@ use axum::{Json, Router};
 use bytes::BytesMut;
 use hdrhistogram::Histogram;
 use replog::link::{self, Frame};
-use replog::retain::Policy;
+use replog::retain::{Policy, WORTH};
 use replog::uring::node::{self, Adopted, CoreFigures, LogFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
 use shardmap::map::Map;
@@ -171,7 +171,7 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options,
         data_dir: config.node.data_dir.clone(),
         streams: log.streams,
         segment_bytes: log.segment_bytes,
-        retain: Policy { keep_bytes: log.keep_bytes, peers_until: log.peers_until },
+        retain: Policy { keep_bytes: log.keep_bytes, peers_until: log.peers_until, worth: WORTH },
         scrub: Scrub { bytes_per_s: log.scrub_bytes_per_s, every: Duration::from_secs(3600 * log.scrub_every_h) },
         cores: log.cores.clone(),
         ports: (0..log.cores.len()).map(|i| config.port_path(i)).collect(),

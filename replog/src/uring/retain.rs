@@ -2,7 +2,7 @@
 
 use super::core::{Core, Stream};
 use super::stream::StreamLog;
-use crate::retain::{Known, release};
+use crate::retain::{Known, Volume, release};
 use glommio::timer::sleep;
 use shardmap::Zone;
 use std::path::Path;
@@ -20,12 +20,14 @@ pub(super) async fn run(core: Rc<Core>) {
         sleep(LOOK).await; // nobody waits for this task to end: it goes with its executor
         let dir = dir.clone();
         match glommio::executor().spawn_blocking(move || used(&dir)).await {
-            Ok(used) => {
+            Ok((used, free_bytes)) => {
                 said = false;
+                let volume =
+                    Volume { used, free_bytes, log_bytes: logs(&core).map(|log| log.with(|l| l.kept_bytes())).sum() };
                 // A map with a new cut has logs looked through from there on. It names what its reporter had applied: no less than what
                 // all have said to have applied before they heard of the move. So nothing goes while a shard is on its way.
                 if !core.has_unsettled() {
-                    core.streams.iter().for_each(|stream| look(&core, stream, used));
+                    core.streams.iter().for_each(|stream| look(&core, stream, volume));
                 }
             }
             Err(e) if !said => {
@@ -40,15 +42,21 @@ pub(super) async fn run(core: Rc<Core>) {
     }
 }
 
-/// The share of its volume that is used, as `df` counts it.
-fn used(path: &Path) -> std::io::Result<f64> {
+/// Every log and mirror of this core.
+fn logs(core: &Core) -> impl Iterator<Item = StreamLog> {
+    let mirrors = |stream: &Rc<Stream>| stream.mirrors.values().filter_map(|m| m.log()).collect::<Vec<_>>();
+    core.streams.iter().flat_map(move |stream| std::iter::once(stream.log.clone()).chain(mirrors(stream)))
+}
+
+/// The share of its volume that is used, as `df` counts it, and the bytes that are free for us.
+fn used(path: &Path) -> std::io::Result<(f64, u64)> {
     let v = rustix::fs::statvfs(path)?;
     let used = v.f_blocks.saturating_sub(v.f_bfree) as f64;
     let all = used + v.f_bavail as f64;
-    Ok(if all > 0.0 { used / all } else { 0.0 })
+    Ok((if all > 0.0 { used / all } else { 0.0 }, v.f_bavail.saturating_mul(v.f_frsize)))
 }
 
-fn look(core: &Core, stream: &Stream, used: f64) {
+fn look(core: &Core, stream: &Stream, volume: Volume) {
     // A peer that has a newer map may know of a cut that this log must still be looked through for.
     let newest = stream.links.borrow().values().filter_map(|l| l.map_epoch).max();
     if newest.is_some_and(|epoch| epoch > core.epoch()) {
@@ -56,28 +64,31 @@ fn look(core: &Core, stream: &Stream, used: f64) {
     }
     let applied = stream.applied_by_all(&core.options.peers);
     stream.everywhere.set(applied.unwrap_or(0));
-    let_go(core, stream, &stream.log, stream.zone, applied, used);
+    let_go(core, stream, &stream.log, stream.zone, applied, volume);
     for (zone, mirror) in &stream.mirrors {
         if let Some(log) = mirror.log() {
             // Of a zone whose log no third one mirrors, what is applied here is needed by nobody.
             let others = (core.options.peers.len() > 1).then(|| mirror.everywhere());
-            let_go(core, stream, &log, *zone, others, used);
+            let_go(core, stream, &log, *zone, others, volume);
         }
     }
 }
 
-fn let_go(core: &Core, stream: &Stream, log: &StreamLog, zone: Zone, peers: Option<u64>, used: f64) {
+fn let_go(core: &Core, stream: &Stream, log: &StreamLog, zone: Zone, peers: Option<u64>, volume: Volume) {
     let scan = stream.scans.borrow().get(&zone).map(|s| s.from);
     let Some(oldest) = log.with(|l| l.oldest_sealed()) else { return };
-    let known = Known { applied: stream.applied_seq(zone), scan, peers, oldest, used };
+    let known = Known { applied: stream.applied_seq(zone), scan, peers, oldest, volume };
     let release = release(core.options.retain, known);
     log.release(release.below, release.keep_bytes);
     if release.leaves_behind {
         tracing::error!(
-            "stream {} of zone {zone}: the volume is {:.0} % full; seq up to {oldest} go, and some zone has applied no more than {}: if \
-             nobody else keeps them, it has a gap now, which this version cannot fill. Make room, or raise [log] peers_until",
+            "stream {} of zone {zone}: the volume is {:.0} % full, {} MiB are free, {} MiB are logs; seq up to {oldest} go, and some \
+             zone has applied no more than {}: if nobody else keeps them, it has a gap now, which this version cannot fill. Make room, or \
+             raise [log] peers_until",
             stream.number,
-            used * 100.0,
+            volume.used * 100.0,
+            volume.free_bytes >> 20,
+            volume.log_bytes >> 20,
             peers.unwrap_or(0)
         );
     }

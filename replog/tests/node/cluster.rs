@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use futures_lite::future::block_on;
 use replog::link::{Frame, take};
 use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
-use replog::retain::Policy;
+use replog::retain::{Policy, WORTH};
 use replog::uring::Reported;
 use replog::uring::node::{self, Adopted, CoreFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
@@ -190,7 +190,7 @@ impl Site {
             data_dir: self.dir.clone(),
             streams: STREAMS,
             segment_bytes: 1 << 20,
-            retain: Policy { keep_bytes: 0, peers_until: 1.0 },
+            retain: Policy { keep_bytes: 0, peers_until: 1.0, worth: WORTH },
             scrub: Scrub::NEVER,
             cores: self.cores.clone(),
             ports: (0..self.cores.len()).map(|i| self.port(i)).collect(),

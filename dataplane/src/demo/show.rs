@@ -124,8 +124,7 @@ impl Stage<'_> {
                 match self.gzs.log_status(Zone(i as u8)).await {
                     None => waiting.push(format!("{name}'s log does not answer")),
                     Some(s) if s.read_only || s.map_epoch < epoch => waiting.push(format!("{name}'s log is read-only")),
-                    Some(s) if !links_live(&s) => waiting.push(format!("{name}'s links are not up")),
-                    Some(_) => {}
+                    Some(s) => waiting.extend(links_down(name, &s)),
                 }
                 match self.gzs.router_status(Zone(i as u8)).await {
                     None => waiting.push(format!("{name}'s router does not answer")),
@@ -387,9 +386,14 @@ impl Stage<'_> {
     }
 }
 
-fn links_live(status: &LogStatus) -> bool {
+/// The first link that is not up, with what it waits for or stopped at.
+fn links_down(name: &str, status: &LogStatus) -> Option<String> {
     let others = NAMES.len() - 1;
-    status.streams.iter().all(|s| s.links.len() == others && s.links.values().all(|l| l.state == "live"))
+    status.streams.iter().find_map(|s| match s.links.iter().find(|(_, l)| l.state != "live") {
+        Some((to, link)) => Some(format!("{name}'s link to {to}, stream {}: {}", s.stream, link.state)),
+        None if s.links.len() < others => Some(format!("{name}'s links of stream {} are not up", s.stream)),
+        None => None,
+    })
 }
 
 /// Has `here` applied all that is durable in `origin`'s log, the zone called `name`?

@@ -9,6 +9,10 @@
 //! Bytes 4..16 of the header belong to the disk they lie on (`place` writes them, they travel as zeros); everything else is
 //! fixed when the batch is built. FORMAT.md has each offset.
 
+mod inspect;
+
+pub use inspect::Inspected;
+
 use crate::Hlc;
 use crate::limits::{BATCH_MAX, BLOCK, HEAD_MAX, HEADER};
 use crate::record::{self, Record, View};

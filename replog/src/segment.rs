@@ -240,9 +240,14 @@ pub struct Digest(blake3::Hasher);
 impl Digest {
     /// Adds the next batch: its header_crc and its page table.
     pub fn add(&mut self, batch: &Batch) {
-        let head = usize::from(u16::from_le_bytes([batch.bytes[20], batch.bytes[21]]));
-        self.0.update(&batch.bytes[16..20]);
-        self.0.update(&batch.bytes[HEADER..head]);
+        self.add_disk(&batch.bytes);
+    }
+
+    /// The same of a batch as it travels or lies on a disk; its header was checked.
+    pub fn add_disk(&mut self, batch: &[u8]) {
+        let head = usize::from(u16::from_le_bytes([batch[20], batch[21]]));
+        self.0.update(&batch[16..20]);
+        self.0.update(&batch[HEADER..head]);
     }
 
     /// Adds the next batch by its header_crc and page table, which are these bytes.

@@ -1,7 +1,7 @@
 //! Reads batches of one segment, a window at a time, and tells what lies behind the last one.
 
 use super::Storage;
-use crate::batch::{self, Batch, Stamp};
+use crate::batch::{self, Batch, Inspected, Stamp};
 use crate::limits::{BATCH_MAX, BLOCK, HEAD_MAX};
 use crate::segment::Footer;
 use bytes::Bytes;
@@ -42,6 +42,18 @@ impl Walk {
         }))
     }
 
+    /// The same, checked where it lies: for those who keep none of it.
+    pub fn inspect(&mut self, files: &mut impl Storage, pos: u64) -> io::Result<Result<Inspected, batch::Fault>> {
+        let head = self.bytes(files, pos, HEAD_MAX)?;
+        let lengths = match batch::Lengths::of_head(&head) {
+            Ok(lengths) => lengths,
+            Err(fault) => return Ok(Err(fault)),
+        };
+        drop(head); // nothing may hold the window that is left behind: its memory is used again
+        let disk = self.bytes(files, pos, lengths.disk)?;
+        Ok(Batch::inspect(&disk, self.salt, pos))
+    }
+
     /// Up to `len` bytes at `pos`; fewer at the limit.
     fn bytes(&mut self, files: &mut impl Storage, pos: u64, len: usize) -> io::Result<Bytes> {
         let len = len.min(usize::try_from(self.limit.saturating_sub(pos)).unwrap_or(usize::MAX));
@@ -57,7 +69,7 @@ impl Walk {
 }
 
 /// What lies behind the last intact batch of the last segment.
-#[derive(Default)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Behind {
     /// Bytes up to the last one that is not zero.
     pub len: u64,

@@ -8,6 +8,7 @@ pub mod borrow;
 mod connection;
 mod core;
 pub mod dir;
+pub mod direct;
 mod feed;
 mod keeper;
 mod lend;

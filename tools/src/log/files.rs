@@ -103,6 +103,10 @@ impl Storage for Files {
                 Err(e) => return Err(io::Error::new(e.kind(), format!("{} at byte {pos}: {e}", path.display()))),
             }
         }
+        if len >= LARGE {
+            // What was read is read once: a live node's pages are not to give way to it.
+            let _ = fadvise(&open.file, pos, NonZeroU64::new(read as u64), Advice::DontNeed);
+        }
         bytes.truncate(read);
         self.progress.at(name, pos + read as u64);
         let bytes = bytes.freeze();

@@ -1,7 +1,9 @@
 //! Judges a log as its next open would, and says it in one word, a sentence and an exit code.
 
+use super::crew::Crew;
 use super::files::Files;
 use super::place::Place;
+use super::progress::Progress;
 use replog::open::{Depth, Floor, Found, Verdict, examine};
 use replog::segment::seq_of_name;
 use replog::uring::dir::is_live;
@@ -9,7 +11,7 @@ use std::io;
 use std::time::Duration;
 
 /// A log that is being written is read again so often before its verdict counts.
-const LIVE_TRIES: usize = 5;
+const LIVE_TRIES: usize = 20;
 const LIVE_WAIT: Duration = Duration::from_millis(50);
 
 /// What a log is.
@@ -28,16 +30,11 @@ pub struct Judged {
 
 /// Reads a log and judges it, every byte of it or no more than its next open must read; one that is being written may look torn
 /// for a moment, and lose a segment to retention.
-pub fn judge(place: &Place, depth: Depth, mut files: impl FnMut() -> Files) -> io::Result<Judged> {
-    let mut look = || -> io::Result<Found> {
-        let mut files = files();
-        // Sealed segments are passed over as if a store had applied them; that they are there is told by the newest one's name.
-        let newest = files.segments()?.last().and_then(|(name, _)| seq_of_name(name));
-        let applied = match depth {
-            Depth::Whole => 0,
-            Depth::Needed => newest.map_or(0, |first| first.saturating_sub(1)),
-        };
-        examine(&mut files, Floor { applied, peers: 0 }, depth)
+pub fn judge(place: &Place, depth: Depth, progress: Progress) -> io::Result<Judged> {
+    let mut crew = Crew::new(&place.dir, progress);
+    let mut look = || match depth {
+        Depth::Whole => crew.examine(),
+        Depth::Needed => needed(place),
     };
     for _ in 1..LIVE_TRIES {
         let live = is_live(&place.dir);
@@ -45,11 +42,24 @@ pub fn judge(place: &Place, depth: Depth, mut files: impl FnMut() -> Files) -> i
             Ok(found) if !live || matches!(found.verdict, Verdict::Clean | Verdict::Stale(_)) => {
                 return Ok(said(found, live));
             }
-            Err(e) if !live && e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Err(e) if !live && e.kind() != io::ErrorKind::NotFound => return Err(named(place, e)),
             Ok(_) | Err(_) => std::thread::sleep(LIVE_WAIT),
         }
     }
-    look().map(|found| said(found, is_live(&place.dir)))
+    look().map(|found| said(found, is_live(&place.dir))).map_err(|e| named(place, e))
+}
+
+/// Sealed segments are passed over as if a store had applied them; that they are there is told by the newest one's name.
+fn needed(place: &Place) -> io::Result<Found> {
+    let mut files = Files::new(&place.dir);
+    let newest = files.segments()?.last().and_then(|(name, _)| seq_of_name(name));
+    let applied = newest.map_or(0, |first| first.saturating_sub(1));
+    examine(&mut files, Floor { applied, peers: 0 }, Depth::Needed)
+}
+
+fn named(place: &Place, e: io::Error) -> io::Error {
+    let (text, dir) = (e.to_string(), place.dir.display().to_string());
+    if text.contains(&dir) { e } else { io::Error::new(e.kind(), format!("{dir}: {text}")) }
 }
 
 fn said(found: Found, live: bool) -> Judged {

@@ -1,8 +1,8 @@
 //! `ezctl log ls`: streams and mirrors, their segments, and what each is. Of sealed segments only header and footer are read.
 
-use super::files::Files;
 use super::judge::{Judged, judge};
 use super::place::Place;
+use super::progress::Progress;
 use super::text;
 use replog::open::{Depth, Segment};
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ use std::io::{self, Write};
 /// Lists each log.
 pub fn run(out: &mut impl Write, places: &[Place], as_json: bool) -> io::Result<u8> {
     for place in places {
-        let judged = judge(place, Depth::Needed, || Files::new(&place.dir))?;
+        let judged = judge(place, Depth::Needed, Progress::none())?;
         let segments = judged.found.segments.iter().filter(|s| place.wants(&s.name));
         if as_json {
             writeln!(out, "{}", object(place, &judged, segments.map(segment).collect()))?;

@@ -1,5 +1,6 @@
 //! `ezctl log`: look into a log, live or damaged, without changing a byte of it; `repair` alone changes one.
 
+mod crew;
 mod diff;
 mod dump;
 mod files;

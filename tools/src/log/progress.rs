@@ -5,29 +5,29 @@ use std::io::{self, IsTerminal};
 
 const STYLE: &str = "{prefix} [{bar:30}] {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta} left";
 
-/// A bar on standard error, or nothing.
+/// A bar on standard error, or nothing. Clones draw the same bar, each for a reader of its own.
 #[derive(Clone)]
 pub struct Progress {
     bar: ProgressBar,
     counted: Counted,
 }
 
-/// How much was read, where what is read twice counts once.
+/// How far one reader has come in a file, so that what it reads twice counts once.
 #[derive(Clone, Default)]
 struct Counted {
-    total: u64,
     file: String,
     pos: u64,
 }
 
 impl Counted {
+    /// Bytes that are new.
     fn at(&mut self, file: &str, pos: u64) -> u64 {
         if self.file != file {
             (self.file, self.pos) = (file.to_owned(), 0);
         }
-        self.total += pos.saturating_sub(self.pos);
+        let more = pos.saturating_sub(self.pos);
         self.pos = self.pos.max(pos);
-        self.total
+        more
     }
 }
 
@@ -51,8 +51,10 @@ impl Progress {
     /// `file` was read up to byte `pos`.
     pub fn at(&mut self, file: &str, pos: u64) {
         if !self.bar.is_hidden() {
-            let done = self.counted.at(file, pos);
-            self.bar.set_position(done.min(self.bar.length().unwrap_or(u64::MAX)));
+            let more = self.counted.at(file, pos);
+            // A log that is written while it is read may be longer by now.
+            let left = self.bar.length().unwrap_or(u64::MAX).saturating_sub(self.bar.position());
+            self.bar.inc(more.min(left));
         }
     }
 
@@ -84,6 +86,6 @@ mod tests {
     fn what_is_read_twice_counts_once() {
         let mut counted = Counted::default();
         let reads = [("a", 10), ("a", 5), ("a", 12), ("b", 4)];
-        assert_eq!(reads.map(|(file, pos)| counted.at(file, pos)), [10, 10, 12, 16]);
+        assert_eq!(reads.map(|(file, pos)| counted.at(file, pos)), [10, 0, 2, 4]);
     }
 }

@@ -19,7 +19,7 @@ pub fn run(out: &mut impl Write, places: &[Place], as_json: bool) -> io::Result<
         let total = Files::new(&place.dir).segments()?.iter().map(|(_, len)| len).sum();
         let progress = Progress::of(&place.name(), total);
         let ender = progress.ender();
-        let judged = judge(place, Depth::Whole, || Files::new(&place.dir).with_progress(progress.clone()))?;
+        let judged = judge(place, Depth::Whole, progress)?;
         drop(ender);
         worst = worst.max(judged.code);
         let found = &judged.found;

@@ -3,6 +3,7 @@
 mod compare;
 mod hostile;
 mod look;
+mod many;
 mod repair;
 mod speed;
 mod writer;

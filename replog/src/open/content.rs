@@ -4,8 +4,8 @@ use super::walk::Behind;
 use super::{Segment, Storage, Walk};
 use crate::Hlc;
 use crate::batch::{Fault, Inspected};
-use crate::limits::{BLOCK, SEGMENT_BYTES_MAX};
-use crate::segment::{Digest, FIRST_POS, Footer, Header};
+use crate::limits::SEGMENT_BYTES_MAX;
+use crate::segment::{Digest, FIRST_POS, Header};
 use shardmap::{OwnerEpoch, Shard};
 use std::collections::BTreeMap;
 use std::io;
@@ -74,7 +74,7 @@ impl Task {
                 }
             }
         };
-        let footer = Footer::parse(&files.read(&self.name, pos, BLOCK)?).ok();
+        let footer = walk.footer(files, pos)?.ok();
         let footer = footer.filter(|f| f.salt == self.header.salt && f.last_seq == content.segment.last_seq);
         let fits = footer.as_ref().is_none_or(|f| f.digest == digest.finish());
         content.ending = match (fault, self.end) {

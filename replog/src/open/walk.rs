@@ -3,7 +3,7 @@
 use super::Storage;
 use crate::batch::{self, Batch, Inspected, Stamp};
 use crate::limits::{BATCH_MAX, BLOCK, HEAD_MAX};
-use crate::segment::Footer;
+use crate::segment::{self, Footer};
 use bytes::Bytes;
 use std::io;
 
@@ -54,12 +54,26 @@ impl Walk {
         Ok(Batch::inspect(&disk, self.salt, pos))
     }
 
+    /// The footer at `pos`, where the last batch ends, if one is there.
+    pub(super) fn footer(&mut self, files: &mut impl Storage, pos: u64) -> io::Result<Result<Footer, segment::Fault>> {
+        let inside = pos.checked_sub(self.window_pos).and_then(|from| {
+            let from = usize::try_from(from).ok()?;
+            self.window.get(from..from + BLOCK)
+        });
+        match inside {
+            Some(block) => Ok(Footer::parse(block)),
+            None => files.read(&self.name, pos, BLOCK).map(|block| Footer::parse(&block)),
+        }
+    }
+
     /// Up to `len` bytes at `pos`; fewer at the limit.
     fn bytes(&mut self, files: &mut impl Storage, pos: u64, len: usize) -> io::Result<Bytes> {
         let len = len.min(usize::try_from(self.limit.saturating_sub(pos)).unwrap_or(usize::MAX));
         let inside = pos >= self.window_pos && pos + len as u64 <= self.window_pos + self.window.len() as u64;
         if !inside {
-            let want = WINDOW.max(len).min((self.limit.saturating_sub(pos)) as usize);
+            // One block more than may be a batch: the footer, which else costs a read of its own.
+            let left = self.limit.saturating_add(BLOCK as u64).saturating_sub(pos);
+            let want = WINDOW.max(len).min(usize::try_from(left).unwrap_or(usize::MAX));
             self.window = files.read(&self.name, pos, want)?;
             self.window_pos = pos;
         }

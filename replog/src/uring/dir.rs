@@ -29,8 +29,12 @@ impl Storage for Dir {
         let mut all = Vec::new();
         for entry in std::fs::read_dir(&self.path)? {
             let entry = entry?;
-            if let (Ok(name), true) = (entry.file_name().into_string(), entry.file_type()?.is_file()) {
-                all.push((name, entry.metadata()?.len()));
+            let (Ok(name), true) = (entry.file_name().into_string(), entry.file_type()?.is_file()) else { continue };
+            match entry.metadata() {
+                Ok(meta) => all.push((name, meta.len())),
+                // Tools list directories whose writer lets segments go meanwhile.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(all)

@@ -35,6 +35,9 @@ pub enum Error {
     /// It cannot be done, or the source has changed its mind since it was planned.
     #[error("{0}")]
     Refused(Refusal),
+    /// Whoever asked for it has changed his mind before anything was put in place.
+    #[error("interrupted; nothing was changed")]
+    Stopped,
     /// The log with the repaired copies would still need a repair.
     #[error("the repaired copies do not make a whole log; nothing was changed: {0}")]
     Unsound(String),
@@ -59,11 +62,11 @@ pub fn repair(
     salt: u64,
 ) -> Result<(Plan, Vec<Repaired>), Error> {
     let made = plan(&mut Dir::new(path), Some(&mut Again(source)), floor, salt).map_err(at(path))?;
-    let done = carry_out(path, &made, source, floor)?;
+    let done = carry_out(path, &made, source, floor, &|| false)?;
     Ok((made, done))
 }
 
-/// Carries a plan out, whole or not at all.
+/// Carries a plan out, whole or not at all; gives it up when `stop` says so, until the copies are made and checked.
 ///
 /// Precondition: the caller holds the directory's LOCK, and no machine has opened the log.
 pub fn carry_out(
@@ -71,11 +74,12 @@ pub fn carry_out(
     made: &Plan,
     source: &mut (dyn Source + '_),
     floor: Floor,
+    stop: &dyn Fn() -> bool,
 ) -> Result<Vec<Repaired>, Error> {
     if let Some(refusal) = made.refused.first() {
         return Err(Error::Refused(refusal.clone()));
     }
-    let written = write_all(path, made, source, floor);
+    let written = write_all(path, made, source, floor, stop).map_err(|e| if stop() { Error::Stopped } else { e });
     if written.is_err() {
         // The error counts; what cannot be removed now, the next open removes.
         made.files.iter().for_each(|f| drop(fs::remove_file(temporary(path, &f.name))));
@@ -92,12 +96,21 @@ pub fn carry_out(
     Ok(done)
 }
 
-fn write_all(path: &Path, made: &Plan, source: &mut (dyn Source + '_), floor: Floor) -> Result<(), Error> {
+fn write_all(
+    path: &Path,
+    made: &Plan,
+    source: &mut (dyn Source + '_),
+    floor: Floor,
+    stop: &dyn Fn() -> bool,
+) -> Result<(), Error> {
     for file in &made.files {
+        if stop() {
+            return Err(Error::Stopped);
+        }
         write(path, file, source)?;
     }
     let copies = made.files.iter().map(|f| f.name.clone()).collect();
-    let mut repaired = Overlay { dir: Dir::new(path), copies };
+    let mut repaired = Overlay { dir: Dir::new(path), copies, stop };
     let left = plan(&mut repaired, Some(&mut Again(source)), floor, 0).map_err(at(path))?;
     match (left.refused.first(), left.files.first()) {
         (None, None) => Ok(()),
@@ -163,12 +176,14 @@ impl Source for Again<'_, '_> {
 }
 
 /// The log as it would be: each repaired copy under the name that it is to get.
-struct Overlay {
+struct Overlay<'a> {
     dir: Dir,
     copies: BTreeSet<String>,
+    /// The check reads the whole log.
+    stop: &'a dyn Fn() -> bool,
 }
 
-impl Storage for Overlay {
+impl Storage for Overlay<'_> {
     fn list(&mut self) -> io::Result<Vec<(String, u64)>> {
         let listed = self.dir.list()?.into_iter().filter(|(name, _)| !self.copies.contains(name));
         let own = |name: String| match name.strip_suffix(".tmp").filter(|n| self.copies.contains(*n)) {
@@ -179,6 +194,9 @@ impl Storage for Overlay {
     }
 
     fn read(&mut self, name: &str, pos: u64, len: usize) -> io::Result<Bytes> {
+        if (self.stop)() {
+            return Err(io::Error::other("interrupted"));
+        }
         match self.copies.contains(name) {
             true => self.dir.read(&format!("{name}.tmp"), pos, len),
             false => self.dir.read(name, pos, len),

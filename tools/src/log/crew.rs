@@ -3,6 +3,7 @@
 //! What a sealed segment holds is kept between two looks at a log that is being written, so that the second reads only what is new.
 //! Memory: two windows of 4 MiB for each of at most eight readers, and what is found.
 
+use super::files::Files;
 use super::progress::Progress;
 use replog::open::{Content, Course, Depth, Floor, Found, Storage, Task};
 use replog::uring::direct::Direct;
@@ -35,7 +36,7 @@ impl Crew {
 
     /// Reads what was not read before. A segment that went while it was read is an error of kind `NotFound`.
     pub fn examine(&mut self) -> io::Result<Found> {
-        let mut files = Direct::new(&self.dir);
+        let mut files = Files::new(&self.dir);
         let mut course = Course::survey(&mut files, Floor::default(), Depth::Whole)?;
         let mut tasks = course.tasks();
         tasks.retain(|task| self.whole.get(&task.name).is_none_or(|(seen, _)| seen != task));
@@ -62,7 +63,7 @@ impl Crew {
     fn collect(
         &mut self,
         course: &mut Course,
-        files: &mut Direct,
+        files: &mut Files,
         tasks: &[Task],
         answers: Receiver<Answer>,
     ) -> io::Result<()> {

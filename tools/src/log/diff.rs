@@ -9,7 +9,7 @@ use replog::Record;
 use replog::batch::Batch;
 use replog::limits::BLOCK;
 use replog::open::Storage;
-use replog::segment::{Footer, Header};
+use replog::segment::{Footer, Header, seq_of_name};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
@@ -79,7 +79,7 @@ impl<'a> Side<'a> {
                 }
                 other => {
                     if let Some(trouble) = other.trouble() {
-                        self.troubles += 1;
+                        self.troubles += u64::from(!other.is_retired());
                         eprintln!("ezctl log: {}/{trouble}", self.place.name());
                     }
                 }
@@ -185,12 +185,14 @@ fn segments(place: &Place) -> io::Result<BTreeMap<u64, Seal>> {
     let mut all: BTreeMap<u64, Seal> = BTreeMap::new();
     let mut before: Option<(String, Header)> = None;
     for (name, _) in files.segments()? {
-        let Ok(header) = Header::parse(&files.read(&name, 0, BLOCK)?) else {
+        let header = kept(files.read(&name, 0, BLOCK))?.and_then(|block| Header::parse(&block).ok());
+        // Under another name: the file was used again since it was opened.
+        let Some(header) = header.filter(|h| seq_of_name(&name) == Some(h.first_seq)) else {
             before = None;
             continue;
         };
         if let Some((file, of)) = before.filter(|(_, of)| of.number + 1 == header.number) {
-            let footer = Footer::parse(&files.read(&file, header.prev_end, BLOCK)?).ok();
+            let footer = kept(files.read(&file, header.prev_end, BLOCK))?.and_then(|block| Footer::parse(&block).ok());
             let footer = footer.filter(|f| f.salt == of.salt && f.last_seq + 1 == header.first_seq);
             all.entry(of.first_seq).and_modify(|s| s.footer = footer);
         }
@@ -198,6 +200,15 @@ fn segments(place: &Place) -> io::Result<BTreeMap<u64, Seal>> {
         before = Some((name, header));
     }
     Ok(all)
+}
+
+/// What was read; `None`: the file went meanwhile, since nobody needs it any more.
+fn kept<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Why the two are no copies of one stream.

@@ -50,6 +50,10 @@ impl Follow {
                 // What was written between the two looks; after it the file is finished.
                 self.read_on(&mut files, each)?;
             }
+            if header.first_seq > self.next_seq && !self.done && self.segment.is_some() {
+                let (log, from, to) = (self.place.name(), self.next_seq, header.first_seq - 1);
+                eprintln!("ezctl log: {log}: seq {from} to {to} were let go before they could be read here");
+            }
             self.enter(name, header);
         }
         Ok(())
@@ -93,6 +97,9 @@ impl Follow {
             // A file that is just being renamed or made shows itself whole at the next look.
             let Ok(block) = files.read(&name, 0, BLOCK) else { continue };
             let Ok(header) = Header::parse(&block) else { continue };
+            if seq_of_name(&name) != Some(header.first_seq) {
+                continue; // it was used again since it was opened
+            }
             // A segment without a batch is replaced by one of its own number.
             let later = held
                 .is_none_or(|(number, salt)| header.number > number || header.number == number && header.salt != salt);

@@ -110,10 +110,14 @@ impl Tail {
     fn refresh(&mut self) -> io::Result<()> {
         let mut files = Files::new(&self.place.dir);
         for (name, _) in files.segments()?.into_iter().rev() {
-            let Ok(header) = files.read(&name, 0, BLOCK).and_then(|b| Header::parse(&b).map_err(io::Error::other))
-            else {
-                eprintln!("ezctl log: {}/{name}: its header cannot be read", self.place.name());
-                continue;
+            let header = match files.read(&name, 0, BLOCK).map(|block| Header::parse(&block)) {
+                Ok(Ok(header)) if seq_of_name(&name) == Some(header.first_seq) => header,
+                Ok(Ok(_)) => continue, // used again since it was opened
+                Err(e) if e.kind() == io::ErrorKind::NotFound => continue, // retired meanwhile
+                Ok(Err(_)) | Err(_) => {
+                    eprintln!("ezctl log: {}/{name}: its header cannot be read", self.place.name());
+                    continue;
+                }
             };
             let known = self.segment.take().filter(|(_, h, _)| *h == header);
             let mut pos = known.map_or(FIRST_POS, |(_, _, pos)| pos);

@@ -10,8 +10,17 @@ use std::io::{self, Write};
 
 /// Lists each log.
 pub fn run(out: &mut impl Write, places: &[Place], as_json: bool) -> io::Result<u8> {
+    let mut code = 0;
     for place in places {
-        let judged = judge(place, Depth::Needed, Progress::none())?;
+        let judged = match judge(place, Depth::Needed, Progress::none()) {
+            Ok(judged) => judged,
+            Err(e) => {
+                out.flush()?;
+                eprintln!("ezctl log: {e}");
+                code = 2; // the others are listed all the same
+                continue;
+            }
+        };
         let segments = judged.found.segments.iter().filter(|s| place.wants(&s.name));
         if as_json {
             writeln!(out, "{}", object(place, &judged, segments.map(segment).collect()))?;
@@ -19,7 +28,7 @@ pub fn run(out: &mut impl Write, places: &[Place], as_json: bool) -> io::Result<
             table(out, place, &judged, &segments.collect::<Vec<_>>())?;
         }
     }
-    Ok(0)
+    Ok(code)
 }
 
 fn object(place: &Place, judged: &Judged, segments: Vec<Value>) -> Value {

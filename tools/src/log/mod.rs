@@ -6,6 +6,7 @@ mod dump;
 mod files;
 mod find;
 mod follow;
+mod interrupt;
 mod judge;
 mod lag;
 mod ls;
@@ -19,13 +20,13 @@ mod text;
 mod verify;
 
 use clap::{Args, Subcommand};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// What the exit codes of `ezctl log` are.
 const CODES: &str = "Exit code 0: fine. 1: the answer is \"no\" (verify: torn; diff: they differ; find: no record). \
-                     2: corrupt, of a newer format, unreadable, or wrong usage. 3: verify found a gap.";
+                     2: corrupt, of a newer format, unreadable, or wrong usage. 3: verify found a gap. 130: interrupted.";
 
 #[derive(Subcommand)]
 #[command(after_help = CODES)]
@@ -33,7 +34,7 @@ pub enum Command {
     /// List streams, mirrors and their segments
     ///
     /// Of sealed segments only header and footer are read: the verdict is that of an open, `verify` reads every byte.
-    #[command(after_help = "Example: ezctl log ls /var/lib/ezone\n\nExit code 0, or 2: nothing could be listed.")]
+    #[command(after_help = "Example: ezctl log ls /var/lib/ezone\n\nExit code 0, or 2: a log could not be listed.")]
     Ls {
         #[command(flatten)]
         at: At,
@@ -135,7 +136,11 @@ pub struct At {
 }
 
 pub fn run(command: Command) -> ExitCode {
-    let mut out = BufWriter::new(io::stdout().lock());
+    if let Err(e) = interrupt::watch() {
+        eprintln!("ezctl log: signals cannot be watched: {e}");
+        return ExitCode::from(2);
+    }
+    let mut out = interrupt::Lines::default();
     match carry_out(&mut out, command).and_then(|code| out.flush().map(|()| code)) {
         Ok(code) => ExitCode::from(code),
         // The reader of the pipe has seen enough.

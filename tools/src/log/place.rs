@@ -6,11 +6,19 @@ use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// `DATA/zone/log/stream`: so deep are directories searched for logs.
 const DEPTH_MAX: usize = 4;
 /// So many directories are looked into: a path that was mistyped is no reason to read a whole disk.
 const SEARCH_MAX: usize = 10_000;
+
+static UNREAD: AtomicBool = AtomicBool::new(false);
+
+/// Was there a directory that may not be looked into? It may hold logs; it was told.
+pub fn some_unread() -> bool {
+    UNREAD.load(Ordering::Relaxed)
+}
 
 /// A stream's directory, and the one file that was asked for.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -136,6 +144,7 @@ impl Search {
             match self.look(&path, &meta, depth - 1) {
                 // What may not be read is told; what can be read beside it is shown.
                 Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    UNREAD.store(true, Ordering::Relaxed);
                     eprintln!("ezctl log: {}: {e}", path.display())
                 }
                 other => other?,

@@ -1,6 +1,7 @@
 //! `ezctl log repair`: puts damaged segments back as they were, out of another copy of the stream.
 
 use super::files::Files;
+use super::interrupt;
 use super::lag::{Role, store_of};
 use super::place::Place;
 use super::text;
@@ -40,17 +41,30 @@ pub fn run(out: &mut impl Write, place: &Place, from: &Place, options: &Options)
     let floor = floor(place, &mut source)?;
     let salt = random()? as u64;
     let made = plan(&mut Files::new(&place.dir), Some(&mut source), floor, salt)?;
-    let done = match options.yes && made.is_possible() && !made.is_empty() {
-        true => Some(carry_out(&place.dir, &made, &mut source, floor).map_err(|e| refuse(e.to_string()))?),
+    let carries_out = options.yes && made.is_possible() && !made.is_empty();
+    // From here on a signal is obeyed where nothing is half done.
+    let hold = carries_out.then(interrupt::Hold::new);
+    let done = match carries_out {
+        true => Some(carry_out(&place.dir, &made, &mut source, floor, &interrupt::came)),
         false => None,
     };
     drop(locked);
+    if let Some(Err(why)) = done {
+        if interrupt::came() {
+            eprintln!("ezctl log: {why}");
+        }
+        drop(hold);
+        return Err(refuse(why.to_string()));
+    }
+    let done = done.and_then(Result::ok);
     let code = if !made.is_possible() { 2 } else { u8::from(!made.is_empty() && done.is_none()) };
     if options.json {
         writeln!(out, "{}", object(place, from, &made, done.as_deref(), code))?;
     } else {
         tell(out, place, from, &made, done.as_deref())?;
     }
+    out.flush()?; // what was done is told, whatever signal came meanwhile
+    drop(hold);
     Ok(code)
 }
 

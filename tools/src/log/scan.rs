@@ -118,17 +118,31 @@ impl Scan {
             if segment.pos >= segment.end {
                 continue;
             }
-            match segment.walk.at(&mut self.files, segment.pos)? {
-                Ok((batch, _)) => {
+            let name = segment.name.clone();
+            let read = match segment.walk.at(&mut self.files, segment.pos) {
+                Ok(Ok((batch, _))) => {
                     self.link(&segment, &batch);
                     let pos = segment.pos;
                     segment.pos += batch.disk_len() as u64;
                     self.segment = Some(segment);
                     self.pending.push_back(Item::Batch { batch, pos });
+                    continue;
                 }
-                Err(fault) => self.fault(segment, fault)?,
+                Ok(Err(fault)) => self.fault(segment, fault),
+                Err(e) => Err(e),
+            };
+            match read {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => self.retired(name),
+                other => other?,
             }
         }
+    }
+
+    /// Retention has taken it, so that nothing continues what was before it.
+    fn retired(&mut self, file: String) {
+        self.next = None;
+        self.files.forget();
+        self.pending.push_back(Item::Retired { file });
     }
 
     fn begin(&mut self, name: String, len: u64) -> io::Result<()> {
@@ -143,7 +157,10 @@ impl Scan {
         }
         let header = match self.header(&name) {
             Ok(Some(header)) => header,
-            Ok(None) => return Ok(()),
+            Ok(None) => {
+                self.retired(name);
+                return Ok(());
+            }
             Err(why) => {
                 self.next = None;
                 self.pending.push_back(Item::LeftOut { file: name, why });
@@ -166,12 +183,18 @@ impl Scan {
     /// A segment's header; `None` if the file is not there any more.
     fn header(&mut self, name: &str) -> Result<Option<Header>, String> {
         match self.files.read(name, 0, BLOCK) {
-            Ok(block) => Header::parse(&block).map(Some).map_err(|fault| {
-                self.newer |= matches!(fault, segment::Fault::Version(_));
-                explain(&fault.to_string(), matches!(fault, segment::Fault::Version(_)))
-            }),
+            Ok(block) => match Header::parse(&block) {
+                // A file that was opened under this name and used again since then has the header of another segment.
+                Ok(header) if seq_of_name(name) != Some(header.first_seq) && self.files.is_gone(name) => Ok(None),
+                Ok(header) => Ok(Some(header)),
+                Err(_) if self.files.is_gone(name) => Ok(None),
+                Err(fault) => {
+                    self.newer |= matches!(fault, segment::Fault::Version(_));
+                    Err(explain(&fault.to_string(), matches!(fault, segment::Fault::Version(_))))
+                }
+            },
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e.to_string()),
+            Err(e) => Err(e.kind().to_string()), // the file is named beside it
         }
     }
 
@@ -201,8 +224,7 @@ impl Scan {
             return Ok(());
         }
         if self.files.is_gone(&name) {
-            (self.next, _) = (None, self.files.forget());
-            self.pending.push_back(Item::Retired { file: name });
+            self.retired(name);
             return Ok(());
         }
         if !segment.bounded && self.settles(&mut segment)? {
@@ -245,6 +267,11 @@ pub fn explain(seen: &str, newer: bool) -> String {
 }
 
 impl Item {
+    /// Did it go because nobody needs it any more?
+    pub fn is_retired(&self) -> bool {
+        matches!(self, Item::Retired { .. })
+    }
+
     /// What is wrong, in a sentence; `None` of what is as it should be.
     pub fn trouble(&self) -> Option<String> {
         match self {

@@ -147,7 +147,7 @@ pub fn run(out: &mut impl Write, places: &[Place], pick: &Pick, as_json: bool) -
                 Item::Batch { batch, .. } if pick.may(batch) => stat.batch(batch, pick),
                 other => {
                     if let Some(trouble) = other.trouble() {
-                        stat.troubles += 1;
+                        stat.troubles += u64::from(!other.is_retired());
                         eprintln!("ezctl log: {}/{trouble}", place.name());
                     }
                 }

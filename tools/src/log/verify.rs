@@ -1,8 +1,8 @@
 //! `ezctl log verify`: every byte of each log, and the verdict that its next open would come to.
 
 use super::files::Files;
-use super::judge::judge;
-use super::place::Place;
+use super::judge::{Judged, judge};
+use super::place::{Place, some_unread};
 use super::progress::Progress;
 use super::scan::{Scan, Start};
 use replog::open::Depth;
@@ -14,13 +14,17 @@ const DAMAGE_MAX: usize = 1000;
 
 /// Checks each log; the worst exit code counts.
 pub fn run(out: &mut impl Write, places: &[Place], as_json: bool) -> io::Result<u8> {
-    let mut worst = 0;
+    let mut worst = if some_unread() { 2 } else { 0 };
     for place in places {
-        let total = Files::new(&place.dir).segments()?.iter().map(|(_, len)| len).sum();
-        let progress = Progress::of(&place.name(), total);
-        let ender = progress.ender();
-        let judged = judge(place, Depth::Whole, progress)?;
-        drop(ender);
+        let judged = match whole(place) {
+            Ok(judged) => judged,
+            Err(e) => {
+                // The others are checked all the same.
+                worst = worst.max(2);
+                unreadable(out, place, &e, as_json)?;
+                continue;
+            }
+        };
         worst = worst.max(judged.code);
         let found = &judged.found;
         let (segments, batches) = (found.segments.len(), found.segments.iter().map(|s| s.batches).sum::<u64>());
@@ -39,8 +43,27 @@ pub fn run(out: &mut impl Write, places: &[Place], as_json: bool) -> io::Result<
                 writeln!(out, "  {text}")?;
             }
         }
+        out.flush()?; // the next one may take long, or be interrupted
     }
     Ok(worst)
+}
+
+fn whole(place: &Place) -> io::Result<Judged> {
+    let total = Files::new(&place.dir).segments()?.iter().map(|(_, len)| len).sum();
+    let progress = Progress::of(&place.name(), total);
+    let _ender = progress.ender();
+    judge(place, Depth::Whole, progress)
+}
+
+fn unreadable(out: &mut impl Write, place: &Place, why: &io::Error, as_json: bool) -> io::Result<()> {
+    let log = place.name();
+    match as_json {
+        true => {
+            writeln!(out, "{}", json!({"log": log, "verdict": "unreadable", "why": why.to_string(), "exit_code": 2}))?
+        }
+        false => writeln!(out, "{log}: unreadable\n  {why}")?,
+    }
+    out.flush()
 }
 
 /// The verdict names the first place that is wrong; here are all of them.

@@ -3,9 +3,11 @@
 use super::ezctl;
 use super::writer::{Temp, orders};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, PermissionsExt, symlink};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const COMMANDS: [&[&str]; 6] = [&["ls"], &["dump"], &["stat"], &["verify"], &["find", "--key", "1"], &["lag"]];
 
@@ -95,5 +97,73 @@ fn flipped_bytes_anywhere_never_stop_a_tool() {
         let (code, out, err) = ezctl(&["dump", "--json"], &[&data.0]);
         assert!(code != 101 && out.lines().count() >= 6, "SEED={seed} round {round}: {code} {err}");
         assert!((0..=3).contains(&ezctl(&["verify"], &[&data.0]).0), "SEED={seed} round {round}");
+    }
+}
+
+#[test]
+fn names_that_are_no_text_and_checkpoints_of_any_kind_are_passed_over() {
+    let data = Temp::new("names");
+    let dir = data.0.join(std::ffi::OsStr::from_bytes(b"lo\xffg"));
+    orders(&dir, 20);
+    std::fs::write(dir.join(std::ffi::OsStr::from_bytes(b"0000000000000000\xff001.rlog")), b"x").unwrap();
+    for path in [&dir, &data.0] {
+        none_panics(path);
+        let (code, out, err) = ezctl(&["verify", "--json"], &[path]);
+        let line: serde_json::Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, &line["verdict"], &line["last_seq"]), (0, &"clean".into(), &20.into()), "{out}{err}");
+    }
+    // One that is a directory, one that is larger than any memory and of zeros, and one of garbage.
+    let checkpoints = ["CHECKPOINT.a", "CHECKPOINT.b"].map(|name| dir.join(name));
+    checkpoints.iter().for_each(|path| drop(std::fs::remove_file(path)));
+    std::fs::create_dir(&checkpoints[0]).unwrap();
+    File::create(&checkpoints[1]).unwrap().set_len(1 << 42).unwrap();
+    none_panics(&dir);
+    assert_eq!(ezctl(&["verify"], &[&dir]).0, 0);
+    std::fs::remove_dir(&checkpoints[0]).unwrap();
+    std::fs::write(&checkpoints[0], vec![0xa5; 100_000]).unwrap();
+    File::options().write(true).open(&checkpoints[1]).unwrap().write_all_at(&[0xff; 8192], 0).unwrap();
+    none_panics(&dir);
+    assert_eq!(ezctl(&["verify"], &[&dir]).0, 0);
+}
+
+#[test]
+fn a_file_that_is_cut_and_grows_while_it_is_read_is_a_verdict_not_a_fault() {
+    let data = Temp::new("cuts");
+    orders(&data.0, 200);
+    let name = data.join("00000000000000000001.rlog");
+    let whole = std::fs::read(&name).unwrap();
+    let (stop, failed) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let file = File::options().write(true).open(&name).unwrap();
+            for n in (0..whole.len() as u64).step_by(977).cycle() {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                file.set_len(n).unwrap();
+                file.write_all_at(&whole, 0).unwrap();
+            }
+        });
+        for _ in 0..5 {
+            let ran = std::panic::catch_unwind(|| none_panics(&data.0));
+            failed.fetch_or(ran.is_err(), Ordering::Relaxed);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(!failed.load(Ordering::Relaxed));
+    std::fs::write(&name, &whole).unwrap();
+    assert_eq!(ezctl(&["verify"], &[&data.0]).0, 0);
+}
+
+#[test]
+fn a_log_that_cannot_be_read_is_no_reason_to_leave_out_the_next() {
+    let data = Temp::new("unreadable");
+    orders(&data.join("log/1"), 3);
+    std::fs::create_dir(data.join("log/0")).unwrap();
+    std::fs::write(data.join("log/0/00000000000000000001.rlog"), b"").unwrap();
+    for args in [&["verify"][..], &["verify", "--json"], &["ls"], &["ls", "--json"]] {
+        let (code, out, err) = ezctl(args, &[&data.0]);
+        assert_eq!(code, if args[0] == "verify" { 2 } else { 0 }, "{out}{err}");
+        assert!(out.contains("last seq 3") || out.contains(r#""last_seq":3"#), "{out}");
     }
 }

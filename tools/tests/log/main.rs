@@ -2,6 +2,8 @@
 
 mod compare;
 mod hostile;
+mod interrupt;
+mod live;
 mod look;
 mod many;
 mod repair;

@@ -1,11 +1,15 @@
 //! Logs of many segments: what is read side by side says the same as what is read in order.
 
 use super::ezctl;
-use super::writer::{Temp, orders};
+use super::writer::{Temp, Writer, order, orders};
+use replog::limits::SEGMENT_BYTES_MIN;
 use replog::open::{Depth, Floor, examine};
 use replog::uring::dir::Dir;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
 
 #[test]
 fn what_is_read_side_by_side_comes_to_the_verdict_of_an_open() {
@@ -46,4 +50,37 @@ fn what_is_read_side_by_side_comes_to_the_verdict_of_an_open() {
         file.write_all_at(&[byte[0] ^ 1], 4096 + 140).unwrap();
     }
     check(3);
+}
+
+/// As many segments as a stream of 64 MiB a segment has after 640 GB: each command with 40 descriptors and 2 GiB of addresses.
+#[test]
+fn ten_thousand_segments_are_no_reason_to_run_out_of_anything() {
+    let data = Temp::new("thousands");
+    let (own, copy) = (data.join("log/0"), data.join("mirror/one-0"));
+    let mut log = Writer::open(&own, false, SEGMENT_BYTES_MIN);
+    log.keeps = false;
+    (1..=10_000).for_each(|n| log.append(vec![order(n)]));
+    std::fs::create_dir_all(data.join("mirror")).unwrap();
+    assert!(Command::new("cp").arg("-rl").args([&own, &copy]).status().unwrap().success());
+    let run = |args: &[&str], paths: &[&Path]| {
+        let limits = "ulimit -n 40; ulimit -v 2097152; exec \"$@\"";
+        let began = Instant::now();
+        let mut command = Command::new("sh");
+        command.args(["-c", limits, "sh", env!("CARGO_BIN_EXE_ezctl"), "log"]).args(args).args(paths);
+        let out = command.output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        println!("{args:?}: {:?}", began.elapsed());
+        let (code, out, err) = (out.status.code(), text(out.stdout), text(out.stderr));
+        assert_eq!((code, &*err), (Some(0), ""), "{args:?}");
+        out
+    };
+    assert_eq!(run(&["ls"], &[&own]).lines().filter(|l| l.contains(".rlog")).count(), 10_000);
+    assert!(run(&["verify"], &[&own]).contains("clean, 10000 segments, 10000 batches, last seq 10000"));
+    assert_eq!(run(&["dump", "--json"], &[&own]).lines().count(), 10_000);
+    assert_eq!(run(&["dump", "--from", "9990", "--limit", "5"], &[&own]).lines().count(), 5);
+    assert!(run(&["stat", "--json"], &[&own]).contains("10000"));
+    assert!(run(&["find", "--key", "9999"], &[&own]).contains("9999"));
+    run(&["diff"], &[&own, &copy]);
+    assert!(run(&["lag"], &[&data.0]).contains("10000"));
+    assert!(run(&["repair", "--from", copy.to_str().unwrap()], &[&own]).contains("nothing to repair"));
 }

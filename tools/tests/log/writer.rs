@@ -65,19 +65,41 @@ impl Writer {
         self.settle();
     }
 
+    /// Nobody needs what is below `seq`, but for the newest `keep_bytes`.
+    pub fn release(&mut self, seq: u64, keep_bytes: u64) {
+        self.log.release(seq, keep_bytes);
+        self.settle();
+    }
+
+    fn spare(&self, id: u64) -> PathBuf {
+        self.dir.join(format!("reserve-{id}.tmp"))
+    }
+
     /// Carries out every order there is.
     pub fn settle(&mut self) {
         self.now += 1_000;
         let now = self.now;
         while let Some(order) = self.log.next_order(now) {
             match order {
-                Order::Begin { name, header, bytes, .. } => {
-                    let options = File::options().create(true).truncate(true).write(true).clone();
-                    let new = options.open(self.dir.join(name)).unwrap();
+                Order::Begin { name, header, bytes, spare } => {
+                    let first = self.dir.join("first.tmp");
+                    let spare = spare.map(|id| self.spare(id)).filter(|path| path.exists());
+                    if let Some(spare) = &spare {
+                        std::fs::rename(spare, &first).unwrap();
+                    }
+                    let new = File::options().create(true).truncate(spare.is_none()).write(true).open(&first).unwrap();
                     new.set_len(bytes).unwrap();
                     new.write_all_at(&header, 0).unwrap();
+                    std::fs::rename(&first, self.dir.join(name)).unwrap();
                     self.file = Some(new);
                     self.log.on_segment(Ok(()), now);
+                }
+                Order::Retire { name, spare } => {
+                    match spare {
+                        Some(id) => std::fs::rename(self.dir.join(name), self.spare(id)).unwrap(),
+                        None => std::fs::remove_file(self.dir.join(name)).unwrap(),
+                    }
+                    self.log.on_retired(Ok(()));
                 }
                 Order::Write { id, pos, bytes } => {
                     self.file.as_ref().unwrap().write_all_at(&bytes.to_bytes(), pos).unwrap();

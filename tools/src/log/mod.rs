@@ -102,7 +102,8 @@ pub enum Command {
     /// kept in quarantine/. A torn end is left alone: the next open mends it. The node must not run.
     #[command(after_help = "Examples:\n  \
         ezctl log repair /var/lib/ezone/log/0 --from /mnt/peer/mirror/east-0          # says what would be done\n  \
-        ezctl log repair /var/lib/ezone/log/0 --from /mnt/peer/mirror/east-0 --yes\n\n\
+        ezctl log repair /var/lib/ezone/log/0 --from /mnt/peer/mirror/east-0 --yes\n  \
+        ezctl log repair /backup/east-0 --from /mnt/peer/mirror/east-0 --as mirror    # elsewhere: say what it is\n\n\
         Exit code 0: nothing to repair, or repaired. 1: there is something to repair, and --yes was not given. \
         2: it cannot be repaired, with the reason, or it cannot be read.")]
     Repair {

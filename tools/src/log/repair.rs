@@ -23,12 +23,25 @@ pub struct Options {
     /// Another copy of the stream: a mirror of it, or the origin of a mirror
     #[arg(long)]
     pub from: PathBuf,
+    /// What the damaged one is: the zone's own log, which must have all that a mirror was given, or a mirror, which may be behind; asked for
+    /// where directories named log/ and mirror/ do not tell
+    #[arg(long = "as", value_enum)]
+    pub kind: Option<Kind>,
     /// Carry it out; without this, only what would be done is said
     #[arg(long)]
     pub yes: bool,
     /// One JSON object
     #[arg(long)]
     pub json: bool,
+}
+
+/// What a directory is to its stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
+pub enum Kind {
+    /// The log of the zone that writes the stream
+    Own,
+    /// A copy in another zone
+    Mirror,
 }
 
 /// Plans, prints the plan, and carries it out if that was asked for.
@@ -38,7 +51,7 @@ pub fn run(out: &mut impl Write, place: &Place, from: &Place, options: &Options)
     }
     let locked = if options.yes { Some(take(place)?) } else { None };
     let mut source = Directory::new(Files::new(&from.dir));
-    let floor = floor(place, &mut source)?;
+    let floor = floor(place, from, &mut source, options.kind)?;
     let salt = random()? as u64;
     let made = plan(&mut Files::new(&place.dir), Some(&mut source), floor, salt)?;
     let carries_out = options.yes && made.is_possible() && !made.is_empty();
@@ -84,7 +97,7 @@ fn same_directory(a: &Place, b: &Place) -> bool {
 }
 
 /// What must be there: what the node's store has applied, and, of an origin, what its mirror was given.
-fn floor(place: &Place, source: &mut Directory<Files>) -> io::Result<Floor> {
+fn floor(place: &Place, from: &Place, source: &mut Directory<Files>, said: Option<Kind>) -> io::Result<Floor> {
     let mut floor = Floor::default();
     let Some(identity) = source.identity()? else { return Ok(floor) };
     if let Some(db) = store_of(place, identity.stream) {
@@ -94,10 +107,32 @@ fn floor(place: &Place, source: &mut Directory<Files>) -> io::Result<Floor> {
         }
     }
     // An origin ships only what is durable there; a mirror that is behind its origin has lost nothing.
-    if Role::of(place) != Role::Mirror {
-        floor.peers = source.last_seq()?;
+    let last = source.last_seq()?;
+    match said.or(kind_of(place, from)) {
+        Some(Kind::Own) => floor.peers = last,
+        Some(Kind::Mirror) => {}
+        None => {
+            let own = Directory::new(Files::new(&place.dir)).last_seq()?;
+            if own < last {
+                return Err(refuse(format!(
+                    "{}: it ends with seq {own}, {} with seq {last}. Has the first lost its end, being the zone's own log, or is it a mirror \
+                     that is behind? Nothing in it tells: say --as own, to have its end put back too, or --as mirror",
+                    place.name(),
+                    from.name()
+                )));
+            }
+        }
     }
     Ok(floor)
+}
+
+/// By the names of the directories that both are in: a stream has one log of its own, all others are mirrors of it.
+fn kind_of(place: &Place, from: &Place) -> Option<Kind> {
+    match (Role::of(place), Role::of(from)) {
+        (Role::Origin, _) => Some(Kind::Own),
+        (Role::Mirror, _) | (Role::Copy, Role::Origin) => Some(Kind::Mirror),
+        (Role::Copy, Role::Mirror | Role::Copy) => None,
+    }
 }
 
 fn tell(out: &mut impl Write, place: &Place, from: &Place, made: &Plan, done: Option<&[Repaired]>) -> io::Result<()> {

@@ -23,9 +23,20 @@ fn endless(dir: &Path) {
     file.set_len(SEGMENT_BYTES_MAX).unwrap();
 }
 
+/// A process that has begun to watch for signals.
 fn start(args: &[&str], paths: &[&Path]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ezctl"));
-    command.arg("log").args(args).args(paths).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    command.arg("log").args(args).args(paths).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let watches = |pid: u32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:")).map(|m| u64::from_str_radix(m.trim(), 16));
+        caught.is_some_and(|mask| mask.is_ok_and(|mask| mask & 1 << (2 - 1) != 0)) // SIGINT is 2
+    };
+    while child.try_wait().unwrap().is_none() && !watches(child.id()) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    child
 }
 
 fn interrupt(child: &Child) {
@@ -37,7 +48,7 @@ fn a_long_check_ends_soon_and_says_nothing_false() {
     let data = Temp::new("long");
     endless(&data.0);
     let mut child = start(&["verify", "--json"], &[&data.0]);
-    thread::sleep(Duration::from_millis(300));
+    thread::sleep(Duration::from_millis(100));
     assert!(child.try_wait().unwrap().is_none(), "it was to take long");
     let began = Instant::now();
     interrupt(&child);
@@ -111,7 +122,7 @@ fn an_interrupted_repair_leaves_the_log_as_it_was_or_whole() {
         File::options().write(true).open(own.join(name)).unwrap().write_all_at(b"damage", 4096 + 150).unwrap();
     }
     let damaged = contents(&own);
-    let (mut interrupted, mut delay) = (0, Duration::from_millis(20));
+    let (mut interrupted, mut delay) = (0, Duration::from_millis(5));
     loop {
         let child = start(&["repair", "--yes", "--from", copy.to_str().unwrap()], &[&own]);
         thread::sleep(delay);

@@ -110,3 +110,37 @@ fn a_repair_is_refused_while_a_writer_is_there_and_from_a_source_that_does_not_f
     assert_eq!(repair(&copy).0, 0);
     assert_eq!(ezctl(&["verify"], &[&origin]).0, 0);
 }
+
+#[test]
+fn where_the_directories_names_do_not_tell_what_is_behind_it_asks() {
+    let data = Temp::new("kind");
+    let (origin, copy, elsewhere) = (data.join("log/0"), data.join("mirror/east-0"), data.join("backup/east-0"));
+    let mut log = orders(&origin, 20);
+    mirror(&elsewhere, &log);
+    (21..=25).for_each(|n| log.append(vec![order(n)]));
+    mirror(&copy, &log);
+    overwrite(&elsewhere.join("00000000000000000009.rlog"), 3 * 4096 + 150, b"?");
+    let before = files(&elsewhere);
+    let repair = |args: &[&str], from: &Path| {
+        let from = ["--from", from.to_str().unwrap()];
+        ezctl(&[&["repair"], args, &from[..]].concat(), &[&elsewhere])
+    };
+    // It is behind, and damaged too.
+    let (code, _, err) = repair(&["--yes"], &copy);
+    assert!(code == 2 && err.contains("say --as own") && err.contains("ends with seq 20"), "{err}");
+    assert!(files(&elsewhere) == before);
+    let (code, out, _) = repair(&["--as", "own"], &copy);
+    assert!(code == 1 && out.contains("seq 25 to 25"), "{out}");
+    let (code, out, _) = repair(&["--as", "mirror"], &copy);
+    assert!(code == 1 && out.contains("seq 11 to 11") && !out.contains("seq 21 to"), "{out}");
+    // Out of the zone's own log: what it mends is a mirror.
+    let (code, out, _) = repair(&["--yes"], &origin);
+    assert!(code == 0 && !out.contains("seq 21 to"), "{out}");
+    assert_eq!(ezctl(&["diff", "--common"], &[&origin, &elsewhere]).0, 0);
+    // What is not behind needs no answer.
+    overwrite(&elsewhere.join("00000000000000000009.rlog"), 3 * 4096 + 150, b"?");
+    let (code, out, err) = ezctl(&["repair", "--yes", "--from", elsewhere.to_str().unwrap()], &[&elsewhere]);
+    assert!(code == 2, "{out}{err}");
+    assert_eq!(repair(&["--as", "mirror", "--yes"], &copy).0, 0);
+    assert_eq!(ezctl(&["verify"], &[&elsewhere]).0, 0);
+}

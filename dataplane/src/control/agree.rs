@@ -13,6 +13,8 @@ use std::path::Path;
 
 /// More are no log's: there are at most so many streams.
 const CORES_MAX: usize = 1024;
+/// What is longer is not ours.
+const NOTE_BYTES_MAX: u64 = 64;
 
 /// Makes `config` go by the number in use. As long as the answer is kept, the number stays; `None`: there is no log.
 pub fn on_log_cores(config: &mut Config) -> Result<Option<File>, Failed> {
@@ -36,10 +38,7 @@ pub fn on_log_cores(config: &mut Config) -> Result<Option<File>, Failed> {
 fn hold(path: &Path, wanted: usize) -> io::Result<(File, usize)> {
     let mut file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(path)?;
     match file.try_lock() {
-        Ok(()) => {
-            file.set_len(0)?;
-            file.write_all(format!("{wanted}\n").as_bytes())?;
-        }
+        Ok(()) => note(&mut file, wanted)?,
         Err(TryLockError::WouldBlock) => {}
         Err(TryLockError::Error(e)) => return Err(e),
     }
@@ -60,9 +59,34 @@ fn hold(path: &Path, wanted: usize) -> io::Result<(File, usize)> {
     }
 }
 
+/// Writes the number, unless it is there: a node must start on a full disk.
+fn note(file: &mut File, wanted: usize) -> io::Result<()> {
+    let (mut held, wanted) = (Vec::new(), format!("{wanted}\n"));
+    file.take(NOTE_BYTES_MAX).read_to_end(&mut held)?;
+    if held != wanted.as_bytes() {
+        file.rewind()?;
+        file.write_all(wanted.as_bytes())?;
+        file.set_len(wanted.len() as u64)?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_there_is_not_written_again() {
+        let path = std::env::temp_dir().join(format!("ezone-agree-full-{}", std::process::id()));
+        drop(hold(&path, 12).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "12\n");
+        let mut closed = File::open(&path).unwrap();
+        note(&mut closed, 12).unwrap();
+        assert!(note(&mut closed, 3).is_err(), "this one cannot write");
+        drop(hold(&path, 3).unwrap());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "3\n");
+        std::fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn the_number_stays_as_long_as_one_goes_by_it_and_changes_when_none_does() {

@@ -287,6 +287,7 @@ async fn status(shown: &Shown) -> LogStatus {
         streams,
         ledger: cores.iter().map(|c| c.kept.ledger).sum(),
         parked: cores.iter().map(|c| c.kept.parked).sum(),
+        store_full: cores.iter().any(|c| c.kept.is_full),
         lag: Lag {
             count: lag.len(),
             p50_us: lag.value_at_quantile(0.5),
@@ -335,6 +336,7 @@ fn metrics(status: &LogStatus) -> String {
     let mut page = Page::default();
     page.gauge("ezone_log_map_epoch", "The map that the log goes by", status.map_epoch);
     page.gauge("ezone_log_read_only", "1: restarted, and does not know yet what it owns", u64::from(status.read_only));
+    page.gauge("ezone_store_full", "1: a record store has no room; nothing is applied", u64::from(status.store_full));
     page.gauge("ezone_log_ledger_entries", "Entries in the conflict ledger", status.ledger);
     page.gauge("ezone_log_parked_records", "Records that could not be applied yet", status.parked);
     for s in &status.streams {

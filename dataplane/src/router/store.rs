@@ -377,7 +377,9 @@ impl Core {
                 let seen = format!("map epoch {map_epoch}");
                 self.fail_with(id, 503, &TRY_LATER, "the zone's log waits for a newer map", &seen, "the router's map");
             }
-            Refused::Full => self.fail(id, 507, "the zone's log has no room", "", "free space on its volume"),
+            Refused::Full => {
+                self.fail(id, 507, "the zone's log or its record store has no room", "", "free space on its volume")
+            }
             Refused::Busy => self.fail_with(id, 503, &TRY_LATER, "too many writes wait", "", "fewer; nothing was done"),
             Refused::Invalid(why) => self.fail(id, 400, "not a legal record", &text(&why), ""),
             Refused::Failed(why) => self.fail(id, 500, "the zone's log or store failed", &text(&why), ""),

@@ -1,7 +1,7 @@
 //! Answers what routers ask: judges by the gate, appends or reads, and says nothing at all where it cannot know.
 
 use super::core::{Core, Stream};
-use super::keeper::Job;
+use super::keeper::{Job, NoRoom};
 use super::now_ms;
 use super::signal::{Budget, Share};
 use super::stream;
@@ -35,8 +35,9 @@ impl Core {
                 };
                 let share = rows.take().await;
                 let answer = match self.row(stream, table, key).await {
-                    Some(Some(row)) if !row.deleted => Answer::Row { version: row.version, value: row.value },
-                    Some(_) => Answer::Absent,
+                    Some(Ok(Some(row))) if !row.deleted => Answer::Row { version: row.version, value: row.value },
+                    Some(Ok(_)) => Answer::Absent,
+                    Some(Err(NoRoom)) => Answer::Refused(Refused::Full),
                     None => failed("the store does not answer"),
                 };
                 (answer, Some(share))
@@ -56,7 +57,8 @@ impl Core {
                     // was there, under the map that is there then.
                     let key = write.key.clone().unwrap_or_default();
                     row = match self.row(stream, write.table.clone(), key).await {
-                        Some(found) => found.map_or(Row::Absent, |r| Row::At(r.version.owner_epoch)),
+                        Some(Ok(found)) => found.map_or(Row::Absent, |r| Row::At(r.version.owner_epoch)),
+                        Some(Err(NoRoom)) => return Answer::Refused(Refused::Full),
                         None => return failed("the store does not answer"),
                     }
                 }
@@ -83,12 +85,16 @@ impl Core {
         }
     }
 
-    /// The row as of every write that was acknowledged before this call.
-    async fn row(&self, stream: &Stream, table: Bytes, key: Bytes) -> Option<Option<store::Row>> {
+    /// The row as of every write that was acknowledged before this call; refused while a store without room holds those up.
+    async fn row(&self, stream: &Stream, table: Bytes, key: Bytes) -> Option<Result<Option<store::Row>, NoRoom>> {
         let target = stream.log.durable_seq();
         let own = self.options.zone;
         // The keeper does jobs in order: what was handed over before the question is in its answer.
-        stream.applied_changed.wait(|| (stream.fed_seq(own) >= target).then_some(())).await;
+        let is_fed = || (stream.fed_seq(own) >= target || self.store_full.get()).then_some(());
+        stream.applied_changed.wait(is_fed).await;
+        if self.store_full.get() {
+            return Some(Err(NoRoom));
+        }
         self.ask(|done| Job::Read { stream: stream.number, table, key, done }).await
     }
 

@@ -6,7 +6,7 @@
 
 use super::borrow::Survey;
 use super::core::{Core, Stream};
-use super::keeper::{Job, Keeper, Kept};
+use super::keeper::{Job, Keeper, Kept, News};
 use super::node::{Command, CoreFigures, LogFigures, Options, StreamFigures, Told};
 use super::open::{Begin, open_stream};
 use super::signal::Signal;
@@ -67,20 +67,20 @@ pub(super) fn start_core(
     tell: impl Fn(Told) + Clone + Send + 'static,
 ) -> Result<(Running, Started), String> {
     let ((commands, inbox), (jobs, todo), (started, wait)) = (unbounded(), channel(), channel());
-    let (settled, fences) = unbounded();
+    let (settled, news) = unbounded();
     let begins = kept.iter().map(Begin::of).collect();
-    let (keeper, keeper_tell) = (Keeper::new(options.zone, kept, settled), tell.clone());
+    let (keeper, keeper_tell) = (Keeper::new(options.zone, kept, todo, settled), tell.clone());
     let keeper = thread::Builder::new()
         .name(format!("keeper-{index}"))
         .spawn(move || {
-            let done = catch_unwind(AssertUnwindSafe(|| keeper.run(&todo)));
+            let done = catch_unwind(AssertUnwindSafe(|| keeper.run()));
             let fault = done.unwrap_or_else(|_| Err("a keeper panicked; its message is above".into()));
             fault.err().into_iter().for_each(|why| keeper_tell(Told::Fault(why)));
         })
         .map_err(|e| format!("its keeper cannot be started: {e}"))?;
     let (core_options, survey, map, core_tell) = (options.clone(), survey.clone(), map.clone(), tell.clone());
     let boot =
-        move || Boot { index, options: core_options, survey, map, jobs, inbox, begins, fences, started }.run(core_tell);
+        move || Boot { index, options: core_options, survey, map, jobs, inbox, begins, news, started }.run(core_tell);
     let ended = start_watched(index, options.cores[index], boot, keeper, tell)?;
     Ok((Running { commands, ended: Mutex::new(Some(ended)) }, wait))
 }
@@ -124,14 +124,14 @@ struct Boot {
     jobs: Sender<Job>,
     inbox: UnboundedReceiver<Command>,
     begins: Vec<Begin>,
-    fences: UnboundedReceiver<super::keeper::Fences>,
+    news: UnboundedReceiver<News>,
     started: Sender<Result<(), String>>,
 }
 
 impl Boot {
     /// Opens the core's streams, says so, and serves until it is told to stop.
     async fn run(self, tell: impl Fn(Told) + 'static) -> Result<(), String> {
-        let Boot { index, options, survey, map, jobs, inbox, begins, fences, started } = self;
+        let Boot { index, options, survey, map, jobs, inbox, begins, news, started } = self;
         let mut streams = vec![];
         for begin in begins {
             match open_stream(&options, &survey, &map, begin).await {
@@ -151,6 +151,7 @@ impl Boot {
             gzs: Cell::new(None),
             asked: Cell::new(0),
             stopping: Cell::new(false),
+            store_full: Cell::new(false),
             jobs,
             faults,
             tell: Box::new(tell),
@@ -169,13 +170,13 @@ impl Boot {
                 return Ok(());
             }
         }
-        spawn_tasks(&core, fences);
+        spawn_tasks(&core, news);
         let _ = started.send(Ok(())); // nobody waits any more: then nobody will command either
         serve(core, inbox, fault).await
     }
 }
 
-fn spawn_tasks(core: &Rc<Core>, fences: UnboundedReceiver<super::keeper::Fences>) {
+fn spawn_tasks(core: &Rc<Core>, news: UnboundedReceiver<News>) {
     let spawn = |task| glommio::spawn_local(task).detach();
     for stream in &core.streams {
         for zone in stream.mirrors.keys().copied().chain([core.options.zone]) {
@@ -195,7 +196,7 @@ fn spawn_tasks(core: &Rc<Core>, fences: UnboundedReceiver<super::keeper::Fences>
             spawn(Box::pin(link::send(core.clone(), stream.clone(), peer.clone())));
         }
     }
-    spawn(Box::pin(hear_fences(core.clone(), fences)));
+    spawn(Box::pin(hear(core.clone(), news)));
     spawn(Box::pin(retain::run(core.clone())));
     let core = core.clone();
     spawn(Box::pin(async move {
@@ -210,12 +211,20 @@ fn spawn_tasks(core: &Rc<Core>, fences: UnboundedReceiver<super::keeper::Fences>
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
-/// Tells the gates which FENCEs count as applied, in the order in which the keeper says so.
-async fn hear_fences(core: Rc<Core>, mut fences: UnboundedReceiver<super::keeper::Fences>) {
-    while let Some(news) = fences.next().await {
-        for stream in core.streams.iter().filter(|s| s.number == news.stream) {
-            let mut gate = stream.gate.borrow_mut();
-            news.all.iter().for_each(|(zone, shard, epoch)| gate.on_fence_applied(*zone, *shard, *epoch));
+/// Takes what the keeper tells, in its order: which FENCEs count as applied, whether a store has room.
+async fn hear(core: Rc<Core>, mut news: UnboundedReceiver<News>) {
+    while let Some(news) = news.next().await {
+        match news {
+            News::Fences { stream, all } => {
+                for stream in core.streams.iter().filter(|s| s.number == stream) {
+                    let mut gate = stream.gate.borrow_mut();
+                    all.iter().for_each(|(zone, shard, epoch)| gate.on_fence_applied(*zone, *shard, *epoch));
+                }
+            }
+            News::Room(has) => {
+                core.store_full.set(!has);
+                core.streams.iter().for_each(|s| s.applied_changed.notify());
+            }
         }
     }
 }

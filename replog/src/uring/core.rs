@@ -45,6 +45,8 @@ pub(super) struct Core {
     /// The newest map that the GZS has named since this start.
     pub gzs: Cell<Option<MapEpoch>>,
     pub stopping: Cell<bool>,
+    /// A store of this core has no room: nothing is applied, and no row can be told.
+    pub store_full: Cell<bool>,
     /// How many asks have come.
     pub asked: Cell<u64>,
     pub jobs: Sender<Job>,

@@ -1,6 +1,7 @@
 //! The thread that applies: owns the appliers and stores of one log core's streams, so that SQLite never blocks the core.
 //!
-//! Jobs are done in the order in which they were sent: a read that follows an apply sees what it applied.
+//! Jobs are done in the order in which they were sent: a read that follows an apply sees what it applied. A store without room
+//! holds up what is to be stored, in its order; reads are refused meanwhile, and figures are told all the same.
 
 use super::now_ns;
 use super::sqlite::Sqlite;
@@ -14,6 +15,7 @@ use futures_channel::oneshot::Sender;
 use hdrhistogram::Histogram;
 use shardmap::map::Map;
 use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -30,7 +32,7 @@ pub(super) enum Job {
     /// Look a piece of a log through for tail records.
     Scan { stream: u32, zone: Zone, batches: Vec<Batch>, done: Sender<Applied> },
     /// Read one row.
-    Read { stream: u32, table: Bytes, key: Bytes, done: Sender<Option<Row>> },
+    Read { stream: u32, table: Bytes, key: Bytes, done: Sender<Result<Option<Row>, NoRoom>> },
     /// Store a newer map; the answer is what has to be looked through.
     Map { map: Arc<Map>, bytes: Bytes, done: Sender<Vec<(u32, Zone, Scan)>> },
     /// What this zone has of some shards.
@@ -43,10 +45,17 @@ pub(super) enum Job {
     Close { done: Sender<()> },
 }
 
-/// The FENCEs of a stream that count as applied. All of this news takes one way, so that it arrives in order.
-pub(super) struct Fences {
-    pub stream: u32,
-    pub all: Vec<(Zone, Shard, OwnerEpoch)>,
+/// A row cannot be told: what was written before the question is not applied, and cannot be until there is room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct NoRoom;
+
+/// What a keeper tells its core unasked. All of it takes one way, so that it arrives in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum News {
+    /// The FENCEs of a stream that count as applied.
+    Fences { stream: u32, all: Vec<(Zone, Shard, OwnerEpoch)> },
+    /// From now on a store has, or has no, room.
+    Room(bool),
 }
 
 /// What an apply or a scan led to.
@@ -82,6 +91,8 @@ pub struct Figures {
     pub parked: u64,
     /// Entries of the ledger.
     pub ledger: u64,
+    /// A store has no room: nothing is applied, and no row is told, until there is some.
+    pub is_full: bool,
     /// Microseconds from the commit of another zone's record there until it was visible here.
     pub lag_us: Histogram<u64>,
 }
@@ -93,90 +104,188 @@ pub(super) struct Kept {
     pub store: Sqlite,
     /// Entries of the ledger, once counted.
     pub ledger: Option<u64>,
+    /// What is applied and stored: the applier is ahead while a store has no room.
+    pub stored: Positions,
 }
 
 pub(super) struct Keeper {
     zone: Zone,
     kept: Vec<Kept>,
-    fences: UnboundedSender<Fences>,
+    jobs: Receiver<Job>,
+    /// What came while there was no room, in its order.
+    later: VecDeque<Job>,
+    news: UnboundedSender<News>,
     lag_us: Histogram<u64>,
     retry_at: Instant,
 }
 
+/// Why a keeper ends.
+enum End {
+    /// Memory and disk may differ: the process has to stop.
+    Fault(String),
+    /// It was asked to; whoever asked waits here.
+    Asked(Sender<()>),
+    /// The core is gone.
+    Gone,
+}
+
+impl From<String> for End {
+    fn from(why: String) -> End {
+        End::Fault(why)
+    }
+}
+
+impl Kept {
+    /// The applier and the store that it began with.
+    pub fn new(stream: u32, applier: Applier, store: Sqlite) -> Kept {
+        Kept { stream, stored: applier.positions().clone(), applier, store, ledger: None }
+    }
+}
+
 impl Keeper {
-    pub fn new(zone: Zone, kept: Vec<Kept>, fences: UnboundedSender<Fences>) -> Keeper {
+    pub fn new(zone: Zone, kept: Vec<Kept>, jobs: Receiver<Job>, news: UnboundedSender<News>) -> Keeper {
         let lag_us = Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("these bounds are legal");
-        Keeper { zone, kept, fences, lag_us, retry_at: Instant::now() + RETRY_EVERY }
+        Keeper { zone, kept, jobs, later: VecDeque::new(), news, lag_us, retry_at: Instant::now() + RETRY_EVERY }
     }
 
-    /// Does jobs until the last one, or until the core is gone; an error means that memory and disk may differ: the process has to
-    /// stop.
-    pub fn run(mut self, jobs: &Receiver<Job>) -> Result<(), String> {
-        loop {
-            let wait = self.retry_at.saturating_duration_since(Instant::now());
-            if wait.is_zero() {
-                self.retry()?;
+    /// Does jobs until the last one, or until the core is gone.
+    pub fn run(mut self) -> Result<(), String> {
+        let end = loop {
+            if let Err(end) = self.step() {
+                break end;
             }
-            match jobs.recv_timeout(wait) {
-                Ok(Job::Close { done }) => {
-                    drop(self);
-                    let _ = done.send(()); // whoever stops the node may have given up
-                    return Ok(());
-                }
-                Ok(job) => self.job(job)?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+        };
+        drop(self);
+        match end {
+            End::Fault(why) => Err(why),
+            End::Gone => Ok(()),
+            End::Asked(done) => {
+                let _ = done.send(()); // whoever stops the node may have given up
+                Ok(())
             }
         }
     }
 
+    fn step(&mut self) -> Result<(), End> {
+        let wait = self.retry_at.saturating_duration_since(Instant::now());
+        if wait.is_zero() {
+            self.retry()?;
+        }
+        if let Some(job) = self.later.pop_front() {
+            return self.job(job);
+        }
+        match self.jobs.recv_timeout(wait) {
+            Ok(job) => self.job(job),
+            Err(RecvTimeoutError::Timeout) => Ok(()),
+            Err(RecvTimeoutError::Disconnected) => Err(End::Gone),
+        }
+    }
+
     /// Tries parked records again. What they held back may count now: locks open without another record.
-    fn retry(&mut self) -> Result<(), String> {
+    fn retry(&mut self) -> Result<(), End> {
         self.retry_at = Instant::now() + RETRY_EVERY;
-        for k in self.kept.iter_mut().filter(|k| k.applier.parked() > 0) {
-            let changes = k.applier.retry(now_ns() / 1_000_000);
+        for at in 0..self.kept.len() {
+            if self.kept[at].applier.parked() == 0 {
+                continue;
+            }
+            let changes = self.kept[at].applier.retry(now_ns() / 1_000_000);
             if !changes.is_empty() {
-                k.commit(&changes)?;
-                k.tell_fences(&self.fences);
+                self.commit(at, &changes)?;
+                self.kept[at].tell_fences(&self.news);
             }
         }
         Ok(())
     }
 
+    /// Stores `changes`. A full disk holds up applying on this core; the log goes on as long as it has segments. Nothing is skipped.
+    fn commit(&mut self, at: usize, changes: &Changes) -> Result<(), End> {
+        let mut waits = false;
+        loop {
+            match self.kept[at].commit(changes) {
+                Err(Failed::Broken(why)) => return Err(End::Fault(why)),
+                Err(Failed::Full(why)) => {
+                    if !waits {
+                        let stream = self.kept[at].stream;
+                        tracing::error!(
+                            "stream {stream}: {why}; applying waits until there is room, rows are not told"
+                        );
+                        let _ = self.news.unbounded_send(News::Room(false)); // the core may be gone
+                    }
+                    waits = true;
+                    self.without_room()?;
+                }
+                Ok(()) => {
+                    if waits {
+                        tracing::info!("stream {}: there is room again", self.kept[at].stream);
+                        let _ = self.news.unbounded_send(News::Room(true)); // the core may be gone
+                    }
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// What can be done without room, until it is time to look for some.
+    fn without_room(&mut self) -> Result<(), End> {
+        let until = Instant::now() + ROOM_LOOK;
+        loop {
+            match self.jobs.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Job::Figures { done }) => {
+                    let _ = done.send(self.figures(true)?); // whoever asked may be gone
+                }
+                Ok(Job::Read { done, .. }) => {
+                    let _ = done.send(Err(NoRoom)); // whoever asked may be gone
+                }
+                // What is not stored is in the logs.
+                Ok(Job::Close { done }) => return Err(End::Asked(done)),
+                Ok(
+                    job @ (Job::Apply { .. }
+                    | Job::Scan { .. }
+                    | Job::Map { .. }
+                    | Job::Report { .. }
+                    | Job::Digests { .. }),
+                ) => self.later.push_back(job),
+                Err(RecvTimeoutError::Timeout) => return Ok(()),
+                Err(RecvTimeoutError::Disconnected) => return Err(End::Gone),
+            }
+        }
+    }
+
     /// Whoever asked may be gone: that an answer finds nobody is no fault.
-    fn job(&mut self, job: Job) -> Result<(), String> {
+    fn job(&mut self, job: Job) -> Result<(), End> {
         match job {
             Job::Apply { stream, zone, batches, done } => {
                 let applied = self.apply(stream, zone, &batches)?;
                 let _ = done.send(applied);
             }
             Job::Scan { stream, zone, batches, done } => {
-                let k = self.of(stream)?;
+                let at = self.at(stream)?;
                 let mut all = Changes::default();
                 for batch in &batches {
-                    all.list.extend(k.applier.scan(zone, &records(batch)?).list);
+                    all.list.extend(self.kept[at].applier.scan(zone, &records(batch)?).list);
                 }
-                k.commit(&all)?;
-                let _ = done.send(k.applied(zone, None));
+                self.commit(at, &all)?;
+                let _ = done.send(self.kept[at].applied(zone, None));
             }
             Job::Read { stream, table, key, done } => {
-                let row = self.of(stream)?.store.row(&table, &key).map_err(|e| e.to_string())?;
-                let _ = done.send(row);
+                let at = self.at(stream)?;
+                let row = self.kept[at].store.row(&table, &key).map_err(|e| e.to_string())?;
+                let _ = done.send(Ok(row));
             }
             Job::Map { map, bytes, done } => {
-                for k in &mut self.kept {
-                    let changes = k.applier.on_map(map.clone(), bytes.clone());
-                    k.commit(&changes)?;
+                for at in 0..self.kept.len() {
+                    let changes = self.kept[at].applier.on_map(map.clone(), bytes.clone());
+                    self.commit(at, &changes)?;
                 }
                 let scans = self.kept.iter().flat_map(|k| k.applier.scans().map(|(zone, scan)| (k.stream, zone, scan)));
                 let _ = done.send(scans.collect());
             }
             Job::Report { stream, shards, take_over, done } => {
-                let reported = self.of(stream)?.report(&shards, take_over)?;
+                let reported = self.report(stream, &shards, take_over)?;
                 let _ = done.send(reported);
             }
             Job::Figures { done } => {
-                let figures = self.figures()?;
+                let figures = self.figures(false)?;
                 let _ = done.send(figures);
             }
             Job::Digests { done } => {
@@ -184,14 +293,15 @@ impl Keeper {
                     self.kept.iter().map(|k| k.store.digests().map_err(|e| e.to_string())).collect();
                 let _ = done.send(all?);
             }
-            Job::Close { .. } => unreachable!("`run` takes it"),
+            Job::Close { done } => return Err(End::Asked(done)),
         }
         Ok(())
     }
 
-    fn apply(&mut self, stream: u32, zone: Zone, batches: &[Batch]) -> Result<Applied, String> {
+    fn apply(&mut self, stream: u32, zone: Zone, batches: &[Batch]) -> Result<Applied, End> {
         let own = zone == self.zone;
-        let k = self.of(stream)?;
+        let at = self.at(stream)?;
+        let k = &mut self.kept[at];
         let (mut all, mut wait) = (Changes::default(), None);
         let before = k.applier.applied(zone);
         for batch in batches {
@@ -204,11 +314,10 @@ impl Keeper {
             }
         }
         let fences = all.list.iter().any(|c| matches!(c, Change::Fence(..) | Change::Park(_)));
-        k.commit(&all)?;
-        let applied = k.applied(zone, wait);
+        self.commit(at, &all)?;
+        let applied = self.kept[at].applied(zone, wait);
         if fences {
-            let at = self.kept.iter().find(|k| k.stream == stream);
-            at.into_iter().for_each(|k| k.tell_fences(&self.fences));
+            self.kept[at].tell_fences(&self.news);
         }
         if !own {
             let now = now_ns();
@@ -220,53 +329,53 @@ impl Keeper {
         Ok(applied)
     }
 
-    fn figures(&mut self) -> Result<Figures, String> {
+    fn figures(&mut self, is_full: bool) -> Result<Figures, String> {
         let mut ledger = 0;
         for k in &mut self.kept {
             ledger += k.listed()?;
         }
         Ok(Figures {
-            applied: self.kept.iter().map(|k| (k.stream, k.applier.positions().clone())).collect(),
+            applied: self.kept.iter().map(|k| (k.stream, k.stored.clone())).collect(),
             parked: self.kept.iter().map(|k| k.applier.parked() as u64).sum(),
             ledger,
+            is_full,
             lag_us: self.lag_us.clone(),
         })
     }
 
-    fn of(&mut self, stream: u32) -> Result<&mut Kept, String> {
-        self.kept.iter_mut().find(|k| k.stream == stream).ok_or_else(|| format!("stream {stream} is not this core's"))
+    fn report(&mut self, stream: u32, shards: &[Shard], take_over: bool) -> Result<Vec<Reported>, End> {
+        let (at, mut all) = (self.at(stream)?, vec![]);
+        for shard in shards {
+            all.push(if take_over {
+                let reported = self.kept[at].applier.report(*shard);
+                if let Some((_, changes)) = &reported {
+                    self.commit(at, changes)?;
+                }
+                Reported { shard: *shard, fence_seq: None, applied: reported.map(|(cut, _)| cut) }
+            } else {
+                let (fence_seq, applied) = self.kept[at].applier.caught_up(*shard).unzip();
+                Reported { shard: *shard, fence_seq, applied }
+            });
+        }
+        Ok(all)
+    }
+
+    fn at(&self, stream: u32) -> Result<usize, String> {
+        let at = self.kept.iter().position(|k| k.stream == stream);
+        at.ok_or_else(|| format!("stream {stream} is not this core's"))
     }
 }
 
 impl Kept {
-    fn commit(&mut self, changes: &Changes) -> Result<(), String> {
+    fn commit(&mut self, changes: &Changes) -> Result<(), Failed> {
         if changes.list.iter().any(|c| matches!(c, Change::List(_))) {
             self.ledger = None;
         }
-        if changes.is_empty() { Ok(()) } else { self.commit_when_there_is_room(changes) }
-    }
-
-    /// A full disk holds up applying, and reading, on this core; the log goes on as long as it has segments. Nothing is skipped.
-    fn commit_when_there_is_room(&mut self, changes: &Changes) -> Result<(), String> {
-        let mut waiting = false;
-        loop {
-            match self.store.commit(changes) {
-                Err(Failed::Full(why)) => {
-                    if !waiting {
-                        tracing::error!("stream {}: {why}; applying waits until there is room", self.stream);
-                    }
-                    waiting = true;
-                    std::thread::sleep(ROOM_LOOK);
-                }
-                Err(Failed::Broken(why)) => return Err(why),
-                Ok(()) => {
-                    if waiting {
-                        tracing::info!("stream {}: there is room again", self.stream);
-                    }
-                    return Ok(());
-                }
-            }
+        if !changes.is_empty() {
+            self.store.commit(changes)?;
         }
+        self.stored.clone_from(self.applier.positions());
+        Ok(())
     }
 
     fn applied(&self, zone: Zone, wait: Option<Wait>) -> Applied {
@@ -274,8 +383,9 @@ impl Kept {
         Applied { seq: self.applier.applied(zone), wait, scan, map_epoch: self.applier.map_epoch() }
     }
 
-    fn tell_fences(&self, to: &UnboundedSender<Fences>) {
-        let _ = to.unbounded_send(Fences { stream: self.stream, all: self.applier.fences().collect() }); // the core may be gone
+    fn tell_fences(&self, to: &UnboundedSender<News>) {
+        let all = self.applier.fences().collect();
+        let _ = to.unbounded_send(News::Fences { stream: self.stream, all }); // the core may be gone
     }
 
     /// How many entries the ledger has; counted again only when some were listed.
@@ -286,23 +396,6 @@ impl Kept {
             self.ledger = Some(count);
         }
         Ok(self.ledger.unwrap_or(0))
-    }
-
-    fn report(&mut self, shards: &[Shard], take_over: bool) -> Result<Vec<Reported>, String> {
-        let mut all = vec![];
-        for shard in shards {
-            all.push(if take_over {
-                let reported = self.applier.report(*shard);
-                if let Some((_, changes)) = &reported {
-                    self.commit(changes)?;
-                }
-                Reported { shard: *shard, fence_seq: None, applied: reported.map(|(cut, _)| cut) }
-            } else {
-                let (fence_seq, applied) = self.applier.caught_up(*shard).unzip();
-                Reported { shard: *shard, fence_seq, applied }
-            });
-        }
-        Ok(all)
     }
 }
 

@@ -21,6 +21,8 @@ use std::time::Duration;
 
 /// How soon a mirror that is busy, or not settled, is looked at again if nothing became durable.
 const LOOK: Duration = Duration::from_millis(10);
+/// How soon one that had no room is tried again.
+const ROOM_LOOK: Duration = Duration::from_millis(500);
 
 /// It exists from the first HELLO on, which names the incarnation that it is a copy of.
 pub(super) struct Mirror {
@@ -200,16 +202,28 @@ impl Mirror {
         self.queued.wait(|| (self.breaks.get() > breaks).then_some(())).await;
     }
 
-    /// Appends the first of the queue; waits while too much waits for the disk.
+    /// Appends the first of the queue; waits while too much waits for the disk, or there is no room: the sender has no more credit
+    /// then, and keeps what follows.
     async fn append(&self, log_uuid: u128, batch: Batch) -> Result<Durable, stream::Error> {
         let log = self.of(log_uuid).await?;
+        let mut is_full = false;
         loop {
             match log.begin_append_batch(batch.clone()) {
                 Err(stream::Error::Refused(log::Refused::Busy)) => {
                     let more = async { drop(log.wait_durable(log.durable_seq() + 1).await) };
                     or(more, async { sleep(LOOK).await }).await;
                 }
+                Err(why @ stream::Error::Refused(log::Refused::Full)) => {
+                    if !is_full {
+                        tracing::error!("{}: {why}; what was received waits in memory", self.dir.display());
+                    }
+                    is_full = true;
+                    sleep(ROOM_LOOK).await;
+                }
                 Ok(durable) => {
+                    if is_full {
+                        tracing::info!("{}: there is room again", self.dir.display());
+                    }
                     self.queue.borrow_mut().pop_front();
                     return Ok(durable);
                 }

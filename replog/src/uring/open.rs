@@ -66,7 +66,7 @@ pub(super) fn open_store(options: &Options, stream: u32, map: &Arc<Map>) -> Resu
     let mut applier = Applier::new(options.zone, stream, options.streams, had, state);
     let changes = applier.on_map(map.clone(), Bytes::from(map.encode()));
     store.commit(&changes).map_err(|e| why(e.to_string()))?;
-    Ok(Kept { stream, applier, store, ledger: None })
+    Ok(Kept::new(stream, applier, store))
 }
 
 pub(super) async fn open_stream(

@@ -101,6 +101,12 @@ impl Sqlite {
         each.map_err(said).map(|()| applied)
     }
 
+    /// As if the disk were full beyond so many pages of 4 KiB.
+    #[cfg(test)]
+    pub(super) fn limit_pages(&self, pages: u32) {
+        self.db.pragma_update(None, "max_page_count", pages).unwrap();
+    }
+
     fn write(&mut self, changes: &Changes) -> rusqlite::Result<()> {
         if self.full != changes.durable {
             self.db.pragma_update(None, "synchronous", if changes.durable { "full" } else { "normal" })?;

@@ -24,7 +24,7 @@ use prepare::{Prepared, prepare};
 use reader::bounded;
 use shardmap::Zone;
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -89,6 +89,8 @@ struct State {
     untold: bool,
     reader: Option<(String, Rc<DmaFile>)>,
     last_failure: String,
+    /// What has failed since the last segment was begun, and how: it is told once.
+    said: BTreeSet<(&'static str, Option<i32>)>,
     scrubbed: Scrubbed,
     /// What the first segment's making came to.
     begun: Option<Result<(), Failed>>,
@@ -125,6 +127,7 @@ impl StreamLog {
             untold: false,
             reader: None,
             last_failure: String::new(),
+            said: BTreeSet::new(),
             scrubbed: Scrubbed::default(),
             begun: None,
             lock: Some(lock),

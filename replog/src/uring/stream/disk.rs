@@ -38,6 +38,9 @@ impl Shared {
                 let result = result.map_err(|e| self.failed("begin a segment", e));
                 let mut state = self.state.borrow_mut();
                 state.begun.get_or_insert(result);
+                if result.is_ok() {
+                    state.said.clear();
+                }
                 state.log.on_segment(result, self.now());
             }
             Order::Spare { id, bytes } => {
@@ -201,10 +204,14 @@ impl Shared {
         file.close().await
     }
 
-    pub(super) fn failed(&self, what: &str, e: GlommioError<()>) -> Failed {
+    pub(super) fn failed(&self, what: &'static str, e: GlommioError<()>) -> Failed {
         let full = matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
-        tracing::warn!(dir = %self.dir.display(), "cannot {what}: {e}");
-        self.state.borrow_mut().last_failure = format!("cannot {what}: {e}");
+        let mut state = self.state.borrow_mut();
+        // A full disk fails the same way each second.
+        if state.said.insert((what, e.raw_os_error())) {
+            tracing::warn!(dir = %self.dir.display(), "cannot {what}: {e}");
+        }
+        state.last_failure = format!("cannot {what}: {e}");
         if full { Failed::Full } else { Failed::Io }
     }
 }

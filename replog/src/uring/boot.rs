@@ -19,7 +19,7 @@ use futures_lite::future::or;
 use glommio::{LocalExecutorBuilder, Placement};
 use shardmap::Zone;
 use shardmap::map::Map;
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -132,6 +132,8 @@ impl Boot {
     /// Opens the core's streams, says so, and serves until it is told to stop.
     async fn run(self, tell: impl Fn(Told) + 'static) -> Result<(), String> {
         let Boot { index, options, survey, map, jobs, inbox, begins, news, started } = self;
+        let opened = Rc::new(OnceCell::new());
+        glommio::spawn_local(tick(opened.clone())).detach(); // it goes with its executor
         let mut streams = vec![];
         for begin in begins {
             match open_stream(&options, &survey, &map, begin).await {
@@ -171,6 +173,7 @@ impl Boot {
             }
         }
         spawn_tasks(&core, news);
+        let _ = opened.set(core.clone()); // it is set once
         let _ = started.send(Ok(())); // nobody waits any more: then nobody will command either
         serve(core, inbox, fault).await
     }
@@ -198,15 +201,16 @@ fn spawn_tasks(core: &Rc<Core>, news: UnboundedReceiver<News>) {
     }
     spawn(Box::pin(hear(core.clone(), news)));
     spawn(Box::pin(retain::run(core.clone())));
-    let core = core.clone();
-    spawn(Box::pin(async move {
-        let mut before = core.activity();
-        while !core.stopping.get() {
-            let now = core.activity();
-            glommio::timer::sleep(if now == before { IDLE_TICK } else { TICK }).await;
-            before = now;
-        }
-    }));
+}
+
+/// Ends sleeps for as long as the executor lives: an open that met a full disk, and a close, have slept for ever without it.
+async fn tick(core: Rc<OnceCell<Rc<Core>>>) {
+    let mut before = 0;
+    loop {
+        let now = core.get().filter(|c| !c.stopping.get()).map(|c| c.activity());
+        glommio::timer::sleep(if now == Some(before) { IDLE_TICK } else { TICK }).await;
+        before = now.unwrap_or(before);
+    }
 }
 
 type Task = std::pin::Pin<Box<dyn Future<Output = ()>>>;

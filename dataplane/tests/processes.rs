@@ -83,6 +83,12 @@ impl Node {
         http(self.ports[0], &format!("GET /records/orders/{id} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))
     }
 
+    /// What the log's admin page shows.
+    fn status(&self) -> std::io::Result<serde_json::Value> {
+        let (_, body) = http(self.ports[4], "GET /status HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;
+        Ok(serde_json::from_str(&body)?)
+    }
+
     fn said(&self) -> String {
         self.dir.said()
     }
@@ -250,6 +256,10 @@ fn garbage_on_any_port_harms_nobody() {
     let mut end = vec![];
     assert_eq!(port.read_to_end(&mut end).unwrap(), 0, "closed without a word");
     node.ready();
+    within("each stranger at the link's port is counted", || {
+        (node.status().ok()?["links_refused"].as_u64()? >= 20).then_some(())
+    });
+    assert!(node.said().matches("; closed").count() < 20, "and not each is told: {}", node.said());
     let (status, body) = http(node.ports[0], "GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n").unwrap();
     assert_eq!(status, 400, "{body}");
     let (status, body) = http(node.ports[0], "GET /nothing HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
@@ -290,7 +300,7 @@ fn a_full_disk_refuses_writes_loses_nothing_and_takes_them_again() {
     };
     let node = Node::new("full");
     node.edit(&node.dir.join("data").display().to_string(), &disk.path().join("data").display().to_string());
-    let (_log, _router) = (node.start("log"), node.start("router"));
+    let (mut log, _router) = (node.start("log"), node.start("router"));
     node.ready();
     let ballast = disk.path().join("ballast");
     let file = fs::File::create(&ballast).unwrap();
@@ -308,8 +318,17 @@ fn a_full_disk_refuses_writes_loses_nothing_and_takes_them_again() {
         Err(_) => None,
     });
     assert_eq!(refused.0, 507, "{refused:?}");
+    // Whoever looks why is answered, and the store, which has no room either by now or soon, keeps nobody from ending.
+    within("the store is full, and the status says so", || {
+        let _ = node.post(&value); // what the log still takes fills the store
+        (node.status().ok()?["store_full"] == true).then_some(())
+    });
+    assert_eq!(node.get(&acknowledged[0]).unwrap().0, 507, "a row may be out of date");
+    assert_eq!(http(node.ports[4], "GET /digest HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap().0, 200);
+    assert_eq!(log.term(), 0, "{}", node.said());
     drop(file);
     fs::remove_file(&ballast).unwrap();
+    let _log = node.start("log");
     within("writes are taken again", || node.post("{}").ok().filter(|(status, _)| *status == 201));
     for id in &acknowledged {
         assert_eq!(within("it is read", || node.get(id).ok()), (200, value.clone()), "{id}");

@@ -1,5 +1,6 @@
 //! `ezone log`: control of a node's log. Maps in, links accepted, status and reports out.
 
+use super::links::{self, Refused};
 use super::maps::{self, Kept, News};
 use super::metrics::Page;
 use super::report::{KeptLog, Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
@@ -14,26 +15,16 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use bytes::BytesMut;
 use hdrhistogram::Histogram;
-use replog::link::{self, Frame};
 use replog::retain::{Policy, WORTH};
-use replog::uring::node::{self, Adopted, CoreFigures, LogFigures, Node, Options, Peer, Told};
+use replog::uring::node::{self, CoreFigures, LogFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
 use shardmap::map::Map;
 use shardmap::{Shard, Zone};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-
-/// How long another zone's log may take to say which stream it is for.
-const HELLO_WAIT: Duration = Duration::from_secs(5);
-/// How many connections may be about to say it: who only connects must not use up this process's descriptors.
-const HELLOS_MAX: usize = 256;
-/// A HELLO is a cluster's name and some numbers.
-const HELLO_BYTES_MAX: usize = 4096;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 
 /// Runs the log until it is asked to stop or can no longer keep its promises.
 pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
@@ -68,11 +59,13 @@ struct Shown {
     map: Arc<Mutex<Arc<Map>>>,
     zone: Zone,
     layout: Arc<str>,
+    /// Connections that were closed because no HELLO came.
+    refused: Arc<Refused>,
 }
 
 async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), Failed> {
     let admin = TcpListener::bind(log.admin).await.map_err(|e| taken("admin", log.admin, &e))?;
-    let links = TcpListener::bind(log.listen).await.map_err(|e| taken("listen", log.listen, &e))?;
+    let link_listener = TcpListener::bind(log.listen).await.map_err(|e| taken("listen", log.listen, &e))?;
     let kept = Kept::open(config.node.data_dir.join("log.map"))?;
     let (news, mut newer) = mpsc::unbounded_channel();
     // From here on: without a map this waits for ever, and must hear all the same that it is to end.
@@ -96,8 +89,9 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     }
     tracing::info!("zone {}: log open, map {}, links on {}", first.zone_name(zone), first.epoch(), log.listen);
     let layout = config.layout.sentence().into();
-    let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone, layout };
-    tokio::spawn(accept_links(links, node.clone()));
+    let refused = Arc::default();
+    let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone, layout, refused };
+    tokio::spawn(links::accept(link_listener, node.clone(), shown.refused.clone()));
     let pages = pages(shown.clone());
     notify::tell(notify::READY);
     tokio::spawn(async move { axum::serve(Visitors::new(admin), pages).await });
@@ -180,57 +174,6 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options,
     })
 }
 
-/// Reads of each connection which stream it is for, and hands it to that stream's core.
-async fn accept_links(links: TcpListener, node: Arc<Node>) {
-    let waiting = Arc::new(Semaphore::new(HELLOS_MAX));
-    loop {
-        // The oldest connection gives way within `HELLO_WAIT`; until then the kernel keeps the next ones.
-        let turn = waiting.clone().acquire_owned().await.expect("this semaphore is never closed");
-        match links.accept().await {
-            Ok((socket, from)) => {
-                let node = node.clone();
-                tokio::spawn(async move {
-                    let _turn = turn;
-                    match tokio::time::timeout(HELLO_WAIT, hello(socket)).await {
-                        Ok(Ok(adopted)) => node.adopt(adopted),
-                        Ok(Err(why)) => tracing::warn!("link from {from}: {why}; closed"),
-                        Err(_) => {
-                            tracing::warn!("link from {from}: no HELLO within {} s; closed", HELLO_WAIT.as_secs())
-                        }
-                    }
-                });
-            }
-            Err(e) => {
-                tracing::warn!("links: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        }
-    }
-}
-
-async fn hello(mut socket: TcpStream) -> Result<Adopted, String> {
-    let mut read = BytesMut::new();
-    loop {
-        if socket.read_buf(&mut read).await.map_err(|e| e.to_string())? == 0 {
-            return Err("it ended before its HELLO".into());
-        }
-        // The core's receiver gets the bytes as they came; here they are only looked into.
-        match link::take(&mut read.clone()).map_err(|e| e.to_string())? {
-            Some(Frame::Hello(h)) => {
-                let socket = socket.into_std().map_err(|e| e.to_string())?;
-                return Ok(Adopted { asks: false, stream: h.stream, origin: h.origin, socket, read: read.to_vec() });
-            }
-            Some(Frame::Ask(a)) => {
-                let socket = socket.into_std().map_err(|e| e.to_string())?;
-                return Ok(Adopted { asks: true, stream: a.stream, origin: a.origin, socket, read: read.to_vec() });
-            }
-            Some(_) => return Err("its first frame is neither HELLO nor ASK".into()),
-            None if read.len() > HELLO_BYTES_MAX => return Err(format!("no HELLO in {} bytes", read.len())),
-            None => {}
-        }
-    }
-}
-
 fn pages(shown: Shown) -> Router {
     Router::new()
         .route("/status", get(async |State(s): State<Shown>| Json(status(&s).await)))
@@ -294,6 +237,7 @@ async fn status(shown: &Shown) -> LogStatus {
             p99_us: lag.value_at_quantile(0.99),
             max_us: lag.max(),
         },
+        links_refused: shown.refused.count(),
         layout: shown.layout.to_string(),
     }
 }
@@ -337,6 +281,12 @@ fn metrics(status: &LogStatus) -> String {
     page.gauge("ezone_log_map_epoch", "The map that the log goes by", status.map_epoch);
     page.gauge("ezone_log_read_only", "1: restarted, and does not know yet what it owns", u64::from(status.read_only));
     page.gauge("ezone_store_full", "1: a record store has no room; nothing is applied", u64::from(status.store_full));
+    page.counter(
+        "ezone_links_refused_total",
+        "Connections from other logs, or strangers, that were closed before a HELLO was understood",
+        &[],
+        status.links_refused,
+    );
     page.gauge("ezone_log_ledger_entries", "Entries in the conflict ledger", status.ledger);
     page.gauge("ezone_log_parked_records", "Records that could not be applied yet", status.parked);
     for s in &status.streams {

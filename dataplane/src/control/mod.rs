@@ -11,6 +11,7 @@ pub mod explain;
 pub mod figures;
 pub mod health;
 pub mod life;
+pub mod links;
 pub mod listen;
 pub mod log;
 pub mod machine;

@@ -52,6 +52,9 @@ pub struct LogStatus {
     /// A record store has no room: nothing is applied, and rows are not told, until there is some. The log goes on as long as it has.
     #[serde(default)]
     pub store_full: bool,
+    /// Connections from other logs, or strangers, that were closed before a HELLO was understood.
+    #[serde(default)]
+    pub links_refused: u64,
     /// From commit at the origin to visible here.
     pub lag: Lag,
     /// Which cores serve what, and why.

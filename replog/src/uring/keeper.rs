@@ -238,13 +238,12 @@ impl Keeper {
                 }
                 // What is not stored is in the logs.
                 Ok(Job::Close { done }) => return Err(End::Asked(done)),
-                Ok(
-                    job @ (Job::Apply { .. }
-                    | Job::Scan { .. }
-                    | Job::Map { .. }
-                    | Job::Report { .. }
-                    | Job::Digests { .. }),
-                ) => self.later.push_back(job),
+                Ok(Job::Digests { done }) => {
+                    let _ = done.send(self.digests()?); // whoever asked may be gone
+                }
+                Ok(job @ (Job::Apply { .. } | Job::Scan { .. } | Job::Map { .. } | Job::Report { .. })) => {
+                    self.later.push_back(job);
+                }
                 Err(RecvTimeoutError::Timeout) => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Err(End::Gone),
             }
@@ -289,9 +288,8 @@ impl Keeper {
                 let _ = done.send(figures);
             }
             Job::Digests { done } => {
-                let all: Result<_, _> =
-                    self.kept.iter().map(|k| k.store.digests().map_err(|e| e.to_string())).collect();
-                let _ = done.send(all?);
+                let digests = self.digests()?;
+                let _ = done.send(digests);
             }
             Job::Close { done } => return Err(End::Asked(done)),
         }
@@ -327,6 +325,10 @@ impl Keeper {
             }
         }
         Ok(applied)
+    }
+
+    fn digests(&self) -> Result<Vec<Digests>, String> {
+        self.kept.iter().map(|k| k.store.digests().map_err(|e| e.to_string())).collect()
     }
 
     fn figures(&mut self, is_full: bool) -> Result<Figures, String> {

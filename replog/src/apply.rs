@@ -9,6 +9,10 @@
 //! that fails. An applied record is never appended to a stream again, and the applier never makes up a version: it has no
 //! clock but the `now_ms` that tells it what lies in the future.
 
+mod seed;
+
+pub use seed::{Seed, Unseeded};
+
 use crate::owners::{Owners, get_positions, stream_of};
 use crate::store::{Change, Changes, Entry, Fence, Parked, Report, Row, Scan, State, put_or_remove};
 use crate::{Op, Record, Version};

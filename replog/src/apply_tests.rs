@@ -238,3 +238,89 @@ fn a_fence_that_carries_no_positions_stops_that_log() {
     let bad = Record { value: Bytes::from_static(b"?"), ..fence(1, 3, &[]).1 };
     assert_eq!(b.applier.apply(A, &[(1, bad)], NOW_MS).unwrap_err(), Unfit::Fence { zone: A, seq: 1 });
 }
+
+fn seed_of(seq: u64, map_epoch: u64) -> Seed {
+    let positions: Positions = [(C, 9)].into_iter().collect();
+    let fences = vec![(S, Fence { epoch: OwnerEpoch(3), seq: seq - 1, positions })];
+    Seed { zone: A, seq, map_epoch: MapEpoch(map_epoch), fences, unseen: None }
+}
+
+impl Side {
+    fn seed(&mut self, seed: &Seed) -> Result<(), Unseeded> {
+        let changes = self.applier.seed(seed)?;
+        assert!(changes.durable, "what comes behind it acts on it");
+        self.store.commit(&changes).unwrap();
+        self.check();
+        Ok(())
+    }
+}
+
+#[test]
+fn a_snapshot_moves_one_position_brings_the_origins_fences_and_the_log_goes_on_behind_it() {
+    let mut b = Side::new(B);
+    b.apply(A, &[put(1, "x", 1, NOW_MS)]);
+    b.apply(C, &[put(1, "y", 0, NOW_MS)]);
+    assert_eq!(b.seed(&seed_of(50, 1)), Ok(()));
+    assert_eq!((b.applier.applied(A), b.applier.applied(C)), (50, 1));
+    assert_eq!(b.applier.fences().collect::<Vec<_>>(), [(A, S, OwnerEpoch(3))]);
+    b.apply(A, &[put(51, "x", 1, NOW_MS)]);
+    assert_eq!((b.applier.applied(A), b.value("x").unwrap().0), (51, Bytes::from("v51")));
+    assert_eq!(b.seed(&seed_of(50, 1)), Err(Unseeded::Behind { applied: 51, seq: 50 }));
+}
+
+#[test]
+fn a_snapshot_waits_while_a_shard_is_unsettled_or_reported_or_something_of_that_log_is_parked() {
+    let mut b = Side::new(B);
+    b.map(&then(&first(), |h, e| h.begin_move(B, e).unwrap()));
+    assert_eq!(b.seed(&seed_of(50, 1)), Err(Unseeded::Unsettled(S)));
+    let (mut b, lost) = (Side::new(B), then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap()));
+    b.map(&lost);
+    assert_eq!(b.seed(&seed_of(50, 1)), Err(Unseeded::Unsettled(S)));
+    b.applier.report(S).unwrap();
+    assert_eq!(b.applier.seed(&seed_of(50, 1)), Err(Unseeded::Reported(S)));
+    let mut b = Side::new(B);
+    b.apply(A, &[put(1, "x", 1, NOW_MS + 9999)]);
+    assert_eq!(b.seed(&seed_of(50, 1)), Err(Unseeded::Parked(1)));
+    assert_eq!(b.seed(&Seed { zone: C, ..seed_of(50, 1) }), Ok(()), "what another log has parked is no matter");
+    let mut b = Side::new(B);
+    assert_eq!(b.seed(&seed_of(50, 2)), Err(Unseeded::Map { theirs: MapEpoch(2), ours: MapEpoch(1) }));
+    assert_eq!(b.applier.applied(A), 0, "nothing was changed");
+}
+
+#[test]
+fn a_cut_that_the_origins_ledger_did_not_know_refuses_the_snapshot_and_one_that_it_knew_does_not() {
+    let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
+    let taken = then(&lost, |h, e| h.finish_take_over(B, &[(A, 20)].into_iter().collect(), e).unwrap());
+    let mut b = Side::new(B);
+    b.apply(A, &[put(1, "x", 1, NOW_MS)]);
+    b.map(&taken);
+    let new = Unseeded::Cut { map: MapEpoch(3), shard: S, cut: 20 };
+    assert_eq!(b.seed(&seed_of(50, 2)), Err(new));
+    assert_eq!(b.seed(&seed_of(20, 2)), Ok(()), "the snapshot ends at the cut: nothing of it is tail");
+    assert_eq!(b.seed(&seed_of(50, 3)), Ok(()));
+}
+
+#[test]
+fn what_is_not_kept_below_a_new_cut_is_left_to_be_seen_and_a_snapshot_of_a_ledger_that_has_it_ends_it() {
+    let log: Vec<_> = (1..=9).map(|seq| put(seq, "x", 1, NOW_MS)).collect();
+    let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
+    let taken = then(&lost, |h, e| h.finish_take_over(B, &[(A, 2)].into_iter().collect(), e).unwrap());
+    let mut c = Side::new(C);
+    c.apply(A, &log);
+    c.map(&taken);
+    // Seqs up to 5 are gone: 3 to 5 are tail, and nobody sees them here.
+    let scan = |c: &mut Side, from: usize, to: usize| {
+        let changes = c.applier.scan_kept(A, &log[from - 1..to], 6);
+        c.store.commit(&changes).unwrap();
+        c.check();
+        c.applier.scans().map(|(_, scan)| scan).next()
+    };
+    assert_eq!(scan(&mut c, 6, 7), Some(Scan { from: 3, to: 9 }), "half of what is there");
+    assert_eq!(scan(&mut c, 8, 9), Some(Scan { from: 3, to: 5 }));
+    assert_eq!(c.store.listed().into_iter().map(|(_, seq)| seq).collect::<Vec<_>>(), [6, 7, 8, 9]);
+    let unseen = Some(Scan { from: 3, to: 4 });
+    c.seed(&Seed { unseen, ..seed_of(9, 3) }).unwrap();
+    assert_eq!(c.applier.scans().collect::<Vec<_>>(), [(A, Scan { from: 3, to: 4 })], "the origin lacks these too");
+    c.seed(&seed_of(9, 3)).unwrap();
+    assert_eq!(c.applier.scans().count(), 0);
+}

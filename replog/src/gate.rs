@@ -251,7 +251,12 @@ impl Gate {
         &self.map
     }
 
-    /// The time of a record that the driver appends by itself (a marker).
+    /// A snapshot has brought records up to this time: what is written here from now on is later.
+    pub fn observe(&mut self, newest: Hlc) {
+        self.mint.observe(newest);
+    }
+
+    /// The time of a record that the driver appends by itself (a marker, a gap).
     pub fn tick(&mut self, now_ms: u64) -> Hlc {
         self.mint.tick(now_ms)
     }

@@ -15,6 +15,7 @@ pub mod port;
 pub mod record;
 pub mod repair;
 pub mod retain;
+pub mod seed;
 pub mod segment;
 pub mod store;
 #[cfg(feature = "uring")]

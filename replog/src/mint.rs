@@ -40,6 +40,13 @@ impl Mint {
         self.clock.tick(now_ms)
     }
 
+    /// Another zone's clock was seen at `newest`: the times given from now on are above it.
+    pub fn observe(&mut self, newest: Hlc) {
+        if newest > self.clock.newest() {
+            self.clock = Clock::above(newest);
+        }
+    }
+
     /// The newest time given.
     pub fn newest(&self) -> Hlc {
         self.clock.newest()

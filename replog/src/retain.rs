@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! never beyond     the store's durable applied position, and what is still looked through for a cut
+//! nor              what a peer that is being seeded will ask for next
 //! not beyond       what each peer has applied, until the volume is tight
 //! not even then    the newest `keep_bytes`, until the volume is tight: for those who look back
 //! ```
@@ -47,6 +48,8 @@ pub struct Known {
     pub applied: u64,
     /// The next seq of a scan under way.
     pub scan: Option<u64>,
+    /// A peer is being seeded, and will go on behind this seq.
+    pub seeded: Option<u64>,
     /// The lowest applied position of all who are to have a copy; `None`: nobody is.
     pub peers: Option<u64>,
     /// The last seq of the oldest segment.
@@ -69,6 +72,7 @@ pub struct Release {
 /// What may go now. A tight volume takes one segment at a time from those who are behind.
 pub fn release(policy: Policy, known: Known) -> Release {
     let safe = known.scan.map_or(known.applied, |from| known.applied.min(from.saturating_sub(1)));
+    let safe = known.seeded.map_or(safe, |seq| safe.min(seq));
     let shared = known.peers.map_or(safe, |peers| safe.min(peers));
     let is_tight = known.volume.is_tight(policy);
     let keep_bytes = if is_tight { 0 } else { policy.keep_bytes };
@@ -83,7 +87,8 @@ mod tests {
     use super::*;
 
     const POLICY: Policy = Policy { keep_bytes: 100, peers_until: 0.7, worth: WORTH };
-    const KNOWN: Known = Known { applied: 50, scan: None, peers: Some(30), oldest: 20, volume: used(0.5) };
+    const KNOWN: Known =
+        Known { applied: 50, scan: None, seeded: None, peers: Some(30), oldest: 20, volume: used(0.5) };
 
     /// Logs that take all that is not free.
     const fn used(share: f64) -> Volume {
@@ -99,6 +104,7 @@ mod tests {
         check(KNOWN, 31, 100, false);
         check(Known { applied: 10, ..KNOWN }, 11, 100, false);
         check(Known { scan: Some(5), ..KNOWN }, 5, 100, false);
+        check(Known { seeded: Some(8), ..KNOWN }, 9, 100, false);
         check(Known { scan: Some(0), ..KNOWN }, 1, 100, false);
         check(Known { peers: None, ..KNOWN }, 51, 100, false);
         check(Known { peers: Some(0), ..KNOWN }, 1, 100, false);
@@ -124,5 +130,6 @@ mod tests {
     fn a_full_volume_takes_nothing_that_the_store_has_not_applied() {
         check(Known { volume: used(1.0), oldest: 51, ..KNOWN }, 31, 0, false);
         check(Known { volume: used(1.0), oldest: 40, scan: Some(35), ..KNOWN }, 31, 0, false);
+        check(Known { volume: used(1.0), oldest: 40, seeded: Some(35), ..KNOWN }, 31, 0, false);
     }
 }

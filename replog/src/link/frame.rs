@@ -9,6 +9,7 @@
 use super::{Stop, Why};
 use crate::Hlc;
 use crate::limits::BATCH_MAX;
+use crate::seed::PART_MAX;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use shardmap::{MapEpoch, Zone};
 
@@ -97,6 +98,15 @@ pub struct Ask {
     pub seq: u64,
 }
 
+/// Asks the origin for a snapshot of what it has applied of its own log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SeedAsk {
+    /// The zone that is to be seeded.
+    pub asker: Zone,
+    /// Which log; `seq` is the least that the snapshot must hold.
+    pub ask: Ask,
+}
+
 /// What the one asked has of a log; so many DATA follow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Held {
@@ -147,6 +157,10 @@ pub enum Frame {
     Ask(Ask),
     /// Answers it.
     Held(Held),
+    /// Asks for a snapshot. The first frame of a connection.
+    Seed(SeedAsk),
+    /// Answers it: one part of a snapshot (`crate::seed`).
+    Part(Bytes),
 }
 
 /// Why bytes are not a frame.
@@ -218,6 +232,8 @@ fn kind(frame: &Frame) -> u8 {
         Frame::Stop(_) => 7,
         Frame::Ask(_) => 8,
         Frame::Held(_) => 9,
+        Frame::Seed(_) => 10,
+        Frame::Part(_) => 11,
     }
 }
 
@@ -243,18 +259,17 @@ fn fields(f: &mut BytesMut, frame: &Frame) {
             f.put_slice(map);
         }
         Frame::Stop(s) => put(&[code(s.why), s.seen, s.expected]),
-        Frame::Ask(a) => {
-            put(&[a.seq]);
-            f.put_u32_le(a.stream);
-            f.put_u32_le(a.streams);
-            f.put_slice(&[a.origin.0, a.peer.0]);
-            f.put_slice(&a.cluster);
+        Frame::Ask(a) => put_ask(f, a),
+        Frame::Seed(s) => {
+            f.put_u8(s.asker.0);
+            put_ask(f, &s.ask);
         }
         Frame::Held(h) => {
             put(&[h.log_uuid as u64, (h.log_uuid >> 64) as u64, h.first_kept, h.durable]);
             f.put_u32_le(h.chain);
             f.put_u32_le(h.batches);
         }
+        Frame::Part(part) => f.put_slice(part),
     }
 }
 
@@ -288,6 +303,9 @@ fn read(kind: u8, f: &mut Bytes) -> Result<Frame, Malformed> {
             chain: half(f)?,
             batches: half(f)?,
         }),
+        10 => Frame::Seed(SeedAsk { asker: Zone(f.try_get_u8().map_err(|_| Malformed::Fields)?), ask: ask(f)? }),
+        11 if f.len() <= PART_MAX => Frame::Part(std::mem::take(f)),
+        11 => return Err(Malformed::Fields),
         other => return Err(Malformed::Kind(other)),
     })
 }
@@ -303,6 +321,14 @@ fn hello(f: &mut Bytes) -> Result<Hello, Malformed> {
     }
     let (cluster, log_uuid) = (std::mem::take(f), u128::from(high) << 64 | u128::from(low));
     Ok(Hello { cluster, origin, peer, stream, streams, log_uuid, term, map_epoch, first_kept, durable, codecs })
+}
+
+fn put_ask(f: &mut BytesMut, a: &Ask) {
+    f.put_u64_le(a.seq);
+    f.put_u32_le(a.stream);
+    f.put_u32_le(a.streams);
+    f.put_slice(&[a.origin.0, a.peer.0]);
+    f.put_slice(&a.cluster);
 }
 
 fn ask(f: &mut Bytes) -> Result<Ask, Malformed> {

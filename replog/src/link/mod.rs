@@ -14,7 +14,7 @@ mod frame;
 mod receiver;
 mod sender;
 
-pub use frame::{Ack, Ask, FRAME_MAX, Frame, Held, Hello, MAP_MAX, Malformed, Welcome, put, take};
+pub use frame::{Ack, Ask, FRAME_MAX, Frame, Held, Hello, MAP_MAX, Malformed, SeedAsk, Welcome, put, take};
 pub use receiver::{Mirror, Receiver};
 pub use sender::{Log, Sender};
 
@@ -101,7 +101,7 @@ impl fmt::Display for Stop {
             Why::Incarnation => write!(
                 f,
                 "the origin's log was rebuilt (log {seen:#x}, the mirror holds {expected:#x}): restore \
-                 the origin's own log; this version does not go on with a rebuilt one"
+                 the origin's own log; a snapshot does not make up for it, since its seqs mean other records now"
             ),
             Why::Diverged => write!(
                 f,
@@ -109,8 +109,8 @@ impl fmt::Display for Stop {
             ),
             Why::Gap => write!(
                 f,
-                "seq {seen} is wanted, the log begins with {expected}: restore the peer's data directory from a copy that reaches so \
-                 far; this version cannot seed a zone from a snapshot"
+                "gap: seq {seen} is wanted, the log begins with {expected}: at the peer have this stream seeded from a snapshot (`POST /seed` \
+                 on its log's admin address), or restore its data directory from a copy that reaches so far"
             ),
             Why::Fenced => {
                 write!(f, "the writer has term {seen}, term {expected} has been seen: stop the older writer")

@@ -114,7 +114,8 @@ impl Receiver {
                 Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Ack(_) | Frame::Beat { .. } => {
                     self.wire.close();
                 }
-                Frame::Ask(_) | Frame::Held(_) => self.wire.close(), // they have connections of their own
+                // They have connections of their own.
+                Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.close(),
             }
         }
         self.check();

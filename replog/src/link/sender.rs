@@ -126,7 +126,8 @@ impl Sender {
                 Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Ack(_) | Frame::Beat { .. } => {
                     self.wire.close();
                 }
-                Frame::Ask(_) | Frame::Held(_) => self.wire.close(), // they have connections of their own
+                // They have connections of their own.
+                Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.close(),
             }
         }
         self.check();
@@ -211,6 +212,11 @@ impl Sender {
     /// Is the peer answering? With which map?
     pub fn live(&self) -> Option<MapEpoch> {
         if self.welcomed && self.wire.up { self.wire.peer_map } else { None }
+    }
+
+    /// Something was done about what stopped the link: the peer is asked again.
+    pub fn try_again(&mut self) {
+        self.wire.stopped = None;
     }
 
     /// Why the link cannot go on.

@@ -71,7 +71,12 @@ fn frames() -> Vec<Frame> {
         Frame::Map(MapEpoch(9), Bytes::from_static(b"map")),
     ];
     let cluster = Bytes::from_static(b"c");
-    all.push(Frame::Ask(Ask { cluster, origin: Zone(1), peer: Zone(2), stream: 3, streams: 4, seq: 5 }));
+    let ask = Ask { cluster, origin: Zone(1), peer: Zone(2), stream: 3, streams: 4, seq: 5 };
+    all.extend([
+        Frame::Ask(ask.clone()),
+        Frame::Seed(SeedAsk { asker: Zone(3), ask }),
+        Frame::Part(Bytes::from_static(b"part")),
+    ]);
     all.push(Frame::Held(Held { log_uuid: 1 << 100 | 2, first_kept: 3, durable: 4, chain: 5, batches: 6 }));
     all.extend([Why::Foreign, Why::Incarnation, Why::Diverged, Why::Gap, Why::Fenced, Why::Garbled].map(stop));
     all
@@ -123,7 +128,7 @@ fn hostile_bytes_never_panic_and_a_flipped_bit_ends_the_connection() {
     for _ in 0..20_000 {
         // Fields at random under a checksum that holds.
         let mut f: Vec<u8> = (0..rng.below(120) + 2).map(|_| rng.below(256) as u8).collect();
-        (f[0], f[1]) = (frame::VERSION, rng.below(9) as u8);
+        (f[0], f[1]) = (frame::VERSION, rng.below(12) as u8);
         let mut bytes = (f.len() as u32).to_le_bytes().to_vec();
         bytes.extend(crc32fast::hash(&f).to_le_bytes());
         bytes.extend(&f);

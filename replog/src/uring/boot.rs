@@ -7,11 +7,12 @@
 use super::borrow::Survey;
 use super::core::{Core, Stream};
 use super::keeper::{Job, Keeper, Kept, News};
+use super::mirror::Mirror;
 use super::node::{Command, CoreFigures, LogFigures, Options, StreamFigures, Told};
 use super::open::{Begin, open_stream};
 use super::signal::Signal;
 use super::stream::StreamLog;
-use super::{lend, link, now_ms, port, retain};
+use super::{lend, link, now_ms, port, retain, seed};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_lite::StreamExt;
@@ -43,6 +44,11 @@ impl Running {
     /// A core that is gone has reported its fault.
     pub fn send(&self, command: Command) {
         let _ = self.commands.unbounded_send(command);
+    }
+
+    /// What a thread of its own talks to the core by.
+    pub fn commands(&self) -> UnboundedSender<Command> {
+        self.commands.clone()
     }
 
     /// Ends when the core's threads have ended.
@@ -172,6 +178,11 @@ impl Boot {
                 return Ok(());
             }
         }
+        for stream in &core.streams {
+            let (core, stream) = (core.clone(), stream.clone());
+            // It may wait for room; nobody waits for it.
+            glommio::spawn_local(async move { core.watch(seed::record_left(&stream).await) }).detach();
+        }
         spawn_tasks(&core, news);
         let _ = opened.set(core.clone()); // it is set once
         let _ = started.send(Ok(())); // nobody waits any more: then nobody will command either
@@ -287,6 +298,7 @@ async fn stop(core: &Core) {
 async fn carry_out(core: Rc<Core>, command: Command) {
     match command {
         Command::Gzs(epoch) => core.on_gzs(epoch),
+        Command::Seed(command) => seed::carry_out(&core, command).await,
         Command::Adopt(adopted) if adopted.asks => lend::serve(core, adopted).await,
         Command::Adopt(adopted) => link::receive(core, adopted).await,
         Command::Report { shards, take_over, done } => {
@@ -317,6 +329,30 @@ fn log_figures(own: Zone, stream: &Stream) -> BTreeMap<Zone, LogFigures> {
     mirrors.chain([(own, stream.log.clone())]).map(|(zone, log)| (zone, figures(&log))).collect()
 }
 
+/// What an operator has to do about other zones' logs.
+fn incoming(core: &Core, stream: &Stream) -> BTreeMap<Zone, String> {
+    let mut all = BTreeMap::new();
+    for (zone, mirror) in &stream.mirrors {
+        if let Some(stop) = mirror.stopped() {
+            all.insert(*zone, stop.to_string());
+        }
+    }
+    for (zone, scan) in stream.scans.borrow().iter() {
+        let own = (*zone == core.options.zone).then(|| stream.log.clone());
+        let log = own.or_else(|| stream.mirrors.get(zone).and_then(Mirror::log));
+        if log.is_some_and(|log| scan.from < log.with(|l| l.first_kept())) {
+            let what =
+                if *zone == core.options.zone { "compare the ledgers of all zones" } else { "seed this stream again" };
+            let text = format!(
+                "unseen: seq {} to {} were not kept when a new cut asked for them: the conflict ledger may lack some; {what}",
+                scan.from, scan.to
+            );
+            all.entry(*zone).or_insert(text);
+        }
+    }
+    all
+}
+
 async fn figures(core: &Core) -> Option<CoreFigures> {
     let kept = core.ask(|done| Job::Figures { done }).await?;
     let streams = core.streams.iter().map(|s| StreamFigures {
@@ -327,6 +363,8 @@ async fn figures(core: &Core) -> Option<CoreFigures> {
         applied: s.applied.borrow().clone(),
         mirrored: s.mirrors.iter().map(|(zone, mirror)| (*zone, mirror.durable_seq())).collect(),
         links: s.links.borrow().clone(),
+        incoming: incoming(core, s),
+        seeds: BTreeMap::new(), // the node knows them
     });
     Some(CoreFigures {
         map_epoch: core.epoch(),

@@ -64,10 +64,8 @@ impl Lender {
     fn ask(&mut self, seq: u64) -> io::Result<(Held, VecDeque<Batch>)> {
         let Copy { cluster, origin, peer, stream, streams, .. } = &self.copy;
         let cluster = Bytes::copy_from_slice(cluster.as_bytes());
-        let mut out = BytesMut::new();
         let ask = Ask { cluster, origin: *origin, peer: *peer, stream: *stream, streams: *streams, seq };
-        put(&mut out, &Frame::Ask(ask));
-        self.socket.write_all(&out)?;
+        self.send(&Frame::Ask(ask))?;
         let held = match self.frame()? {
             Frame::Held(held) => held,
             Frame::Stop(stop) => return Err(io::Error::other(stop.to_string())),
@@ -83,7 +81,15 @@ impl Lender {
         Ok((held, batches))
     }
 
-    fn frame(&mut self) -> io::Result<Frame> {
+    /// Sends one frame.
+    pub(super) fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        let mut out = BytesMut::new();
+        put(&mut out, frame);
+        self.socket.write_all(&out)
+    }
+
+    /// The next frame that comes.
+    pub(super) fn frame(&mut self) -> io::Result<Frame> {
         let mut bytes = vec![0; 64 << 10];
         loop {
             if let Some(frame) = take(&mut self.inbox).map_err(|e| io::Error::other(e.to_string()))? {

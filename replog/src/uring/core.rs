@@ -7,6 +7,7 @@ use super::keeper::{Applied, Job, Reported};
 use super::mirror::Mirror;
 use super::node::{Options, Peer, Told};
 use super::now_ms;
+use super::seed::Hold;
 use super::signal::Signal;
 use super::stream::{self, Durable, StreamLog};
 use crate::gate::Gate;
@@ -14,6 +15,7 @@ use crate::link;
 use crate::log;
 use crate::owners::stream_of;
 use crate::record::Record;
+use crate::seed::Plan;
 use crate::store::Scan;
 use bytes::Bytes;
 use futures_channel::mpsc::UnboundedSender;
@@ -72,7 +74,13 @@ pub(super) struct Stream {
     pub links: RefCell<BTreeMap<Zone, Link>>,
     /// What nobody will want of the own log: every peer has it applied, and no cut below it can come.
     pub everywhere: Cell<u64>,
-    /// Scans under way.
+    /// What the own log keeps for peers that are being seeded.
+    pub holds: RefCell<BTreeMap<Zone, Hold>>,
+    /// How many snapshots of the own log have been lent: whoever waits in a gap tries again. `applied_changed` tells.
+    pub seeded: Cell<u64>,
+    /// Mirrors that a snapshot has given, whose gap is still to be recorded.
+    pub unrecorded: RefCell<Vec<Plan>>,
+    /// Scans under way, or of which the rest is not kept.
     pub scans: RefCell<BTreeMap<Zone, Scan>>,
     pub scans_changed: Signal,
 }
@@ -95,6 +103,12 @@ impl Core {
     pub fn stream_of(&self, shard: Shard) -> Option<&Rc<Stream>> {
         let number = stream_of(shard, self.options.streams);
         self.streams.iter().find(|s| s.number == number)
+    }
+
+    /// The stream with this number, if this core has it.
+    pub fn numbered(&self, number: u32) -> Result<&Rc<Stream>, String> {
+        let none = || format!("stream {number} is not this core's");
+        self.streams.iter().find(|s| s.number == number).ok_or_else(none)
     }
 
     /// A number that changes while there is something to do.
@@ -245,7 +259,7 @@ impl Core {
 }
 
 impl Stream {
-    /// Ends when FENCEs whose append was begun are durable. Without room they wait; each time they get a new HLC, since other
+    /// Ends when FENCEs, or a gap's record, whose append was begun are durable. Without room they wait; each time they get a new HLC, since other
     /// shards' records may have been appended meanwhile.
     pub async fn fenced(
         &self,
@@ -260,7 +274,9 @@ impl Stream {
             match done {
                 Ok(()) => return Ok(()),
                 Err(stream::Error::Refused(log::Refused::Full | log::Refused::Busy)) => {}
-                Err(why) => return Err(format!("stream {}: a FENCE cannot be appended: {why}", self.number)),
+                Err(why) => {
+                    return Err(format!("stream {}: a FENCE or a gap's record cannot be appended: {why}", self.number));
+                }
             }
             sleep(FENCE_RETRY).await;
             for fence in &mut due {

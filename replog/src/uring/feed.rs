@@ -2,11 +2,14 @@
 
 use super::core::{Core, Stream};
 use super::keeper::{Applied, Job};
+use super::mirror::Mirror;
 use super::stream::{self, StreamLog};
 use crate::apply::Wait;
+use crate::store::Scan;
 use futures_lite::future::or;
 use glommio::timer::sleep;
 use shardmap::{MapEpoch, Zone};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -29,34 +32,44 @@ struct Feed {
     stream: Rc<Stream>,
     zone: Zone,
     log: StreamLog,
+    /// The scan of which a part is not kept, and up to where the rest was looked through.
+    above: Cell<(Option<Scan>, u64)>,
 }
 
 impl Core {
     /// Feeds `zone`'s log of `stream` for ever.
     pub async fn feed(self: Rc<Self>, stream: Rc<Stream>, zone: Zone) -> Result<(), String> {
-        let log = match stream.mirrors.get(&zone) {
-            Some(mirror) => mirror.exists().await,
-            None => stream.log.clone(),
+        let Some(mirror) = stream.mirrors.get(&zone) else {
+            let log = stream.log.clone();
+            return Feed::of(self, stream.clone(), zone, log).run().await;
         };
-        Feed { core: self, stream, zone, log }.run().await
+        loop {
+            let log = mirror.exists().await;
+            mirror.on_feeding(true);
+            let done = Feed::of(self.clone(), stream.clone(), zone, log).run().await;
+            mirror.on_feeding(false);
+            if !mirror.is_paused() || self.stopping.get() {
+                return done;
+            }
+        }
     }
 }
 
 impl Feed {
+    fn of(core: Rc<Core>, stream: Rc<Stream>, zone: Zone, log: StreamLog) -> Feed {
+        Feed { core, stream, zone, log, above: Cell::new((None, 0)) }
+    }
+
     async fn run(&self) -> Result<(), String> {
         let (mut pause, mut scanned) = (None, false);
-        while !self.core.stopping.get() {
+        while !self.core.stopping.get() && !self.is_paused() {
             let (applied, durable) = (self.stream.applied_seq(self.zone), self.log.durable_seq());
             let apply = durable > applied && pause.is_none_or(|p| self.is_over(p));
             match self.scan() {
                 // By turns, so that a long scan holds up neither what is new nor the reads that wait for it.
                 Some(from) if !(apply && scanned) => {
                     scanned = true;
-                    let kept = self.log.with(|l| l.first_kept());
-                    if from < kept {
-                        self.say_unseen(from, kept);
-                    }
-                    self.hand_over(from.max(kept), true).await?;
+                    self.hand_over(from, true).await?;
                 }
                 Some(_) | None if apply => {
                     scanned = false;
@@ -69,28 +82,52 @@ impl Feed {
         Ok(())
     }
 
-    /// Where a scan goes on. What it wants and the log has not (yet): it waits for.
+    /// Where a scan goes on. What it wants and the log has not yet, it waits for; what it wants and the log has no more, it leaves for an
+    /// operator, and looks through what is behind.
     fn scan(&self) -> Option<u64> {
-        let from = self.stream.scans.borrow().get(&self.zone)?.from;
-        (from <= self.log.durable_seq()).then_some(from)
+        let scan = *self.stream.scans.borrow().get(&self.zone)?;
+        let kept = self.log.with(|l| l.first_kept());
+        if scan.from >= kept {
+            return (scan.from <= self.log.durable_seq()).then_some(scan.from);
+        }
+        let (of, above) = self.above.get();
+        if of != Some(scan) {
+            self.above.set((Some(scan), kept));
+            if scan.to < kept {
+                self.say_unseen(scan);
+            }
+            return self.scan();
+        }
+        let next = above.max(kept);
+        (next <= scan.to && next <= self.log.durable_seq()).then_some(next)
     }
 
-    /// Only a volume that was full takes what a cut may still ask for; said once, since the scan goes on behind it.
-    fn say_unseen(&self, from: u64, kept: u64) {
+    /// Only a volume that was full takes what a cut may still ask for, or a snapshot that has stood in for it. The status shows it for
+    /// as long as it is so.
+    fn say_unseen(&self, scan: Scan) {
         tracing::error!(
-            "stream {} of zone {}: gap: seq {from} to {} were let go before they could be looked through for records behind a new \
-             cut: the conflict ledger here may lack some; compare it with another zone's",
+            "stream {} of zone {}: gap: seq {} to {} are not kept here and cannot be looked through for records behind a new cut: the \
+             conflict ledger here may lack some; seed this stream again from that zone (POST /seed), or compare the ledgers",
             self.stream.number,
             self.zone,
-            kept - 1
+            scan.from,
+            scan.to
         );
+    }
+
+    /// Is the mirror about to be replaced?
+    fn is_paused(&self) -> bool {
+        self.stream.mirrors.get(&self.zone).is_some_and(Mirror::is_paused)
     }
 
     async fn hand_over(&self, from: u64, scan: bool) -> Result<Applied, String> {
         let (zone, stream) = (self.zone, self.stream.number);
         let batches = self.log.read_from(from, PIECE_BYTES).await.map_err(|e| self.broken(&e))?;
         let done = if scan {
-            self.core.ask(|done| Job::Scan { stream, zone, batches, done }).await
+            let kept = self.log.with(|l| l.first_kept());
+            let (of, above) = self.above.get();
+            self.above.set((of, batches.last().map_or(above, |b| b.last_seq() + 1)));
+            self.core.ask(|done| Job::Scan { stream, zone, batches, kept, done }).await
         } else {
             self.stream.on_fed(zone, batches.last().map_or(0, |b| b.last_seq()));
             self.core.ask(|done| Job::Apply { stream, zone, batches, done }).await
@@ -115,7 +152,14 @@ impl Feed {
             }
             Ok(())
         };
-        or(or(more, scan), over).await
+        let paused = async {
+            match self.stream.mirrors.get(&self.zone) {
+                Some(mirror) => mirror.paused().await,
+                None => std::future::pending().await,
+            }
+            Ok(())
+        };
+        or(or(more, scan), or(over, paused)).await
     }
 
     fn is_over(&self, pause: Pause) -> bool {

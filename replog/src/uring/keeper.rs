@@ -5,7 +5,7 @@
 
 use super::now_ns;
 use super::sqlite::Sqlite;
-use crate::apply::{Applier, Wait};
+use crate::apply::{Applier, Seed, Unseeded, Wait};
 use crate::batch::Batch;
 use crate::record::Record;
 use crate::store::{Change, Changes, Digests, Failed, Row, Scan, Store};
@@ -29,8 +29,14 @@ const RETRY_EVERY: Duration = Duration::from_millis(100);
 pub(super) enum Job {
     /// Apply what follows of a zone's log.
     Apply { stream: u32, zone: Zone, batches: Vec<Batch>, done: Sender<Applied> },
-    /// Look a piece of a log through for tail records.
-    Scan { stream: u32, zone: Zone, batches: Vec<Batch>, done: Sender<Applied> },
+    /// Look a piece of a log, which keeps nothing below `kept`, through for tail records.
+    Scan { stream: u32, zone: Zone, batches: Vec<Batch>, kept: u64, done: Sender<Applied> },
+    /// May a snapshot take the place of a zone's log? The answer is the map that the applier goes by.
+    MaySeed { stream: u32, zone: Zone, done: Sender<Result<MapEpoch, Unseeded>> },
+    /// Store rows and entries of a snapshot.
+    Merge { stream: u32, changes: Changes, done: Sender<()> },
+    /// All of the snapshot is stored: what it stands for counts as applied, durably.
+    Seed { stream: u32, seed: Seed, done: Sender<Result<Applied, Unseeded>> },
     /// Read one row.
     Read { stream: u32, table: Bytes, key: Bytes, done: Sender<Result<Option<Row>, NoRoom>> },
     /// Store a newer map; the answer is what has to be looked through.
@@ -241,9 +247,15 @@ impl Keeper {
                 Ok(Job::Digests { done }) => {
                     let _ = done.send(self.digests()?); // whoever asked may be gone
                 }
-                Ok(job @ (Job::Apply { .. } | Job::Scan { .. } | Job::Map { .. } | Job::Report { .. })) => {
-                    self.later.push_back(job);
-                }
+                Ok(
+                    job @ (Job::Apply { .. }
+                    | Job::Scan { .. }
+                    | Job::MaySeed { .. }
+                    | Job::Merge { .. }
+                    | Job::Seed { .. }
+                    | Job::Map { .. }
+                    | Job::Report { .. }),
+                ) => self.later.push_back(job),
                 Err(RecvTimeoutError::Timeout) => return Ok(()),
                 Err(RecvTimeoutError::Disconnected) => return Err(End::Gone),
             }
@@ -257,14 +269,27 @@ impl Keeper {
                 let applied = self.apply(stream, zone, &batches)?;
                 let _ = done.send(applied);
             }
-            Job::Scan { stream, zone, batches, done } => {
+            Job::Scan { stream, zone, batches, kept, done } => {
                 let at = self.at(stream)?;
                 let mut all = Changes::default();
                 for batch in &batches {
-                    all.list.extend(self.kept[at].applier.scan(zone, &records(batch)?).list);
+                    all.list.extend(self.kept[at].look(zone, &records(batch)?, kept).list);
                 }
                 self.commit(at, &all)?;
                 let _ = done.send(self.kept[at].applied(zone, None));
+            }
+            Job::MaySeed { stream, zone, done } => {
+                let applier = &self.kept[self.at(stream)?].applier;
+                let _ = done.send(applier.may_seed(zone).map(|()| applier.map_epoch()));
+            }
+            Job::Merge { stream, changes, done } => {
+                let at = self.at(stream)?;
+                self.commit(at, &changes)?;
+                let _ = done.send(());
+            }
+            Job::Seed { stream, seed, done } => {
+                let seeded = self.seed(stream, &seed)?;
+                let _ = done.send(seeded);
             }
             Job::Read { stream, table, key, done } => {
                 let at = self.at(stream)?;
@@ -331,6 +356,17 @@ impl Keeper {
         self.kept.iter().map(|k| k.store.digests().map_err(|e| e.to_string())).collect()
     }
 
+    fn seed(&mut self, stream: u32, seed: &Seed) -> Result<Result<Applied, Unseeded>, End> {
+        let at = self.at(stream)?;
+        let changes = match self.kept[at].applier.seed(seed) {
+            Ok(changes) => changes,
+            Err(why) => return Ok(Err(why)),
+        };
+        self.commit(at, &changes)?;
+        self.kept[at].tell_fences(&self.news);
+        Ok(Ok(self.kept[at].applied(seed.zone, None)))
+    }
+
     fn figures(&mut self, is_full: bool) -> Result<Figures, String> {
         let mut ledger = 0;
         for k in &mut self.kept {
@@ -378,6 +414,12 @@ impl Kept {
         }
         self.stored.clone_from(self.applier.positions());
         Ok(())
+    }
+
+    /// The next piece of a scan.
+    fn look(&mut self, zone: Zone, batch: &[(u64, Record)], kept: u64) -> Changes {
+        let unseen = self.applier.scans().any(|(z, scan)| z == zone && scan.from < kept);
+        if unseen { self.applier.scan_kept(zone, batch, kept) } else { self.applier.scan(zone, batch) }
     }
 
     fn applied(&self, zone: Zone, wait: Option<Wait>) -> Applied {

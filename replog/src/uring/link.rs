@@ -7,7 +7,7 @@ use super::node::{Adopted, Peer, Told};
 use super::now_us;
 use super::stream::{self, StreamLog};
 use crate::Batch;
-use crate::link::{Order, Place, Receiver, Sender};
+use crate::link::{Order, Place, Receiver, Sender, Why};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::or;
 use glommio::net::TcpStream;
@@ -24,6 +24,8 @@ const RECONNECT: Duration = Duration::from_millis(50);
 const RECONNECT_MAX: Duration = Duration::from_secs(1);
 /// A peer that does not answer is asked again after this long; the system's own patience is minutes.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// A peer that has a gap is asked again after this long, or once it has been lent a snapshot: an operator ends it there.
+const GAP_RETRY: Duration = Duration::from_secs(5);
 /// How much of the log is read at a time.
 const SHIP_BYTES: usize = 1 << 20;
 /// How much is given to the socket at a time.
@@ -45,6 +47,7 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
                 sender: &mut sender,
                 connection: Connection::new(socket),
                 ahead: VecDeque::new(),
+                waits: damaged.as_deref().unwrap_or("connecting"),
                 damaged: None,
             };
             let was_live = link.run().await;
@@ -63,8 +66,20 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
             sender.on_disconnect();
         }
         if let Some(stop) = sender.stopped() {
-            tracing::error!("stream {}: the link to zone {} stops: {stop}", stream.number, peer.name);
-            return note(&stream, peer.zone, &sender, &stop.to_string());
+            let text = stop.to_string();
+            if damaged.as_ref() != Some(&text) {
+                tracing::error!("stream {}: the link to zone {} stops: {stop}", stream.number, peer.name);
+            }
+            note(&stream, peer.zone, &sender, &text);
+            if stop.why != Why::Gap {
+                return;
+            }
+            let lent = stream.seeded.get();
+            let seeded = stream.applied_changed.wait(|| (stream.seeded.get() > lent).then_some(()));
+            or(seeded, sleep(GAP_RETRY)).await;
+            sender.try_again();
+            damaged = Some(text);
+            continue;
         }
         sleep(pause).await;
         pause = (pause * 2).min(RECONNECT_MAX);
@@ -80,6 +95,8 @@ struct Outgoing<'a> {
     connection: Rc<Connection>,
     /// Batches that were read with the one asked for: the next ones.
     ahead: VecDeque<Batch>,
+    /// What is shown until the peer answers.
+    waits: &'a str,
     /// What is to be sent is damaged here.
     damaged: Option<String>,
 }
@@ -111,7 +128,7 @@ impl Outgoing<'_> {
             }
             let live = self.sender.live().is_some();
             was_live |= live;
-            note(self.stream, self.peer.zone, self.sender, if live { "live" } else { "connecting" });
+            note(self.stream, self.peer.zone, self.sender, if live { "live" } else { self.waits });
             if self.connection.has_ended() {
                 break;
             }
@@ -184,6 +201,9 @@ pub(super) async fn receive(core: Rc<Core>, adopted: Adopted) {
     let Some(mirror) = stream.mirrors.get(&origin) else {
         return tracing::warn!("a link from zone {origin}, which is not among this node's [zones]; closed");
     };
+    if mirror.is_held_off() {
+        return; // it is tried again until the snapshot has its place
+    }
     // SAFETY: the descriptor was just given up by its only owner, and this stream becomes its only owner.
     let socket = unsafe { TcpStream::from_raw_fd(adopted.socket.into_raw_fd()) };
     let connection = Connection::new(socket);
@@ -256,6 +276,9 @@ impl Incoming<'_> {
             receiver.on_bytes(&bytes, now_us());
         }
         self.mirror.on_everywhere(receiver.everywhere());
+        if receiver.live().is_some() {
+            self.mirror.on_stopped(None);
+        }
         receiver.on_durable(self.mirror.durable_seq());
         receiver.on_applied(self.stream.applied_seq(self.origin));
         epoch
@@ -293,7 +316,11 @@ impl Incoming<'_> {
     fn say_why(&self) {
         let receiver = self.receiver.borrow();
         if let Some(stop) = receiver.stopped().or(receiver.refused()) {
-            tracing::error!("stream {}: the link from zone {} stops: {stop}", self.stream.number, self.origin);
+            // A gap is tried again and again; said once, shown all the time.
+            if self.mirror.stopped() != Some(stop) {
+                tracing::error!("stream {}: the link from zone {} stops: {stop}", self.stream.number, self.origin);
+            }
+            self.mirror.on_stopped(Some(stop));
             self.mirror.forget_receiver();
         }
     }

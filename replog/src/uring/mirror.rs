@@ -7,17 +7,19 @@
 //! What the receiver has accepted is either on its way here or the mirror has *broken off*: then the next connection begins with
 //! a new receiver, from what is durable.
 
+use super::seed::settle;
 use super::signal::Signal;
 use super::stream::{self, Durable, Kind, StreamLog};
-use crate::link::{self, Receiver};
+use crate::link::{self, Receiver, Stop};
+use crate::seed::Plan;
 use crate::{Batch, log};
 use futures_lite::future::or;
 use glommio::timer::sleep;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How soon a mirror that is busy, or not settled, is looked at again if nothing became durable.
 const LOOK: Duration = Duration::from_millis(10);
@@ -42,6 +44,13 @@ pub(super) struct Mirror {
     connections: Cell<u64>,
     /// Every zone has the origin's log up to here, as the origin says.
     everywhere: Cell<u64>,
+    /// A snapshot is being taken: the link is held off.
+    held_off: Cell<bool>,
+    /// It is about to be replaced: whoever feeds from it leaves it alone.
+    paused: Cell<bool>,
+    feeding: Cell<bool>,
+    /// Why the origin's link could not go on, last.
+    stopped: Cell<Option<Stop>>,
 }
 
 impl Mirror {
@@ -65,7 +74,16 @@ impl Mirror {
             receiver: RefCell::default(),
             connections: Cell::new(0),
             everywhere: Cell::new(0),
+            held_off: Cell::new(false),
+            paused: Cell::new(false),
+            feeding: Cell::new(false),
+            stopped: Cell::new(None),
         })
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The copy, if there is one.
@@ -73,9 +91,98 @@ impl Mirror {
         self.log.borrow().clone()
     }
 
-    /// Ends when there is one.
+    /// Ends when there is one that stays.
     pub async fn exists(&self) -> StreamLog {
-        self.created.wait(|| self.log()).await
+        self.created.wait(|| if self.paused.get() { None } else { self.log() }).await
+    }
+
+    /// Holds the link off, or lets it begin again.
+    pub fn hold_off(&self, held_off: bool) {
+        self.held_off.set(held_off);
+        self.connect(); // whoever is connected is not the newest any more
+        self.forget_receiver();
+        self.queued.notify();
+    }
+
+    /// Is the link held off?
+    pub fn is_held_off(&self) -> bool {
+        self.held_off.get()
+    }
+
+    /// Ends when all that was taken is durable, or, with `false`, after `patience`.
+    pub async fn settled(&self, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while self.taken_seq() > self.durable_seq() && Instant::now() < until {
+            sleep(LOOK).await;
+        }
+        self.taken_seq() == self.durable_seq()
+    }
+
+    /// Ends when nobody feeds from it; nobody does until `go_on`, or until it has been replaced.
+    pub async fn pause(&self) {
+        self.paused.set(true);
+        self.created.notify();
+        self.created.wait(|| (!self.feeding.get()).then_some(())).await;
+    }
+
+    /// It stays as it is.
+    pub fn go_on(&self) {
+        self.paused.set(false);
+        self.created.notify();
+    }
+
+    /// Is it to be left alone?
+    pub fn is_paused(&self) -> bool {
+        self.paused.get()
+    }
+
+    /// Ends when it is to be left alone.
+    pub async fn paused(&self) {
+        self.created.wait(|| self.paused.get().then_some(())).await;
+    }
+
+    /// Somebody feeds from it, or does not any more.
+    pub fn on_feeding(&self, feeding: bool) {
+        self.feeding.set(feeding);
+        self.created.notify();
+    }
+
+    /// Why the origin's link could not go on, last; `None`: it did.
+    pub fn stopped(&self) -> Option<Stop> {
+        self.stopped.get()
+    }
+
+    /// The origin's link cannot go on, or does.
+    pub fn on_stopped(&self, stop: Option<Stop>) {
+        self.stopped.set(stop);
+    }
+
+    /// Puts what was prepared in its place; it is what `plan` says, durably committed in the store. Returns the plan that is to be recorded.
+    ///
+    /// Precondition: it is paused, and nothing is queued.
+    pub async fn replace(&self, plan: Plan) -> Result<Option<Plan>, String> {
+        self.opening.set(true);
+        let done = self.put_in_place(plan).await;
+        self.opening.set(false);
+        self.stopped.set(None);
+        self.go_on();
+        done
+    }
+
+    async fn put_in_place(&self, plan: Plan) -> Result<Option<Plan>, String> {
+        let old = self.log.take();
+        if let Some(old) = old {
+            let _ = old.close().await; // one that failed goes as well
+        }
+        let dir = self.dir.clone();
+        let settled = glommio::executor().spawn_blocking(move || settle(&dir, plan.seq)).await;
+        let left = settled.map_err(|e| e.to_string())?;
+        let (mut options, kind) = (self.options, Kind::Mirror(Some(plan.log_uuid)));
+        options.floor.applied = plan.seq;
+        let opened = StreamLog::open(&self.dir, stream::Options { kind, ..options }).await;
+        let (log, ..) = opened.map_err(|e| e.to_string())?;
+        self.log.replace(Some(log));
+        Ok(left)
     }
 
     /// The last seq that is durable in it.
@@ -250,7 +357,7 @@ impl Mirror {
     }
 
     /// What a receiver starts from.
-    fn mirrored(&self) -> link::Mirror {
+    pub fn mirrored(&self) -> link::Mirror {
         self.log().map_or_else(link::Mirror::default, |log| {
             log.with(|l| link::Mirror {
                 log_uuid: Some(l.log_uuid()),

@@ -19,12 +19,14 @@ mod open;
 mod port;
 pub mod repair;
 mod retain;
+mod seed;
 mod signal;
 pub mod sqlite;
 pub mod stream;
 
 pub use core::Link;
 pub use keeper::{Figures, Reported};
+pub use seed::{SeedFigures, Way};
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 

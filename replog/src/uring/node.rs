@@ -10,9 +10,11 @@ use super::borrow::{Copy, Survey};
 use super::core::Link;
 use super::keeper::{Figures, Reported};
 use super::open;
+use super::seed::{self, Party, SeedFigures, Seeds, Way};
 use super::stream::{Scrub, Scrubbed};
+use crate::link::{Frame, take};
 use crate::store::Digests;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
 use shardmap::map::Map;
 use shardmap::{MapEpoch, Positions, Shard, Zone};
@@ -128,6 +130,10 @@ pub struct StreamFigures {
     pub mirrored: Positions,
     /// Outgoing links.
     pub links: BTreeMap<Zone, Link>,
+    /// Of other zones' logs (and this one's) that need an operator: what is to be done.
+    pub incoming: BTreeMap<Zone, String>,
+    /// Snapshots: lent to a zone, or taken from it.
+    pub seeds: BTreeMap<(Way, Zone), SeedFigures>,
 }
 
 /// What a log or mirror takes on disk, and what reading it again has shown.
@@ -193,6 +199,7 @@ pub(super) enum Command {
     Map(Arc<Map>),
     Gzs(MapEpoch),
     Adopt(Adopted),
+    Seed(seed::Command),
     Report { shards: Vec<Shard>, take_over: bool, done: oneshot::Sender<Vec<Reported>> },
     Figures(oneshot::Sender<CoreFigures>),
     Digests(oneshot::Sender<Vec<Digests>>),
@@ -202,7 +209,8 @@ pub(super) enum Command {
 /// The running log.
 pub struct Node {
     cores: Vec<Running>,
-    streams: u32,
+    options: Arc<Options>,
+    seeds: Seeds,
 }
 
 impl Node {
@@ -224,7 +232,7 @@ impl Node {
             let outcome = wait.recv().unwrap_or_else(|_| Err("it ended while it opened its streams".into()));
             outcome.map_err(|why| Error::Core { core, why })?;
         }
-        Ok(Node { cores, streams: options.streams })
+        Ok(Node { cores, options, seeds: Seeds::default() })
     }
 
     /// A newer map, which is durable.
@@ -237,10 +245,45 @@ impl Node {
         self.each(|| Command::Gzs(epoch));
     }
 
-    /// Hands a connection of another zone's log to the core that has its stream.
+    /// Hands a connection of another zone's log to the core that has its stream. One that asks for a snapshot gets a thread.
     pub fn adopt(&self, adopted: Adopted) {
-        let core = (adopted.stream % self.streams.max(1)) as usize % self.cores.len();
-        self.cores[core].send(Command::Adopt(adopted));
+        if let Ok(Some(Frame::Seed(asked))) = take(&mut BytesMut::from(&adopted.read[..])) {
+            let party = self.party(asked.ask.stream);
+            let work = move || seed::lend(&party, adopted, &asked);
+            if let Err(e) = std::thread::Builder::new().name("lend".into()).spawn(work) {
+                tracing::error!("a snapshot cannot be lent: no thread: {e}");
+            }
+            return;
+        }
+        self.core_of(adopted.stream).send(Command::Adopt(adopted));
+    }
+
+    /// Seeds this zone's copy of `origin`'s `stream` anew from a snapshot: an operator's word, for one that fell into a gap. Answers when it
+    /// has begun, or why it does not; the figures tell how it goes on.
+    pub async fn seed(&self, origin: Zone, stream: u32) -> Result<String, String> {
+        if stream >= self.options.streams {
+            return Err(format!("stream {stream}; this node has the streams 0 to {}", self.options.streams - 1));
+        }
+        let copy = seed::origin_copy(self.options.copies(origin, stream), origin);
+        let copy = copy.ok_or_else(|| format!("zone {origin} is not among this node's [zones]"))?;
+        let running = self.seeds.begin(Way::Taken, origin, stream)?;
+        let (begun, answer) = oneshot::channel();
+        let party = self.party(stream);
+        let work = move || seed::take(&party, copy, running, begun);
+        std::thread::Builder::new()
+            .name(format!("seed-{stream}"))
+            .spawn(work)
+            .map_err(|e| format!("no thread: {e}"))?;
+        answer.await.unwrap_or_else(|_| Err("it ended without a word".into()))
+    }
+
+    fn party(&self, stream: u32) -> Party {
+        let core = self.core_of(stream).commands();
+        Party { options: self.options.clone(), seeds: self.seeds.clone(), core }
+    }
+
+    fn core_of(&self, stream: u32) -> &Running {
+        &self.cores[(stream % self.options.streams.max(1)) as usize % self.cores.len()]
     }
 
     /// What this zone has of `shards`.
@@ -251,7 +294,14 @@ impl Node {
 
     /// Figures of every core.
     pub async fn figures(&self) -> Vec<CoreFigures> {
-        self.all(Command::Figures).await
+        let mut all = self.all(Command::Figures).await;
+        for stream in all.iter_mut().flat_map(|c| &mut c.streams) {
+            for way in [Way::Lent, Way::Taken] {
+                let seeds = self.seeds.of(way, stream.stream);
+                stream.seeds.extend(seeds.into_iter().map(|(zone, figures)| ((way, zone), figures)));
+            }
+        }
+        all
     }
 
     /// Digests of every stream.
@@ -262,6 +312,7 @@ impl Node {
     /// Takes no more, makes durable what was taken, ends every stream with a marker and a checkpoint, closes the stores. Ends when
     /// every core's threads have ended.
     pub async fn stop(&self) {
+        self.seeds.stop();
         self.all(Command::Stop).await;
         for core in &self.cores {
             core.ended().await;

@@ -6,6 +6,7 @@ use super::dir::{incarnation, lock, sync_dir};
 use super::keeper::Kept;
 use super::mirror::Mirror;
 use super::node::{Error, Options};
+use super::seed;
 use super::signal::Signal;
 use super::sqlite::Sqlite;
 use super::stream::{self, Kind, StreamLog};
@@ -13,6 +14,7 @@ use crate::apply::Applier;
 use crate::gate::{Gate, Start};
 use crate::log::Opened;
 use crate::open::Floor;
+use crate::seed::Plan;
 use crate::store::Store;
 use bytes::Bytes;
 use shardmap::map::Map;
@@ -90,9 +92,10 @@ pub(super) async fn open_stream(
     let copies = |zone| options.copies(zone, number);
     let (log, opened) = open_or_mend(&dir, own, copies(options.zone)).await?;
     reaches_back(&dir, &log, begin.applied.get(options.zone))?;
-    let mut mirrors = BTreeMap::new();
+    let (mut mirrors, mut unrecorded) = (BTreeMap::new(), Vec::new());
     for peer in &options.peers {
         let dir = options.data_dir.join("mirror").join(format!("{}-{number}", peer.name));
+        unrecorded.extend(settle(&dir, begin.applied.get(peer.zone)).await?);
         let mirror = open_mirror(&dir, log_options(peer.zone), copies(peer.zone)).await?;
         if let Some(log) = mirror.log() {
             reaches_back(&dir, &log, begin.applied.get(peer.zone))?;
@@ -124,6 +127,9 @@ pub(super) async fn open_stream(
         applied_changed: Signal::default(),
         links: RefCell::default(),
         everywhere: Cell::new(0),
+        holds: RefCell::default(),
+        seeded: Cell::new(0),
+        unrecorded: RefCell::new(unrecorded),
         scans: RefCell::new(begin.scans),
         scans_changed: Signal::default(),
     })
@@ -147,6 +153,13 @@ async fn open_mirror(dir: &Path, options: stream::Options, copies: Vec<Copy>) ->
     };
     mended(dir, &why, options.floor, copies).await?;
     Mirror::open(dir.to_owned(), options).await.map_err(|e| e.to_string())
+}
+
+/// Ends what a crash has left of a seeding: in the gap as before, or with the snapshot in its place.
+async fn settle(dir: &Path, applied: Option<u64>) -> Result<Option<Plan>, String> {
+    let own = dir.to_owned();
+    let settled = glommio::executor().spawn_blocking(move || seed::settle(&own, applied.unwrap_or(0))).await;
+    settled.map_err(|e| format!("{}: what was left of a seeding: {e}", dir.display()))
 }
 
 /// Mends what kept a log from being opened, or says why not.
@@ -173,7 +186,7 @@ fn reaches_back(dir: &Path, log: &StreamLog, applied: Option<u64>) -> Result<(),
     }
     Err(format!(
         "{}: gap: the store has applied up to seq {applied}, the log begins with {first}. The store is older than the log, as after \
-         a restore: restore a newer store; this version cannot seed a node from a snapshot",
+         a restore: restore a newer store, or, of a mirror, move this directory away, start, and seed the stream (POST /seed)",
         dir.display()
     ))
 }

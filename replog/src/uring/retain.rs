@@ -7,7 +7,7 @@ use glommio::timer::sleep;
 use shardmap::Zone;
 use std::path::Path;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -64,27 +64,47 @@ fn look(core: &Core, stream: &Stream, volume: Volume) {
     }
     let applied = stream.applied_by_all(&core.options.peers);
     stream.everywhere.set(applied.unwrap_or(0));
-    let_go(core, stream, &stream.log, stream.zone, applied, volume);
+    let_go(core, stream, &stream.log, stream.zone, applied, seeded(stream), volume);
     for (zone, mirror) in &stream.mirrors {
         if let Some(log) = mirror.log() {
             // Of a zone whose log no third one mirrors, what is applied here is needed by nobody.
             let others = (core.options.peers.len() > 1).then(|| mirror.everywhere());
-            let_go(core, stream, &log, *zone, others, volume);
+            let_go(core, stream, &log, *zone, others, None, volume);
         }
     }
 }
 
-fn let_go(core: &Core, stream: &Stream, log: &StreamLog, zone: Zone, peers: Option<u64>, volume: Volume) {
-    let scan = stream.scans.borrow().get(&zone).map(|s| s.from);
+/// What peers that are being seeded will ask for: the last seq below it.
+fn seeded(stream: &Stream) -> Option<u64> {
+    let applied =
+        |zone| stream.links.borrow().get(&zone).filter(|l| l.map_epoch.is_some()).map_or(0, |l| l.applied_seq);
+    let now = Instant::now();
+    let mut holds = stream.holds.borrow_mut();
+    holds.retain(|zone, hold| hold.seq(applied(*zone), now).is_some());
+    holds.iter().filter_map(|(zone, hold)| hold.seq(applied(*zone), now)).min()
+}
+
+fn let_go(
+    core: &Core,
+    stream: &Stream,
+    log: &StreamLog,
+    zone: Zone,
+    peers: Option<u64>,
+    seeded: Option<u64>,
+    volume: Volume,
+) {
+    let kept = log.with(|l| l.first_kept());
+    // What a scan wants and is not there any more is not held: only an operator ends that.
+    let scan = stream.scans.borrow().get(&zone).filter(|s| s.to >= kept).map(|s| s.from.max(kept));
     let Some(oldest) = log.with(|l| l.oldest_sealed()) else { return };
-    let known = Known { applied: stream.applied_seq(zone), scan, peers, oldest, volume };
+    let known = Known { applied: stream.applied_seq(zone), scan, seeded, peers, oldest, volume };
     let release = release(core.options.retain, known);
     log.release(release.below, release.keep_bytes);
     if release.leaves_behind {
         tracing::error!(
             "stream {} of zone {zone}: the volume is {:.0} % full, {} MiB are free, {} MiB are logs; seq up to {oldest} go, and some \
-             zone has applied no more than {}: if nobody else keeps them, it has a gap now, which this version cannot fill. Make room, or \
-             raise [log] peers_until",
+             zone has applied no more than {}: if nobody else keeps them, it has a gap now. Make room, or raise [log] \
+             peers_until; then POST /seed at that zone's log",
             stream.number,
             volume.used * 100.0,
             volume.free_bytes >> 20,

@@ -4,6 +4,10 @@
 //! positions are part of them. What may not be taken back (a map, a report of positions) is committed with
 //! `synchronous=FULL`, which makes everything before it durable as well.
 
+mod snapshot;
+
+pub use snapshot::Snapshot;
+
 use crate::owners::{get_positions, put_positions};
 use crate::store::{Change, Changes, Entry, Failed, Fence, Parked, Report, Row, Scan, State, Store, VisitRow};
 use crate::{Hlc, Op, Record, Version};

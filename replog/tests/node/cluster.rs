@@ -1,5 +1,6 @@
 //! Two zones' logs in this process: real nodes, links over loopback, asks over their Unix ports, maps from a test's hand.
 
+use crate::proxy::{Tampering, between};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::block_on;
 use replog::link::{Frame, take};
@@ -66,6 +67,10 @@ pub struct Site {
     dir: PathBuf,
     cores: Vec<usize>,
     peer: Peer,
+    segment_bytes: u64,
+    pub retain: Mutex<Policy>,
+    /// What becomes of the snapshots that it lends.
+    pub tampering: Tampering,
     node: Arc<Mutex<Option<Arc<Node>>>>,
     pub faults: Arc<Mutex<Vec<String>>>,
 }
@@ -80,6 +85,11 @@ pub struct Cluster {
 impl Cluster {
     /// Both zones running with the first map, writable.
     pub fn start(name: &str) -> (Cluster, Arc<Map>) {
+        Cluster::start_with(name, 1 << 20)
+    }
+
+    /// The same, with segments of another length.
+    pub fn start_with(name: &str, segment_bytes: u64) -> (Cluster, Arc<Map>) {
         let one = ONE.lock().unwrap_or_else(|e| e.into_inner());
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
@@ -87,8 +97,9 @@ impl Cluster {
         let peer =
             |zone, name: &str, at: &TcpListener| Peer { zone, name: name.into(), link: at.local_addr().unwrap() };
         let (to_a, to_b) = (peer(A, "a", &at_a), peer(B, "b", &at_b));
-        let a = Site::new(A, dir.join("a"), vec![0], to_b, at_a);
-        let b = Site::new(B, dir.join("b"), vec![0, 1], to_a, at_b);
+        let retain = Policy { keep_bytes: 0, peers_until: 1.0, worth: WORTH };
+        let a = Site::new(A, dir.join("a"), vec![0], to_b, at_a, (segment_bytes, retain));
+        let b = Site::new(B, dir.join("b"), vec![0, 1], to_a, at_b, (segment_bytes, retain));
         let map = Arc::new(first_map());
         let cluster = Cluster { a, b, dir, _one: one };
         for site in cluster.sites() {
@@ -154,17 +165,26 @@ fn streams(cores: &[CoreFigures]) -> Vec<(u32, &replog::uring::node::StreamFigur
 }
 
 impl Site {
-    fn new(zone: Zone, dir: PathBuf, cores: Vec<usize>, peer: Peer, links: TcpListener) -> Site {
+    fn new(
+        zone: Zone,
+        dir: PathBuf,
+        cores: Vec<usize>,
+        peer: Peer,
+        links: TcpListener,
+        (segment_bytes, retain): (u64, Policy),
+    ) -> Site {
         let node: Arc<Mutex<Option<Arc<Node>>>> = Arc::default();
-        let slot = node.clone();
+        let (slot, tampering) = (node.clone(), Tampering::default());
+        let tamper = tampering.clone();
         // It ends with the process: a zone keeps its address while its node is down, as a host does.
         thread::spawn(move || {
             for socket in links.incoming().flatten() {
                 let node = slot.lock().unwrap().clone();
-                node.into_iter().for_each(|node| adopt(&node, socket.try_clone().unwrap()));
+                node.into_iter().for_each(|node| adopt(&node, socket.try_clone().unwrap(), &tamper));
             }
         });
-        Site { zone, dir, cores, peer, node, faults: Arc::default() }
+        let retain = Mutex::new(retain);
+        Site { zone, dir, cores, peer, segment_bytes, retain, tampering, node, faults: Arc::default() }
     }
 
     /// Starts the node; maps that other zones send are taken, as control takes them.
@@ -189,8 +209,8 @@ impl Site {
             zone: self.zone,
             data_dir: self.dir.clone(),
             streams: STREAMS,
-            segment_bytes: 1 << 20,
-            retain: Policy { keep_bytes: 0, peers_until: 1.0, worth: WORTH },
+            segment_bytes: self.segment_bytes,
+            retain: *self.retain.lock().unwrap(),
             scrub: Scrub::NEVER,
             cores: self.cores.clone(),
             ports: (0..self.cores.len()).map(|i| self.port(i)).collect(),
@@ -240,7 +260,7 @@ impl Site {
         block_on(self.node().report(shards, take_over))
     }
 
-    fn digests(&self) -> Vec<([u8; 32], [u8; 32])> {
+    pub fn digests(&self) -> Vec<([u8; 32], [u8; 32])> {
         let cores = self.cores.len() as u32;
         let all: Vec<_> = block_on(self.node().digests()).iter().map(|d| (d.rows, d.ledger)).collect();
         // Cores in their order, each with its streams: back into the order of streams.
@@ -308,7 +328,7 @@ pub fn put(shard: Shard, map_epoch: MapEpoch, key: &str, value: Vec<u8>) -> Ask 
 }
 
 /// As control does: reads the HELLO to learn whom the connection is for.
-fn adopt(node: &Node, mut socket: TcpStream) {
+fn adopt(node: &Node, mut socket: TcpStream, tampering: &Tampering) {
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let (mut read, mut part) = (BytesMut::new(), [0; 4096]);
     loop {
@@ -317,6 +337,10 @@ fn adopt(node: &Node, mut socket: TcpStream) {
         let (asks, stream, origin) = match take(&mut read.clone()).unwrap() {
             Some(Frame::Hello(h)) => (false, h.stream, h.origin),
             Some(Frame::Ask(a)) => (true, a.stream, a.origin),
+            Some(Frame::Seed(s)) => {
+                socket = between(socket, tampering.lock().unwrap().clone());
+                (true, s.ask.stream, s.ask.origin)
+            }
             Some(other) => panic!("{other:?} begins a connection"),
             None => continue,
         };

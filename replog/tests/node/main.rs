@@ -3,6 +3,8 @@
 
 mod cluster;
 mod damage;
+mod proxy;
+mod seed;
 
 use cluster::{A, B, Cluster, Site, next, put};
 use replog::port::{Answer, Refused};

@@ -91,7 +91,12 @@ async fn hello(mut socket: TcpStream) -> Result<Adopted, String> {
                 let socket = socket.into_std().map_err(|e| e.to_string())?;
                 return Ok(Adopted { asks: true, stream: a.stream, origin: a.origin, socket, read: read.to_vec() });
             }
-            Some(_) => return Err("its first frame is neither HELLO nor ASK".into()),
+            Some(Frame::Seed(s)) => {
+                let socket = socket.into_std().map_err(|e| e.to_string())?;
+                let (stream, origin) = (s.ask.stream, s.ask.origin);
+                return Ok(Adopted { asks: true, stream, origin, socket, read: read.to_vec() });
+            }
+            Some(_) => return Err("its first frame is none of HELLO, ASK and SEED".into()),
             None if read.len() > HELLO_BYTES_MAX => return Err(format!("no HELLO in {} bytes", read.len())),
             None => {}
         }

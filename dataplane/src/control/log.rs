@@ -6,7 +6,7 @@ use super::metrics::Page;
 use super::report::{KeptLog, Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
 use super::signals::{Asked, Signals};
 use super::visit::Visitors;
-use super::{Failed, agree, machine, notify, runtime};
+use super::{Failed, agree, machine, notify, runtime, seed};
 use crate::config::{Config, Kind, Layout, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
@@ -54,8 +54,8 @@ fn settle(layout: &Layout) {
 
 /// What the admin pages show.
 #[derive(Clone)]
-struct Shown {
-    node: Arc<Node>,
+pub struct Shown {
+    pub(super) node: Arc<Node>,
     map: Arc<Mutex<Arc<Map>>>,
     zone: Zone,
     layout: Arc<str>,
@@ -147,7 +147,7 @@ impl Shown {
         }
     }
 
-    fn map(&self) -> Arc<Map> {
+    pub(super) fn map(&self) -> Arc<Map> {
         self.map.lock().expect("no one panics while holding it").clone()
     }
 }
@@ -181,6 +181,7 @@ fn pages(shown: Shown) -> Router {
         .route("/digest", get(digest))
         .route("/metrics", get(async |State(s): State<Shown>| metrics(&status(&s).await)))
         .route("/healthz", get(async || "ok\n"))
+        .merge(seed::routes())
         .with_state(shown)
 }
 
@@ -251,6 +252,8 @@ fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Ite
         logs: s.logs.iter().map(|(z, l)| (name(*z), kept(l))).collect(),
         applied: s.applied.iter().map(|(z, seq)| (name(z), seq)).collect(),
         mirrored: s.mirrored.iter().map(|(z, seq)| (name(z), seq)).collect(),
+        incoming: s.incoming.iter().map(|(z, why)| (name(*z), why.clone())).collect(),
+        seeds: seed::statuses(s, name),
         links: s
             .links
             .iter()
@@ -308,6 +311,7 @@ fn metrics(status: &LogStatus) -> String {
                 *seq,
             );
         }
+        seed::metrics(&mut page, s);
         for (zone, link) in &s.links {
             let labels = [("stream", stream.as_str()), ("zone", zone), ("state", &link.state)];
             page.labelled(

@@ -26,6 +26,7 @@ pub mod report;
 pub mod router;
 pub mod run;
 pub mod secrets;
+pub mod seed;
 pub mod signals;
 pub mod state;
 pub mod threads;

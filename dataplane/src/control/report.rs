@@ -80,6 +80,33 @@ pub struct StreamStatus {
     pub mirrored: BTreeMap<String, u64>,
     /// For each other zone by name: the last seq of this log that is durable there, and the link's state.
     pub links: BTreeMap<String, LinkStatus>,
+    /// For each zone by name whose log cannot go on here without an operator: why, and what to do.
+    #[serde(default)]
+    pub incoming: BTreeMap<String, String>,
+    /// Snapshots since the start, the newest of each kind and zone.
+    #[serde(default)]
+    pub seeds: Vec<SeedStatus>,
+}
+
+/// A snapshot by which a zone that fell into a gap is brought up.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SeedStatus {
+    /// `lent` to `zone`, or `taken` from it.
+    pub way: String,
+    /// The other zone's name.
+    pub zone: String,
+    /// `seeding: ..` with rows and megabytes, how it ended, or why it failed.
+    pub state: String,
+    /// It is under way.
+    pub is_running: bool,
+    /// Rows so far.
+    pub rows: u64,
+    /// Bytes so far.
+    pub bytes: u64,
+    /// How many ended well since the start.
+    pub done: u64,
+    /// How many failed.
+    pub failed: u64,
 }
 
 /// What a log or mirror takes on disk, and what reading it again has shown.

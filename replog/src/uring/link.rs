@@ -7,7 +7,7 @@ use super::node::{Adopted, Peer, Told};
 use super::now_us;
 use super::stream::{self, StreamLog};
 use crate::Batch;
-use crate::link::{Order, Place, Receiver, Sender, Why};
+use crate::link::{Log, Order, Place, Receiver, Sender, Why};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::or;
 use glommio::net::TcpStream;
@@ -104,6 +104,8 @@ struct Outgoing<'a> {
 impl Outgoing<'_> {
     /// From HELLO to the end; did the peer answer?
     async fn run(&mut self) -> bool {
+        // HELLO says what there is now: a peer that was seeded meanwhile may have more than an earlier connection knew of.
+        self.on_log(shipped(&self.stream.log));
         self.sender.on_connect(now_us());
         let (mut sent_map, mut was_live) = (self.core.epoch(), false);
         while !self.core.stopping.get() {
@@ -149,10 +151,14 @@ impl Outgoing<'_> {
             let (epoch, map) = self.core.map_bytes();
             self.sender.on_map(epoch, map, now_us());
         }
-        self.sender.on_durable(log.durable, log.chain, log.hlc);
-        self.sender.on_kept(log.first_kept);
+        self.on_log(log);
         self.sender.on_everywhere(self.stream.everywhere.get());
         epoch
+    }
+
+    fn on_log(&mut self, log: Log) {
+        self.sender.on_durable(log.durable, log.chain, log.hlc);
+        self.sender.on_kept(log.first_kept);
     }
 
     /// What the machine orders, up to a send's worth; returns what is to be sent.

@@ -4,10 +4,13 @@
 //! written. Then a check of a field is all that stands between the bytes and a wrong answer.
 
 use bytes::Bytes;
-use replog::limits::{BATCH_MAX, BLOCK, HEADER};
+use replog::limits::{BATCH_MAX, BLOCK, HEADER, KEY_MAX, TABLE_MAX, VALUE_MAX};
 use replog::open::{Depth, Floor, Storage, Verdict, Walk, examine};
+use replog::seed::{Head, Packer, Taken, Taker, Taking};
 use replog::segment::{Checkpoint, FIRST_POS, Footer, Header};
+use replog::store::Change;
 use replog::{Batch, Hlc, Record};
+use shardmap::{MapEpoch, Zone};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -125,6 +128,36 @@ pub fn batch(bytes: &[u8]) {
             assert!(Batch::read(&placed, 8, 4096).is_err() && Batch::read(&placed, 7, 8192).is_err());
         },
     );
+}
+
+/// A head of stream 2 of 4, behind which any part may come.
+fn head() -> Head {
+    Head { log_uuid: 7, seq: 99, chain: 5, term: 4, map_epoch: MapEpoch(5), unseen: None }
+}
+
+/// A part of a snapshot is refused, or what it brings is bounded, of the stream that was asked for, and no end that was not counted.
+pub fn part(bytes: &[u8]) {
+    let mut taker = Taker::new(Taking { own: Zone(1), stream: 2, streams: 4 });
+    for part in Packer::new(&head()).finish().into_iter().take(1).chain([Bytes::copy_from_slice(bytes)]) {
+        match taker.on_part(part, 1_790_000_000_000) {
+            Err(_) => return,
+            Ok(Taken::Head(seen)) => assert_eq!(seen, head()),
+            Ok(Taken::Kept) => {}
+            Ok(Taken::Whole(whole)) => assert!(whole.fences.is_empty() && whole.newest == Hlc(0)),
+            Ok(Taken::Store(list)) => list.iter().for_each(stored),
+        }
+    }
+}
+
+fn stored(change: &Change) {
+    match change {
+        Change::Row { table, key, row } => {
+            assert!(table.len() <= TABLE_MAX && key.len() <= KEY_MAX && row.value.len() <= VALUE_MAX);
+            assert!(row.version.stream == 2 && row.shard.0 % 4 == 2 && row.version.owner_epoch.0 <= 5);
+        }
+        Change::List(e) => assert!(e.shard.0 % 4 == 2 && e.table.len() <= TABLE_MAX && e.key.len() <= KEY_MAX),
+        other => panic!("a part of a snapshot stores {other:?}"),
+    }
 }
 
 /// A directory out of bytes: for each file a name, its length in units of 64 bytes, and what is in it.

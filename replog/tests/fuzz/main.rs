@@ -7,10 +7,12 @@ mod rng;
 
 use bytes::{Bytes, BytesMut};
 use replog::batch::{Batch, Origin};
+use replog::seed::{Head, Packer, refusal};
 use replog::segment::{Checkpoint, Digest, FIRST_POS, Footer, Header};
-use replog::{Hlc, Op, Record};
+use replog::store::{Entry, Fence, Row};
+use replog::{Hlc, Op, Record, Version};
 use rng::Rng;
-use shardmap::{OwnerEpoch, Shard, Zone};
+use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
 
 const UUID: u128 = 0x1234_5678_9abc_def0_0fed_cba9_8765_4321;
 const ORIGIN: Origin = Origin { stream: 2, zone: Zone(1), term: 1, log_uuid_lo: UUID as u64 };
@@ -36,6 +38,25 @@ fn records() -> Vec<Vec<u8>> {
         out.to_vec()
     });
     bytes.collect()
+}
+
+/// Parts of snapshots, of each kind.
+fn parts() -> Vec<Vec<u8>> {
+    let head = Head { log_uuid: 7, seq: 99, chain: 5, term: 4, map_epoch: MapEpoch(5), unseen: None };
+    let mut packer = Packer::new(&head);
+    let version = |n| Version { owner_epoch: OwnerEpoch(n % 6), hlc: Hlc(n << 20), zone: Zone(0), stream: 2 };
+    let row = |n: u64| Row { version: version(n), seq: n, shard: Shard(2), deleted: false, value: vec![1; 30].into() };
+    let mut all: Vec<Bytes> = vec![];
+    for n in 0..3 {
+        all.extend(packer.row(b"orders", n.to_string().as_bytes(), &row(n)));
+    }
+    let entry = |seq| Entry { zone: Zone(0), seq, shard: Shard(6), table: "orders".into(), key: "k".into() };
+    (0..3).for_each(|seq| all.extend(packer.entry(&entry(seq))));
+    let positions = [(Zone(1), 8)].into_iter().collect();
+    all.extend(packer.fence(Shard(2), &Fence { epoch: OwnerEpoch(3), seq: 7, positions }));
+    all.extend(packer.finish());
+    all.push(refusal("why not"));
+    all.iter().map(|p| p.to_vec()).collect()
 }
 
 fn batches() -> Vec<Vec<u8>> {
@@ -153,6 +174,11 @@ fn blocks_beside_the_batches_are_refused_or_mean_one_thing() {
 #[test]
 fn records_are_refused_or_have_one_spelling() {
     run(&records(), 300_000, checks::record);
+}
+
+#[test]
+fn parts_of_snapshots_are_refused_or_bring_what_may_be_stored() {
+    run(&parts(), 100_000, checks::part);
 }
 
 #[test]

@@ -48,6 +48,21 @@ struct Lending<'a> {
     socket: TcpStream,
 }
 
+/// Segments stay for the peer; however this thread ends, they do not stay for ever.
+struct Holding<'a> {
+    party: &'a Party,
+    stream: u32,
+    peer: Zone,
+    sent: bool,
+}
+
+impl Drop for Holding<'_> {
+    fn drop(&mut self) {
+        let Holding { stream, peer, sent, .. } = *self;
+        self.party.tell(Command::Unhold { stream, peer, sent });
+    }
+}
+
 /// A snapshot that may be lent.
 struct Ready {
     snapshot: Snapshot,
@@ -79,13 +94,13 @@ impl Lending<'_> {
 
     /// Sends everything; returns up to which seq, and how many rows.
     fn run(&mut self, running: &Running, peer: Zone) -> Result<(u64, u64), String> {
-        let stream = self.ask.stream;
         let ready = self.ready(peer)?;
+        let mut holding = Holding { party: self.party, stream: self.ask.stream, peer, sent: false };
         let sent = self.send_all(running, ready);
-        if sent.is_ok() {
+        holding.sent = sent.is_ok();
+        if holding.sent {
             self.await_end();
         }
-        self.party.tell(Command::Unhold { stream, peer, sent: sent.is_ok() });
         sent
     }
 

@@ -236,13 +236,16 @@ fn the_origin_keeps_what_follows_a_snapshot_that_takes_its_time_and_a_stop_in_th
     cluster.wait("the origin has let it go", || !stream(&cluster.a, 0).seeds[&(Way::Lent, B)].is_running);
     // Once more, and slowly: the volume is as full as can be, and a good many segments are written meanwhile.
     again_on(&cluster.a, &map, true);
+    for most in [500_000, 300_000, 150_000] {
+        cluster.wait("the log is as short as can be", || stream(&cluster.a, 0).logs[&A].kept_bytes <= most);
+    }
     let on = Arc::new(AtomicBool::new(false));
     *cluster.a.tampering.lock().unwrap() = Tamper::Stall(2, on.clone());
     let text = seed(&cluster.b, A).unwrap();
     let last: u64 = text.split(' ').next_back().unwrap().parse().unwrap();
     let durable = stream(&cluster.a, 0).durable_seq;
     write(&cluster.a, 5000, 3000);
-    std::thread::sleep(std::time::Duration::from_millis(2500)); // two looks at what may go, at least
+    std::thread::sleep(std::time::Duration::from_millis(4500)); // each second one segment goes, if it may
     let kept = stream(&cluster.a, 0).logs[&A].first_kept;
     assert!(kept <= last + 1 && last <= durable, "kept from {kept} on, the snapshot ends with {last}");
     on.store(true, Ordering::Relaxed);

@@ -132,10 +132,10 @@ impl Log {
         };
         let mut salts = Salts(salt);
         // A segment without a batch is replaced by one of its own number, which then follows the same predecessor.
-        let (number, prev_end) = match last {
-            None => (1, 0),
-            Some(s) if s.is_empty() => (s.header.number, s.header.prev_end),
-            Some(s) => (s.header.number + 1, s.end),
+        let (number, prev_end, prev_sealed) = match last {
+            None => (1, 0, false),
+            Some(s) if s.is_empty() => (s.header.number, s.header.prev_end, s.header.prev_sealed),
+            Some(s) => (s.header.number + 1, s.end, s.footer.is_some()),
         };
         let header = Header {
             zone: config.zone,
@@ -150,6 +150,7 @@ impl Log {
             size: config.segment_bytes,
             created: found.last_hlc,
             recycled: false, // decided when it is begun
+            prev_sealed,
         };
         let checkpoint = Checkpoint {
             generation: found.checkpoint.map_or(0, |c| c.generation),

@@ -17,7 +17,7 @@ mod walk;
 
 pub use content::{Content, Task};
 pub use course::Course;
-pub use verdict::{Corrupt, Gap, Stale, Torn, Verdict, Why, Witness};
+pub use verdict::{Corrupt, FooterLost, Gap, Stale, Torn, Verdict, Why, Witness};
 pub use walk::Walk;
 
 use crate::Hlc;
@@ -100,6 +100,8 @@ pub struct Found {
     pub checkpoint: Option<Checkpoint>,
     /// Segments below the first seq that the checkpoint keeps: a crash kept them from going. An open removes them.
     pub expired: Vec<String>,
+    /// Of the segments that were read, those whose footer is not there though they were sealed. The verdict does not depend on them.
+    pub footers_lost: Vec<FooterLost>,
 }
 
 /// Reads the whole directory, as deep as asked. An error is one of reading; everything that is wrong with what was read is in the

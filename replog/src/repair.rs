@@ -82,6 +82,10 @@ struct Reached {
     ends: VecDeque<u64>,
     /// Number, end and length of the segment before.
     segment: Option<(u64, u64, u64)>,
+    /// It has a footer, or is to get one.
+    sealed: bool,
+    /// If it has none: the segment as it would be with one.
+    unsealed: Option<Rebuilt>,
 }
 
 /// Makes a plan.
@@ -191,7 +195,17 @@ fn identify(slots: &[Slot], checkpoint: Option<Checkpoint>, of_source: Option<Id
 impl Reached {
     fn nothing() -> Reached {
         let (chain, ends) = (Some(0), VecDeque::from([0]));
-        Reached { next_seq: 1, chain, term: 0, hlc: Hlc(0), durable: 0, ends, segment: None }
+        Reached {
+            next_seq: 1,
+            chain,
+            term: 0,
+            hlc: Hlc(0),
+            durable: 0,
+            ends,
+            segment: None,
+            sealed: false,
+            unsealed: None,
+        }
     }
 
     /// Goes on from here, whatever was before.
@@ -246,7 +260,10 @@ impl<S: Storage> Planner<'_, S> {
         let header = match own {
             Some(header) => header.clone(),
             None => match self.header(slot, next, &mut rebuilt)? {
-                Some(header) => header,
+                Some(header) => {
+                    self.seal_before(&header);
+                    header
+                }
                 None => {
                     self.reached.jump(next.map_or(self.reached.next_seq, |n| n.first_seq), None);
                     self.reached.segment = None;
@@ -260,6 +277,20 @@ impl<S: Storage> Planner<'_, S> {
             self.plan.files.push(rebuilt);
         }
         Ok(())
+    }
+
+    /// A header that was damaged, and is known now, may say that the segment before was sealed: then that one lacks its footer.
+    fn seal_before(&mut self, header: &Header) {
+        let unsealed = self.reached.unsealed.take().filter(|_| header.prev_sealed && !self.reached.sealed);
+        let Some(mut footer) = unsealed else { return };
+        self.reached.sealed = true;
+        match self.plan.files.iter_mut().find(|f| f.name == footer.name) {
+            Some(file) => {
+                file.len = file.len.max(footer.len);
+                file.patches.append(&mut footer.patches);
+            }
+            None => self.plan.files.push(footer),
+        }
     }
 
     /// A header that holds must continue what is before it; if it does not, that is no damage of a disk.

@@ -42,6 +42,8 @@ pub struct Header {
     pub created: Hlc,
     /// The file held an earlier segment: what lies behind the last batch may be a block of that one.
     pub recycled: bool,
+    /// The segment before was sealed: where it ends there must be its footer. Logs of before this was written do not say so.
+    pub prev_sealed: bool,
 }
 
 /// The last block of a sealed segment, right behind its last batch.
@@ -115,6 +117,7 @@ impl Header {
             b.put_u64_le(self.prev_end);
             b.put_u64_le(self.size);
             b.put_u64_le(self.created.0);
+            b.put_u32_le(self.prev_sealed.into());
         })
     }
 
@@ -139,6 +142,7 @@ impl Header {
             size: u64_at(b, 96),
             created: Hlc(u64_at(b, 104)),
             recycled: u32_at(b, 84) & 1 == 1,
+            prev_sealed: u32_at(b, 112) & 1 == 1,
         };
         let wrong = [
             (u32_at(b, 16) != BLOCK as u32, "block size"),
@@ -305,6 +309,7 @@ mod tests {
             size: 64 * 1024 * 1024,
             created: Hlc(7),
             recycled: false,
+            prev_sealed: false,
         }
     }
 
@@ -328,6 +333,10 @@ mod tests {
         );
         assert_eq!(hex(&header().encode()), golden);
         assert_eq!(header().file_name(), "00000000000000001000.rlog");
+        let sealed = Header { prev_sealed: true, ..header() };
+        let golden = golden.replace("e185f174", "62a41f8c") + "0000000000000001";
+        assert_eq!(hex(&sealed.encode()), golden);
+        assert_eq!(Header::parse(&sealed.encode()), Ok(sealed));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! | segment header, any bit of its block | corrupt, at that file |
 //! | batch: any bit of its header, page table, body, padding | corrupt, at that batch |
 //! | the last batch, when the store, the peers and both checkpoints know nothing of it, and no batch follows | torn: the one exception |
-//! | footer | as if the segment had none: what was acknowledged is not in it |
+//! | footer | named, if a successor says that the segment was sealed: what was acknowledged is not in it |
 //! | one checkpoint, or both | the other counts, or none: it is a help, not a promise |
 //!
 //! The file is as it was: neither the open nor the verdict cuts, repairs or renames anything.
@@ -20,8 +20,9 @@ use disk::Disk;
 use kit::{Temp, run};
 use replog::Record;
 use replog::limits::{BLOCK, HEADER};
-use replog::open::{Depth, Floor, Found, Verdict, Walk, Why, examine};
-use replog::segment::{Checkpoint, FIRST_POS};
+use replog::open::{Depth, Floor, FooterLost, Found, Storage, Verdict, Walk, Why, examine};
+use replog::repair::{Content, What, plan};
+use replog::segment::{Checkpoint, FIRST_POS, Footer, Header};
 use replog::uring::dir::Dir;
 use replog::uring::stream::{Error, Kind, Options, Scrub, StreamLog};
 use shardmap::Zone;
@@ -39,7 +40,7 @@ const OPTIONS: Options = Options {
 };
 
 /// FORMAT.md "Segment header".
-const SEGMENT_FIELDS: [(&str, Range<usize>); 18] = [
+const SEGMENT_FIELDS: [(&str, Range<usize>); 19] = [
     ("magic", 0..8),
     ("crc", 8..12),
     ("version", 12..14),
@@ -57,7 +58,8 @@ const SEGMENT_FIELDS: [(&str, Range<usize>); 18] = [
     ("end before", 88..96),
     ("length", 96..104),
     ("HLC", 104..112),
-    ("zeros", 112..BLOCK),
+    ("seal before", 112..116),
+    ("zeros", 116..BLOCK),
 ];
 
 /// FORMAT.md "Batch".
@@ -247,23 +249,49 @@ fn a_damaged_checkpoint_leaves_the_other_and_a_log_without_any_is_read_by_itself
     }
 }
 
-/// A torn footer is what a crash in the middle of sealing leaves: it proves nothing, and nothing that was acknowledged is in it.
+/// A torn footer at the end is what a crash in the middle of sealing leaves: it proves nothing, and nothing that was acknowledged is in it.
+/// Behind one that has a successor, the successor says that it was there.
 #[test]
-fn a_damaged_footer_counts_as_none_and_takes_no_record_with_it() {
+fn a_damaged_or_lost_footer_is_named_and_takes_no_record_with_it() {
     let temp = Temp::new("flips-footer");
     write(&temp.0);
     let mut disk = in_memory(&temp.0);
     let whole = judge(&mut disk, Floor::default());
+    assert_eq!(whole.footers_lost, []);
     let sealed = &whole.segments[1];
     assert!(sealed.footer.is_some());
-    for bit in (0..88 * 8).chain((88 * 8..BLOCK as u64 * 8).step_by(61)) {
-        let mut damaged = flipped(&disk, &sealed.name, sealed.end * 8 + bit);
+    let named = |damaged: &mut Disk, what: &str| {
         for depth in [Depth::Whole, Depth::Needed] {
-            let found = examine(&mut damaged, Floor { applied: whole.last_seq, peers: 0 }, depth).unwrap();
-            assert_eq!((&found.verdict, found.last_seq), (&Verdict::Clean, whole.last_seq), "bit {bit}");
-            assert_eq!(found.segments[1].footer, None, "bit {bit}");
+            let found = examine(damaged, Floor { applied: whole.last_seq, peers: 0 }, depth).unwrap();
+            assert_eq!((&found.verdict, found.last_seq), (&Verdict::Clean, whole.last_seq), "{what}");
+            assert_eq!(found.segments[1].footer, None, "{what}");
+            assert_eq!(found.footers_lost, [FooterLost { file: sealed.name.clone(), pos: sealed.end }], "{what}");
         }
+        // What the batches say is what was there.
+        let made = plan(damaged, None, Floor::default(), 1).unwrap();
+        assert!(made.is_possible() && made.files.len() == 1, "{what}: {made:?}");
+        let [patch] = &made.files[0].patches[..] else { panic!("{what}: {made:?}") };
+        let was = Footer::encode(sealed.footer.as_ref().unwrap());
+        assert_eq!((patch.what, patch.pos, &patch.content), (What::Footer, sealed.end, &Content::Bytes(was)), "{what}");
+    };
+    for bit in (0..88 * 8).chain((88 * 8..BLOCK as u64 * 8).step_by(61)) {
+        named(&mut flipped(&disk, &sealed.name, sealed.end * 8 + bit), &format!("bit {bit}"));
     }
+    let mut cut = disk.clone();
+    let bytes = cut.read(&sealed.name, 0, sealed.end as usize).unwrap().to_vec();
+    cut.create(&sealed.name, bytes.clone());
+    named(&mut cut, "cut off");
+    cut.create(&sealed.name, [&bytes[..], &[0; BLOCK]].concat());
+    named(&mut cut, "zeros");
+    let stale = Footer { salt: 1, ..sealed.footer.clone().unwrap() };
+    cut.create(&sealed.name, [&bytes[..], &stale.encode()[..]].concat());
+    named(&mut cut, "of an earlier use of the file");
+    // A log of before headers said so: as if it had none.
+    let next = &whole.segments[2];
+    let silent = Header { prev_sealed: false, ..next.header.clone() }.encode();
+    let rest = cut.read(&next.name, BLOCK as u64, next.file_len as usize).unwrap();
+    cut.create(&next.name, [&silent[..], &rest[..]].concat());
+    assert_eq!(judge(&mut cut, Floor::default()).footers_lost, []);
 }
 
 #[test]

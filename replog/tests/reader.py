@@ -125,6 +125,7 @@ def header(b):
     h["log_uuid"] = int.from_bytes(b[24:40], "little")
     (h["number"], h["first_seq"], h["term"], h["salt"], before) = struct.unpack_from("<5Q", b, 40)
     (h["prev_chain"], h["flags"], h["prev_end"], h["size"], h["created"]) = struct.unpack_from("<IIQQQ", b, 80)
+    (h["prev_sealed"],) = struct.unpack_from("<I", b, 112)
     wrong = (
         block != BLOCK
         or h["zone"] >= ZONES
@@ -273,6 +274,7 @@ class Stream:
     def __init__(self, path, show):
         self.path, self.show = path, show
         self.seq, self.chain, self.before, self.known = 1, None, None, 0
+        self.footers_lost = []
 
     def read(self):
         names = sorted(n for n in os.listdir(self.path) if re.fullmatch(r"[0-9]{20}\.rlog", n))
@@ -297,6 +299,8 @@ class Stream:
         for at, name in enumerate(names):
             after = headers[at + 1] if at + 1 < len(names) else None
             verdict = self.segment(name, headers[at], after)
+        if self.footers_lost:
+            raise Found("corrupt", f"the footers of {', '.join(self.footers_lost)} are lost; every record was read")
         return verdict
 
     def checkpoint(self):
@@ -359,6 +363,8 @@ class Stream:
         sealed = self.seal(name, data, pos, h, digested, hlcs)
         self.before = h
         if fault is None:
+            if after["prev_sealed"] & 1 and not sealed:
+                self.footers_lost.append(name)
             return "clean"
         where = f"{name} at byte {pos}, seq {self.seq}"
         if end is not None:

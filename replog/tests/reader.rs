@@ -63,6 +63,7 @@ fn agree(name: &str, files: &Files) {
     let (code, out, verdict) = python(&dir.0, &[]);
     let found = files.clone().found();
     let expected = match found.verdict {
+        Verdict::Clean | Verdict::Stale(_) if !found.footers_lost.is_empty() => (2, "corrupt"),
         Verdict::Empty => (0, "empty"),
         Verdict::Clean => (0, "clean"),
         Verdict::Stale(_) => (0, "stale"),
@@ -174,7 +175,9 @@ fn both_call_damage_the_same() {
         }
         let dir = Temp::new(&format!("damage-{round}"), &files);
         let (code, _, verdict) = python(&dir.0, &["--quiet"]);
-        let expected = match files.found().verdict {
+        let found = files.found();
+        let expected = match found.verdict {
+            Verdict::Clean | Verdict::Stale(_) if !found.footers_lost.is_empty() => 2,
             Verdict::Empty | Verdict::Clean | Verdict::Stale(_) => 0,
             Verdict::Torn(_) => 1,
             Verdict::Corrupt(_) => 2,

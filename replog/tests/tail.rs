@@ -118,6 +118,7 @@ fn segment(together: bool, recycled: bool) -> (Vec<u8>, Vec<u8>) {
         size: size as u64,
         created: Hlc(0),
         recycled,
+        prev_sealed: false,
     };
     let (mut file, mut chain) = (header.encode().to_vec(), 0);
     for seq in 1..=BATCHES as u64 {

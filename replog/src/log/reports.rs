@@ -118,6 +118,7 @@ impl Log {
         } else {
             self.header.number += 1;
             self.header.prev_end = end;
+            self.header.prev_sealed = self.segments.last().is_some_and(|s| s.footer.is_some());
         }
         self.pos = FIRST_POS;
         self.header.first_seq = self.durable_seq + 1;

@@ -21,6 +21,8 @@ pub struct Task {
     pub header: Header,
     /// Where its successor says that it ends; `None`: it is the last one.
     pub end: Option<u64>,
+    /// Its successor says that it was sealed: a footer must be there.
+    pub sealed: bool,
 }
 
 /// What was read in a segment.
@@ -32,6 +34,8 @@ pub struct Content {
     pub(super) term: u64,
     pub(super) fences: BTreeMap<Shard, OwnerEpoch>,
     pub(super) ending: Ending,
+    /// It was sealed, and where the footer must be there is none that fits.
+    pub(super) footer_lost: bool,
 }
 
 /// How a segment ends.
@@ -87,6 +91,8 @@ impl Task {
             }
         };
         content.segment.footer = footer.filter(|_| fits);
+        content.footer_lost =
+            self.sealed && content.segment.footer.is_none() && matches!(content.ending, Ending::Whole);
         Ok(content)
     }
 }
@@ -99,16 +105,23 @@ impl Content {
             term: task.header.term,
             fences: BTreeMap::new(),
             ending: Ending::Whole,
+            footer_lost: false,
             segment: Segment::begun(&task.name, task.file_len, task.header.clone()),
         }
     }
 
-    /// Is every batch in it intact and linked, up to where its successor says that it ends?
+    /// Is every batch in it intact and linked, up to where its successor says that it ends, and a footer there, if there must be one?
     pub fn is_whole(&self) -> bool {
         match self.ending {
-            Ending::Whole => true,
+            Ending::Whole => !self.footer_lost,
             Ending::Digest | Ending::Unlinked { .. } | Ending::Damaged { .. } | Ending::Open { .. } => false,
         }
+    }
+
+    /// Is it whole, and does it end as the header of the next one says?
+    pub fn is_before(&self, next: &Header) -> bool {
+        let of_next = (next.first_seq, next.prev_chain, next.prev_end);
+        self.is_whole() && (self.segment.last_seq + 1, self.chain, self.segment.end) == of_next
     }
 
     /// Why a batch does not continue the log.

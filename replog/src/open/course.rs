@@ -1,7 +1,7 @@
 //! Goes through a log segment by segment: which are to be read, and what each means for the whole.
 
 use super::content::{Content, Ending, Task};
-use super::{Corrupt, Depth, Floor, Found, Gap, Segment, Stale, Storage, Torn, Verdict, Why, Witness};
+use super::{Corrupt, Depth, Floor, FooterLost, Found, Gap, Segment, Stale, Storage, Torn, Verdict, Why, Witness};
 use crate::Hlc;
 use crate::limits::{BLOCK, TORN_BYTES_MAX};
 use crate::segment::{Checkpoint, Fault, Footer, Header, file_name, seq_of_name};
@@ -100,11 +100,12 @@ impl Course {
     fn task(&self, at: usize) -> Option<Task> {
         let (name, file_len, header) = self.segments.get(at)?;
         let header = header.as_ref().ok()?.clone();
-        let end = match self.segments.get(at + 1) {
-            Some((_, _, next)) => Some(next.as_ref().ok()?.prev_end),
+        let next = match self.segments.get(at + 1) {
+            Some((_, _, next)) => Some(next.as_ref().ok()?),
             None => None,
         };
-        Some(Task { name: name.clone(), file_len: *file_len, header, end })
+        let (end, sealed) = (next.map(|n| n.prev_end), next.is_some_and(|n| n.prev_sealed));
+        Some(Task { name: name.clone(), file_len: *file_len, header, end, sealed })
     }
 }
 
@@ -138,6 +139,7 @@ impl Found {
             fences: BTreeMap::new(),
             checkpoint,
             expired: Vec::new(),
+            footers_lost: Vec::new(),
         }
     }
 
@@ -210,6 +212,9 @@ impl Found {
         self.last_hlc = self.last_hlc.max(content.last_hlc);
         self.term = self.term.max(content.term);
         let (name, sealed) = (content.segment.name.clone(), content.segment.footer.is_some());
+        if content.footer_lost {
+            self.footers_lost.push(FooterLost { file: name.clone(), pos: content.segment.end });
+        }
         self.segments.push(content.segment);
         let (pos, fault, behind, known) = match content.ending {
             Ending::Whole => return Verdict::Clean,

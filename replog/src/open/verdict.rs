@@ -110,6 +110,17 @@ pub struct Gap {
     pub file: String,
 }
 
+/// The footer of a sealed segment is damaged or lost. Every batch of the segment is intact, so that nothing is missing but a way to
+/// compare it, and to pass over it, without reading it; a repair makes the same footer again, out of the batches.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{file} at byte {pos}: the segment was sealed, and its footer is damaged or lost; its batches are whole")]
+pub struct FooterLost {
+    /// The segment.
+    pub file: String,
+    /// Where the footer must be.
+    pub pos: u64,
+}
+
 /// What makes a log corrupt.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Why {

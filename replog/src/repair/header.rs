@@ -22,6 +22,7 @@ struct Likely {
     created: Vec<Hlc>,
     size: Vec<u64>,
     recycled: Vec<bool>,
+    prev_sealed: Vec<bool>,
     prev_chain: Vec<u32>,
     prev_end: Vec<u64>,
 }
@@ -102,6 +103,7 @@ impl<S: Storage> Planner<'_, S> {
             created,
             size: sizes.filter(fits).collect(),
             recycled: vec![stored[84] & 1 == 1, stored[84] & 1 == 0],
+            prev_sealed: vec![r.sealed, !r.sealed],
             prev_chain,
             prev_end,
         })
@@ -130,11 +132,11 @@ impl Likely {
         }
         let likeliest = likeliest.expect("each field has a likely value");
         // One flipped bit in a field that nothing else tells, under a checksum that holds.
-        for field in [56..64, 64..72, 84..88, 88..96, 96..104, 104..112] {
+        for field in [56..64, 64..72, 84..88, 88..96, 96..104, 104..112, 112..116] {
             for bit in field.start * 8..field.end * 8 {
                 let mut block = likeliest.encode().to_vec();
                 block[56..72].copy_from_slice(&stored[56..72]);
-                block[84..112].copy_from_slice(&stored[84..112]);
+                block[84..116].copy_from_slice(&stored[84..116]);
                 block[bit / 8] ^= 1 << (bit % 8);
                 block[8..12].copy_from_slice(&stored[8..12]);
                 if let Some(header) = Header::parse(&block).ok().filter(|h| self.allows(h)) {
@@ -163,11 +165,13 @@ impl Likely {
             self.created.len(),
             self.size.len(),
             self.recycled.len(),
+            self.prev_sealed.len(),
             self.prev_chain.len(),
             self.prev_end.len(),
         ];
         (0..fields.iter().product()).map(move |mut at| {
-            let [salt, term, created, size, recycled, prev_chain, prev_end] = fields.map(|n| count(n, &mut at));
+            let [salt, term, created, size, recycled, prev_sealed, prev_chain, prev_end] =
+                fields.map(|n| count(n, &mut at));
             Header {
                 zone,
                 stream,
@@ -181,6 +185,7 @@ impl Likely {
                 size: self.size[size],
                 created: self.created[created],
                 recycled: self.recycled[recycled],
+                prev_sealed: self.prev_sealed[prev_sealed],
             }
         })
     }

@@ -151,6 +151,7 @@ impl<S: Storage> Planner<'_, S> {
             size: usual.max(len).min(SEGMENT_BYTES_MAX),
             created: r.hlc,
             recycled: false,
+            prev_sealed: r.sealed,
         };
         let patch = |pos, len, what, content| Patch { pos, len, what, content, note: Some(Note::New) };
         let mut patches = vec![patch(0, BLOCK as u64, What::Header, Content::Bytes(header.encode()))];
@@ -170,8 +171,13 @@ impl<S: Storage> Planner<'_, S> {
         let records = r.next_seq - first_seq;
         let footer = Footer { salt, last_seq: r.next_seq - 1, records, first_hlc, last_hlc, digest: digest.finish() };
         patches.push(patch(pos, BLOCK as u64, What::Footer, Content::Bytes(footer.encode())));
-        r.segment = Some((number, pos, header.size));
-        self.plan.files.push(Rebuilt { name: header.file_name(), is_new: true, len, patches });
+        (r.segment, r.sealed, r.unsealed) = (Some((number, pos, header.size)), true, None);
+        let name = header.file_name();
+        if self.plan.files.iter().any(|f| f.name == name) {
+            let (from, to, why) = (first_seq, r.next_seq - 1, "a file of garbage is in its place: move that away");
+            self.plan.refused.push(Refusal::Misfit { from, to, why });
+        }
+        self.plan.files.push(Rebuilt { name, is_new: true, len, patches });
     }
 
     /// Another salt out of the random one.

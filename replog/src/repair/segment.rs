@@ -20,6 +20,8 @@ struct Way<'a> {
     until: Option<(u64, Option<u64>)>,
     /// The chain that its successor names.
     next_chain: Option<u32>,
+    /// Its successor says that it was sealed.
+    sealed: bool,
     /// It is the newest: what checkpoint, store and peers know must be in it.
     newest: bool,
     digest: Digest,
@@ -55,6 +57,7 @@ impl<S: Storage> Planner<'_, S> {
             pos: FIRST_POS,
             until,
             next_chain: after.filter(|_| until.is_some()).map(|a| a.prev_chain),
+            sealed: after.is_some_and(|a| until.is_some() && a.prev_sealed),
             newest: next.is_none(),
             digest: Digest::default(),
             hlcs: None,
@@ -281,6 +284,7 @@ impl<S: Storage> Planner<'_, S> {
             }
         }
         self.reached.segment = Some((way.header.number, way.pos, way.header.size));
+        (self.reached.sealed, self.reached.unsealed) = (way.sealed, None);
         if !way.whole || seq < way.header.first_seq {
             return Ok(());
         }
@@ -289,23 +293,27 @@ impl<S: Storage> Planner<'_, S> {
         let digest = way.digest.finish();
         let footer = Footer { salt: way.header.salt, last_seq: seq, records, first_hlc, last_hlc, digest };
         let seen = self.files.read(&way.slot.name, way.pos, BLOCK)?;
-        match Footer::parse(&seen) {
-            Ok(f) if f == footer || f.salt != footer.salt => {}
-            Ok(_) => self.plan.refused.push(Refusal::Digest { file }),
-            Err(_) if resembles(&seen, &footer.encode()) => {
-                let content = Content::Bytes(footer.encode());
-                rebuilt.len = rebuilt.len.max(way.pos + BLOCK as u64);
-                rebuilt.patches.push(Patch {
-                    pos: way.pos,
-                    len: BLOCK as u64,
-                    what: What::Footer,
-                    content,
-                    note: None,
-                });
+        let parsed = Footer::parse(&seen);
+        let (pos, len, content) = (way.pos, BLOCK as u64, Content::Bytes(footer.encode()));
+        let patch = Patch { pos, len, what: What::Footer, content, note: None };
+        match parsed {
+            Ok(f) if f == footer => self.reached.sealed = true,
+            Ok(f) if f.salt == footer.salt => self.plan.refused.push(Refusal::Digest { file }),
+            Err(_) if way.sealed || resembles(&seen, &footer.encode()) => self.seal(rebuilt, patch),
+            Ok(_) if way.sealed => self.seal(rebuilt, patch),
+            // The header behind it may be damaged, and say so once it is mended.
+            Ok(_) | Err(_) => {
+                let len = way.slot.file_len.max(pos + len);
+                self.reached.unsealed = Some(Rebuilt { name: file, is_new: false, len, patches: vec![patch] });
             }
-            Err(_) => {}
         }
         Ok(())
+    }
+
+    fn seal(&mut self, rebuilt: &mut Rebuilt, patch: Patch) {
+        rebuilt.len = rebuilt.len.max(patch.pos + patch.len);
+        rebuilt.patches.push(patch);
+        self.reached.sealed = true;
     }
 }
 

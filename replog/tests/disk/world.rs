@@ -309,6 +309,8 @@ impl World {
             self.seen.washed += u64::from(self.washed);
             return None;
         }
+        let may_lack = self.faults.rots || self.faults.lies || self.washed;
+        assert!(found.footers_lost.is_empty() || may_lack, "{:?}", found.footers_lost);
         self.seen.torn += u64::from(matches!(found.verdict, Verdict::Torn(_)));
         let batches = match batches(&mut self.disk, &found) {
             Ok(batches) => batches,

@@ -69,6 +69,7 @@ fn batches() -> Vec<Vec<u8>> {
 /// Two segments, the first sealed, with a checkpoint; the same with a stale end; and nothing at all.
 fn directories() -> Vec<Vec<u8>> {
     let header = |number, first_seq, prev_chain, prev_end, recycled| Header {
+        prev_sealed: number == 2,
         zone: Zone(1),
         stream: 2,
         log_uuid: UUID,

@@ -39,7 +39,7 @@ pub fn judge(place: &Place, depth: Depth, progress: Progress) -> io::Result<Judg
     for _ in 1..LIVE_TRIES {
         let live = is_live(&place.dir);
         match look() {
-            Ok(found) if !live || matches!(found.verdict, Verdict::Clean | Verdict::Stale(_)) => {
+            Ok(found) if !live || is_fine(&found) => {
                 return Ok(said(found, live));
             }
             Err(e) if !live && e.kind() != io::ErrorKind::NotFound => return Err(named(place, e)),
@@ -62,16 +62,28 @@ fn named(place: &Place, e: io::Error) -> io::Error {
     if text.contains(&dir) { e } else { io::Error::new(e.kind(), format!("{dir}: {text}")) }
 }
 
+fn is_fine(found: &Found) -> bool {
+    matches!(found.verdict, Verdict::Clean | Verdict::Stale(_)) && found.footers_lost.is_empty()
+}
+
 fn said(found: Found, live: bool) -> Judged {
     let (word, why, code) = match &found.verdict {
+        Verdict::Corrupt(corrupt) => ("corrupt", corrupt.to_string(), 2),
+        Verdict::Gap(gap) => ("gap", gap.to_string(), 3),
+        // Nothing is missing, and the next open takes it; but bytes at rest have changed, and a repair has something to do.
+        _ if !found.footers_lost.is_empty() => ("corrupt", footers(&found), 2),
         Verdict::Empty => ("empty", String::new(), 0),
         Verdict::Clean | Verdict::Stale(_) if live => ("live", String::new(), 0),
         Verdict::Clean => ("clean", String::new(), 0),
         Verdict::Stale(stale) => ("clean", stale.to_string(), 0),
         Verdict::Torn(torn) if live => ("live", format!("being written: {torn}"), 0),
         Verdict::Torn(torn) => ("torn", torn.to_string(), 1),
-        Verdict::Corrupt(corrupt) => ("corrupt", corrupt.to_string(), 2),
-        Verdict::Gap(gap) => ("gap", gap.to_string(), 3),
     };
     Judged { found, live, word, why, code }
+}
+
+fn footers(found: &Found) -> String {
+    let all = &found.footers_lost;
+    let more = if all.len() > 1 { format!("; and {} more like it", all.len() - 1) } else { String::new() };
+    all.first().map_or(String::new(), |first| format!("{first}{more}; `ezctl log repair` makes it again"))
 }

@@ -43,9 +43,9 @@ impl Progress {
             return Progress::none();
         }
         let bar = ProgressBar::with_draw_target(Some(total_bytes), ProgressDrawTarget::stderr_with_hz(10));
+        super::interrupt::drawn(&bar); // before the first thing that draws it
         bar.set_style(ProgressStyle::with_template(STYLE).expect("a test has read it").progress_chars("=> "));
         bar.set_prefix(what.to_owned());
-        super::interrupt::drawn(&bar);
         Progress { bar, ..Progress::none() }
     }
 

@@ -219,3 +219,23 @@ fn a_reader_that_has_seen_enough_is_no_error() {
     let out = child.wait_with_output().unwrap();
     assert_eq!((out.status.code(), out.stderr.len()), (Some(0), 0));
 }
+
+#[test]
+fn a_lost_footer_is_named_though_no_record_is_missing_and_any_repair_makes_it_again() {
+    let data = Temp::new("footer");
+    let (own, copy) = (data.join("log/0"), data.join("mirror/east-0"));
+    let log = orders(&own, 40);
+    mirror(&copy, &log);
+    let name = own.join(FIRST);
+    let whole = std::fs::read(&name).unwrap();
+    let footer = whole.chunks(4096).position(|b| b.starts_with(b"RLGEND1")).unwrap() as u64 * 4096;
+    overwrite(&name, footer, &[0; 4096]);
+    let (code, out, err) = ezctl(&["verify"], &[&own]);
+    assert!(code == 2 && out.contains("corrupt, 3 segments, 40 batches") && out.contains("footer"), "{out}{err}");
+    assert!(ezctl(&["ls"], &[&own]).1.contains("its footer is damaged or lost"));
+    assert_eq!(ezctl(&["dump"], &[&own]).1.lines().count(), 40);
+    let (code, out, err) = ezctl(&["repair", "--yes", "--from", copy.to_str().unwrap()], &[&own]);
+    assert_eq!(code, 0, "{out}{err}");
+    assert!(std::fs::read(&name).unwrap() == whole);
+    assert_eq!(ezctl(&["verify"], &[&own]).0, 0);
+}

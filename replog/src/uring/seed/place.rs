@@ -100,6 +100,7 @@ pub fn prepare(dir: &Path, plan: &Plan, newest: Hlc) -> io::Result<()> {
         size: SEGMENT_BYTES_MIN,
         created: newest,
         recycled: false,
+        prev_sealed: false,
     };
     let mut segment = header.encode().to_vec();
     segment.resize(SEGMENT_BYTES_MIN as usize, 0);

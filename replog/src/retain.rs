@@ -36,7 +36,8 @@ pub struct Volume {
 }
 
 impl Volume {
-    fn is_tight(&self, policy: Policy) -> bool {
+    /// Is room wanted, and would segments make any?
+    pub fn is_tight(&self, policy: Policy) -> bool {
         self.used >= policy.peers_until && self.log_bytes as f64 >= policy.worth * self.free_bytes as f64
     }
 }

@@ -232,6 +232,9 @@ async fn status(shown: &Shown) -> LogStatus {
         ledger: cores.iter().map(|c| c.kept.ledger).sum(),
         parked: cores.iter().map(|c| c.kept.parked).sum(),
         store_full: cores.iter().any(|c| c.kept.is_full),
+        // Every core goes by the same map.
+        unsettled: cores.iter().map(|c| c.unsettled).max().unwrap_or(0),
+        holds_back: cores.iter().any(|c| c.holds_back),
         lag: Lag {
             count: lag.len(),
             p50_us: lag.value_at_quantile(0.5),
@@ -276,6 +279,7 @@ fn kept(log: &LogFigures) -> KeptLog {
         scrub_passes: log.scrubbed.passes,
         scrubbed_bytes: log.scrubbed.bytes,
         damaged: damaged.collect(),
+        mended: log.scrubbed.mended,
     }
 }
 
@@ -292,6 +296,11 @@ fn metrics(status: &LogStatus) -> String {
     );
     page.gauge("ezone_log_ledger_entries", "Entries in the conflict ledger", status.ledger);
     page.gauge("ezone_log_parked_records", "Records that could not be applied yet", status.parked);
+    let help = "Shards on their way to another owner, or without one: no segment is let go while there is one";
+    page.gauge("ezone_log_unsettled_shards", help, status.unsettled);
+    let help =
+        "1: the volume is as full as [log] peers_until says, and nothing is let go, since shards are on their way";
+    page.gauge("ezone_log_holds_back", help, u64::from(status.holds_back));
     for s in &status.streams {
         let stream = s.stream.to_string();
         page.labelled("ezone_log_durable_seq", "Last durable seq of a stream", &[("stream", &stream)], s.durable_seq);
@@ -341,6 +350,11 @@ fn kept_metrics(page: &mut Page, labels: &[(&str, &str)], log: &KeptLog) {
             "ezone_log_damaged_segments",
             "Sealed segments that failed when they were read again",
             log.damaged.len() as u64,
+        ),
+        (
+            "ezone_log_mended_segments",
+            "Sealed segments that were mended since the start, while the log ran",
+            log.mended,
         ),
     ];
     for (name, help, value) in all {

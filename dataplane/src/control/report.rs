@@ -55,6 +55,12 @@ pub struct LogStatus {
     /// Connections from other logs, or strangers, that were closed before a HELLO was understood.
     #[serde(default)]
     pub links_refused: u64,
+    /// Shards on their way to another owner, or without one: no segment is let go while there is one.
+    #[serde(default)]
+    pub unsettled: u64,
+    /// There is one, and the volume is as full as `[log] peers_until` says.
+    #[serde(default)]
+    pub holds_back: bool,
     /// From commit at the origin to visible here.
     pub lag: Lag,
     /// Which cores serve what, and why.
@@ -124,6 +130,9 @@ pub struct KeptLog {
     pub scrubbed_bytes: u64,
     /// Segments that failed when they were read last: file, first seq, what was seen.
     pub damaged: Vec<String>,
+    /// Segments that were damaged and were mended while the log ran, since the start.
+    #[serde(default)]
+    pub mended: u64,
 }
 
 /// One outgoing link.

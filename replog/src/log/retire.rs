@@ -9,6 +9,7 @@
 use super::{Failed, Log, Order, Phase, Spare};
 use crate::limits::{FULL_RETRY_NS, SPARES};
 use crate::open::Segment;
+use crate::segment::Header;
 use std::collections::VecDeque;
 
 /// Files of a segment's length that wait.
@@ -96,6 +97,12 @@ impl Log {
         let current = matches!(self.phase, Phase::Writing | Phase::Sealing);
         let count = self.segments.len() - usize::from(current && !self.segments.is_empty());
         self.segments[..count].iter()
+    }
+
+    /// A segment by its file, and the header of the one behind it; `None`: it is not kept, or the last.
+    pub fn followed(&self, file: &str) -> Option<(&Segment, &Header)> {
+        let at = self.segments.iter().position(|s| s.name == file)?;
+        Some((&self.segments[at], &self.segments.get(at + 1)?.header))
     }
 
     /// The last seq of the oldest segment that may go at all; `None`: there is but one.

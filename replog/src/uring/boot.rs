@@ -160,6 +160,7 @@ impl Boot {
             asked: Cell::new(0),
             stopping: Cell::new(false),
             store_full: Cell::new(false),
+            holds_back: Cell::new(false),
             jobs,
             faults,
             tell: Box::new(tell),
@@ -212,6 +213,7 @@ fn spawn_tasks(core: &Rc<Core>, news: UnboundedReceiver<News>) {
     }
     spawn(Box::pin(hear(core.clone(), news)));
     spawn(Box::pin(retain::run(core.clone())));
+    spawn(Box::pin(super::mend::run(core.clone())));
 }
 
 /// Ends sleeps for as long as the executor lives: an open that met a full disk, and a close, have slept for ever without it.
@@ -370,6 +372,8 @@ async fn figures(core: &Core) -> Option<CoreFigures> {
         map_epoch: core.epoch(),
         read_only: core.streams.iter().any(|s| s.gate.borrow().is_read_only()),
         streams: streams.collect(),
+        unsettled: core.unsettled(),
+        holds_back: core.holds_back.get(),
         kept,
     })
 }

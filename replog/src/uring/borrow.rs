@@ -18,7 +18,7 @@ use std::time::Duration;
 /// this node.
 const SURVEY_MAX: Duration = Duration::from_secs(1);
 /// A repair is given up when a lender falls silent for this long.
-const REPAIR_MAX: Duration = Duration::from_secs(10);
+pub(super) const REPAIR_MAX: Duration = Duration::from_secs(10);
 
 /// Which copy of which log.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -49,6 +49,8 @@ pub(super) struct Core {
     pub stopping: Cell<bool>,
     /// A store of this core has no room: nothing is applied, and no row can be told.
     pub store_full: Cell<bool>,
+    /// The volume is tight, and nothing may be let go, since a shard is on its way.
+    pub holds_back: Cell<bool>,
     /// How many asks have come.
     pub asked: Cell<u64>,
     pub jobs: Sender<Job>,
@@ -198,8 +200,10 @@ impl Core {
     }
 
     /// Is any shard on its way to another owner, or lost without a new one?
-    pub fn has_unsettled(&self) -> bool {
-        self.map.borrow().shards().any(|(_, history)| matches!(history.view().kind, Kind::Moving | Kind::Lost))
+    pub fn unsettled(&self) -> u64 {
+        let map = self.map.borrow();
+        let on_its_way = |kind| matches!(kind, Kind::Moving | Kind::Lost);
+        map.shards().filter(|(_, history)| on_its_way(history.view().kind)).count() as u64
     }
 
     /// Says something to control.

@@ -13,6 +13,7 @@ mod feed;
 mod keeper;
 mod lend;
 mod link;
+mod mend;
 mod mirror;
 pub mod node;
 mod open;

@@ -158,6 +158,10 @@ pub struct CoreFigures {
     pub read_only: bool,
     /// Its streams.
     pub streams: Vec<StreamFigures>,
+    /// Shards that are on their way to another owner, or have none: while there is one, no segment is let go.
+    pub unsettled: u64,
+    /// There is one, and the volume is so full that segments would go.
+    pub holds_back: bool,
     /// Of its stores.
     pub kept: Figures,
 }

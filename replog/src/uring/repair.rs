@@ -20,6 +20,8 @@ use std::path::{Path, PathBuf};
 
 /// Names that are tried for a damaged file in the quarantine.
 const QUARANTINE_MAX: u32 = 10_000;
+/// How much is copied at a time.
+const PIECE_BYTES: usize = 1024 * 1024;
 
 /// Why a repair was not carried out. The log is as it was.
 #[derive(Debug, thiserror::Error)]
@@ -107,7 +109,7 @@ fn write_all(
         if stop() {
             return Err(Error::Stopped);
         }
-        write(path, file, source)?;
+        write(path, file, source, &|_| Ok(()))?;
     }
     let copies = made.files.iter().map(|f| f.name.clone()).collect();
     let mut repaired = Overlay { dir: Dir::new(path), copies, stop };
@@ -119,7 +121,13 @@ fn write_all(
     }
 }
 
-fn write(path: &Path, file: &Rebuilt, source: &mut (dyn Source + '_)) -> Result<(), Error> {
+/// Writes a segment anew beside itself, durable but for its name; `pace` is told of each piece before it is copied.
+pub(super) fn write(
+    path: &Path,
+    file: &Rebuilt,
+    source: &mut (dyn Source + '_),
+    pace: &dyn Fn(usize) -> io::Result<()>,
+) -> Result<(), Error> {
     let to = temporary(path, &file.name);
     match fs::remove_file(&to) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(at(&to)(e)),
@@ -128,8 +136,7 @@ fn write(path: &Path, file: &Rebuilt, source: &mut (dyn Source + '_)) -> Result<
     let new = OpenOptions::new().create_new(true).write(true).open(&to).map_err(at(&to))?;
     if !file.is_new {
         let from = path.join(&file.name);
-        let mut damaged = File::open(&from).map_err(at(&from))?;
-        io::copy(&mut damaged, &mut &new).map_err(at(&from))?;
+        copy(&from, &new, pace).map_err(at(&from))?;
     }
     new.set_len(file.len).map_err(at(&to))?;
     for patch in &file.patches {
@@ -139,8 +146,27 @@ fn write(path: &Path, file: &Rebuilt, source: &mut (dyn Source + '_)) -> Result<
     new.sync_all().map_err(at(&to))
 }
 
+/// Piece by piece, each on the disk before the next: no flush of the log has to wait for all of it.
+fn copy(from: &Path, to: &File, pace: &dyn Fn(usize) -> io::Result<()>) -> io::Result<()> {
+    let damaged = File::open(from)?;
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut pos = 0;
+    loop {
+        pace(piece.len())?;
+        let len = match damaged.read_at(&mut piece, pos) {
+            Ok(0) => return Ok(()),
+            Ok(len) => len,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            Err(e) => return Err(e),
+        };
+        to.write_all_at(&piece[..len], pos)?;
+        to.sync_data()?;
+        pos += len as u64;
+    }
+}
+
 /// Gives the damaged file a second name in the quarantine, so that there is no moment without one.
-fn keep(path: &Path, name: &str) -> Result<PathBuf, Error> {
+pub(super) fn keep(path: &Path, name: &str) -> Result<PathBuf, Error> {
     let dir = path.join("quarantine");
     fs::create_dir_all(&dir).map_err(at(&dir))?;
     for n in 1..=QUARANTINE_MAX {
@@ -155,7 +181,8 @@ fn keep(path: &Path, name: &str) -> Result<PathBuf, Error> {
     Err(Error::Io { path: dir, why })
 }
 
-fn temporary(path: &Path, name: &str) -> PathBuf {
+/// Where a segment is written anew.
+pub(super) fn temporary(path: &Path, name: &str) -> PathBuf {
     path.join(format!("{name}.tmp"))
 }
 
@@ -164,7 +191,7 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> Error + '_ {
 }
 
 /// Lends a source for one call.
-struct Again<'a, 'b>(&'a mut (dyn Source + 'b));
+pub(super) struct Again<'a, 'b>(pub &'a mut (dyn Source + 'b));
 
 impl Source for Again<'_, '_> {
     fn batch_at(&mut self, seq: u64) -> io::Result<Option<crate::Batch>> {

@@ -26,7 +26,9 @@ pub(super) async fn run(core: Rc<Core>) {
                     Volume { used, free_bytes, log_bytes: logs(&core).map(|log| log.with(|l| l.kept_bytes())).sum() };
                 // A map with a new cut has logs looked through from there on. It names what its reporter had applied: no less than what
                 // all have said to have applied before they heard of the move. So nothing goes while a shard is on its way.
-                if !core.has_unsettled() {
+                let unsettled = core.unsettled();
+                hold_back(&core, unsettled > 0 && volume.is_tight(core.options.retain), unsettled, volume);
+                if unsettled == 0 {
                     core.streams.iter().for_each(|stream| look(&core, stream, volume));
                 }
             }
@@ -39,6 +41,26 @@ pub(super) async fn run(core: Rc<Core>) {
             }
             Err(_) => {}
         }
+    }
+}
+
+/// Says once that the volume fills up with what would go if no shard were on its way, and once that it is over.
+fn hold_back(core: &Core, holds: bool, unsettled: u64, volume: Volume) {
+    if core.holds_back.replace(holds) == holds {
+        return;
+    }
+    let dir = core.options.data_dir.display();
+    if holds {
+        tracing::error!(
+            "{dir}: the volume is {:.0} % full, {} MiB are free, {} MiB are logs, and none of it is let go: {unsettled} shards are on \
+             their way to another owner, or have none, and their new map may have these logs looked through. Finish or abort the \
+             moves and take-overs, or make room; when the volume is full, writes are refused until there is some",
+            volume.used * 100.0,
+            volume.free_bytes >> 20,
+            volume.log_bytes >> 20
+        );
+    } else {
+        tracing::info!("{dir}: nothing holds segments back any more");
     }
 }
 

@@ -288,7 +288,7 @@ async fn hold(core: &Core, stream: &Stream, peer: Zone, seq: u64, scan: Option<S
         false => (batch.first_seq - 1, batch.prev_chain),
     };
     // From here on nothing is awaited: what is kept now stays.
-    if core.has_unsettled() {
+    if core.unsettled() > 0 {
         return Err(
             "a shard is on its way to another owner, or lost without a new one: wait until it is settled".into()
         );

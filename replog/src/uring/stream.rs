@@ -5,6 +5,7 @@
 
 mod disk;
 mod error;
+mod mend;
 mod prepare;
 mod reader;
 mod scrub;

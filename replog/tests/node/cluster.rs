@@ -71,6 +71,8 @@ pub struct Site {
     pub retain: Mutex<Policy>,
     /// What becomes of the snapshots that it lends.
     pub tampering: Tampering,
+    /// How it reads again what was sealed.
+    scrub: Scrub,
     node: Arc<Mutex<Option<Arc<Node>>>>,
     pub faults: Arc<Mutex<Vec<String>>>,
 }
@@ -90,6 +92,16 @@ impl Cluster {
 
     /// The same, with segments of another length.
     pub fn start_with(name: &str, segment_bytes: u64) -> (Cluster, Arc<Map>) {
+        let retain = Policy { keep_bytes: 0, peers_until: 1.0, worth: WORTH };
+        Cluster::of(name, (segment_bytes, retain, Scrub::NEVER))
+    }
+
+    /// The same; nodes that read again what was sealed, and keep as much of it as `retain` says.
+    pub fn with(name: &str, scrub: Scrub, retain: Policy) -> (Cluster, Arc<Map>) {
+        Cluster::of(name, (1 << 20, retain, scrub))
+    }
+
+    fn of(name: &str, keeping: (u64, Policy, Scrub)) -> (Cluster, Arc<Map>) {
         let one = ONE.lock().unwrap_or_else(|e| e.into_inner());
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
@@ -97,9 +109,8 @@ impl Cluster {
         let peer =
             |zone, name: &str, at: &TcpListener| Peer { zone, name: name.into(), link: at.local_addr().unwrap() };
         let (to_a, to_b) = (peer(A, "a", &at_a), peer(B, "b", &at_b));
-        let retain = Policy { keep_bytes: 0, peers_until: 1.0, worth: WORTH };
-        let a = Site::new(A, dir.join("a"), vec![0], to_b, at_a, (segment_bytes, retain));
-        let b = Site::new(B, dir.join("b"), vec![0, 1], to_a, at_b, (segment_bytes, retain));
+        let a = Site::new(A, dir.join("a"), vec![0], to_b, at_a, keeping);
+        let b = Site::new(B, dir.join("b"), vec![0, 1], to_a, at_b, keeping);
         let map = Arc::new(first_map());
         let cluster = Cluster { a, b, dir, _one: one };
         for site in cluster.sites() {
@@ -171,7 +182,7 @@ impl Site {
         cores: Vec<usize>,
         peer: Peer,
         links: TcpListener,
-        (segment_bytes, retain): (u64, Policy),
+        (segment_bytes, retain, scrub): (u64, Policy, Scrub),
     ) -> Site {
         let node: Arc<Mutex<Option<Arc<Node>>>> = Arc::default();
         let (slot, tampering) = (node.clone(), Tampering::default());
@@ -184,7 +195,7 @@ impl Site {
             }
         });
         let retain = Mutex::new(retain);
-        Site { zone, dir, cores, peer, segment_bytes, retain, tampering, node, faults: Arc::default() }
+        Site { zone, dir, cores, peer, segment_bytes, retain, scrub, tampering, node, faults: Arc::default() }
     }
 
     /// Starts the node; maps that other zones send are taken, as control takes them.
@@ -211,7 +222,7 @@ impl Site {
             streams: STREAMS,
             segment_bytes: self.segment_bytes,
             retain: *self.retain.lock().unwrap(),
-            scrub: Scrub::NEVER,
+            scrub: self.scrub,
             cores: self.cores.clone(),
             ports: (0..self.cores.len()).map(|i| self.port(i)).collect(),
             peers: vec![self.peer.clone()],

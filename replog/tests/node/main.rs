@@ -3,6 +3,8 @@
 
 mod cluster;
 mod damage;
+mod hold;
+mod mend;
 mod proxy;
 mod seed;
 

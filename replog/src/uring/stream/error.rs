@@ -90,6 +90,16 @@ pub enum Error {
         /// What is wrong.
         fault: batch::Fault,
     },
+    /// A segment's header or footer is not what it was.
+    #[error("{file} at byte {pos}: its {what} is damaged")]
+    Block {
+        /// The segment.
+        file: String,
+        /// Where.
+        pos: u64,
+        /// Which of the two.
+        what: &'static str,
+    },
     /// A segment whose batches are intact and are not those that belong there.
     #[error(
         "{file} at byte {pos}: seq {seq} was expected here; the batches do not follow each other, or are not those of its footer"

@@ -2,8 +2,9 @@
 
 use super::reader::Batches;
 use super::{Error, Shared};
+use crate::limits::BLOCK;
 use crate::open::Segment;
-use crate::segment::Digest;
+use crate::segment::{Digest, Footer, Header};
 use glommio::io::DmaFile;
 use glommio::timer::sleep;
 use std::cmp::max;
@@ -33,6 +34,8 @@ pub struct Scrubbed {
     pub bytes: u64,
     /// Sealed segments that failed when they were read last.
     pub damaged: Vec<Damage>,
+    /// Sealed segments that were damaged and are whole again, mended while the log ran.
+    pub mended: u64,
 }
 
 /// A sealed segment that fails its checks.
@@ -87,9 +90,24 @@ impl Shared {
     async fn check(&self, segment: &Segment, bytes_per_s: u64) -> Result<(), Error> {
         let file = DmaFile::open(self.dir.join(&segment.name)).await.map_err(|e| self.io(e.into()))?;
         let file = Rc::new(file);
-        let done = self.check_batches(segment, file.clone(), bytes_per_s).await;
+        let mut done = self.check_blocks(segment, &file).await;
+        if done.is_ok() {
+            done = self.check_batches(segment, file.clone(), bytes_per_s).await;
+        }
         let closed = file.close_rc().await.map_err(|e| self.io(e.into()));
         done.and(closed.map(drop))
+    }
+
+    /// Are header and footer what they were?
+    async fn check_blocks(&self, segment: &Segment, file: &DmaFile) -> Result<(), Error> {
+        let damaged = |pos, what| Err(Error::Block { file: segment.name.clone(), pos, what });
+        let header = file.read_at(0, BLOCK).await.map_err(|e| self.io(e.into()))?;
+        if Header::parse(&header).as_ref() != Ok(&segment.header) {
+            return damaged(0, "header");
+        }
+        let Some(sealed) = &segment.footer else { return Ok(()) };
+        let footer = file.read_at(segment.end, BLOCK).await.map_err(|e| self.io(e.into()))?;
+        if Footer::parse(&footer).as_ref() != Ok(sealed) { damaged(segment.end, "footer") } else { Ok(()) }
     }
 
     async fn check_batches(&self, segment: &Segment, file: Rc<DmaFile>, bytes_per_s: u64) -> Result<(), Error> {
@@ -127,8 +145,8 @@ impl Shared {
         if let (Err(why), true) = (outcome, is_kept) {
             if was.is_none() {
                 tracing::error!(
-                    "{}: {why}, found by the scrub; seq {} to {} are in that segment. Nothing was changed: restart the node, \
-                     which mends it with another zone's copy, or stop it and run `ezctl log repair --from` a copy",
+                    "{}: {why}, found by the scrub; seq {} to {} are in that segment. Nothing was changed yet: the node mends it with \
+                     another zone's copy, while it runs if it can, and at its next start",
                     self.dir.display(),
                     segment.header.first_seq,
                     segment.last_seq

@@ -243,6 +243,10 @@ impl Log {
     pub fn first_kept(&self) -> u64 {
         self.segments.first().map_or(self.next_seq, |s| s.header.first_seq)
     }
+    /// The chain before the first seq that is kept.
+    pub fn chain_before_kept(&self) -> u32 {
+        self.segments.first().map_or(self.chain_at_end(), |s| s.header.prev_chain)
+    }
     /// Has it failed twice?
     pub fn is_stopped(&self) -> bool {
         self.phase == Phase::Stopped

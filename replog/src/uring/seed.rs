@@ -24,6 +24,7 @@ pub(super) use take::{origin_copy, take};
 use super::core::{Core, Stream};
 use super::keeper::Job;
 use super::node;
+use super::stream::StreamLog;
 use crate::apply::Seed;
 use crate::seed::Plan;
 use crate::store::Scan;
@@ -281,12 +282,7 @@ async fn hold(core: &Core, stream: &Stream, peer: Zone, seq: u64, scan: Option<S
     if scan.is_some_and(|s| s.to >= stream.log.with(|l| l.first_kept())) {
         return Err("the origin's log is being looked through for a new cut: try again in a moment".into());
     }
-    let found = stream.log.read_from(seq, 1).await.map_err(|e| e.to_string())?;
-    let batch = found.first().ok_or_else(|| format!("seq {seq} is not durable at the origin"))?;
-    let (seq, chain) = match batch.last_seq() == seq {
-        true => (seq, batch.chain),
-        false => (batch.first_seq - 1, batch.prev_chain),
-    };
+    let (seq, chain) = end_at(&stream.log, seq).await?;
     // From here on nothing is awaited: what is kept now stays.
     if core.unsettled() > 0 {
         return Err(
@@ -299,6 +295,20 @@ async fn hold(core: &Core, stream: &Stream, peer: Zone, seq: u64, scan: Option<S
     }
     stream.holds.borrow_mut().insert(peer, Hold { seq, until: None });
     Ok(Lent { log_uuid, term, seq, chain })
+}
+
+/// The last batch that ends with `seq` or before it, and the chain there: of a log that has let go all that it had, too.
+async fn end_at(log: &StreamLog, seq: u64) -> Result<(u64, u32), String> {
+    let (kept, before) = log.with(|l| (l.first_kept(), l.chain_before_kept()));
+    if kept == seq + 1 {
+        return Ok((seq, before));
+    }
+    let found = log.read_from(seq, 1).await.map_err(|e| e.to_string())?;
+    let batch = found.first().ok_or_else(|| format!("seq {seq} is not durable at the origin"))?;
+    Ok(match batch.last_seq() == seq {
+        true => (seq, batch.chain),
+        false => (batch.first_seq - 1, batch.prev_chain),
+    })
 }
 
 fn unhold(stream: &Stream, peer: Zone, sent: bool) {

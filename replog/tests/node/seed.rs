@@ -366,3 +366,20 @@ fn a_cut_that_a_seeded_mirror_cannot_be_looked_through_for_is_shown_and_seeding_
     assert!(cluster.compare() > 500);
     assert_eq!(stream(&cluster.b, 0).incoming.len(), 0);
 }
+
+/// An origin at rest whose volume was full: it has let go all but an empty segment, and could lend nothing until somebody wrote.
+#[test]
+fn an_origin_that_keeps_no_record_seeds_all_the_same() {
+    let (cluster, map) = start("seed-bare");
+    fall_into_a_gap(&cluster, &map);
+    again_on(&cluster.a, &map, true);
+    cluster.wait("a keeps no record", || {
+        let of_a = stream(&cluster.a, 0);
+        of_a.logs[&A].first_kept == of_a.durable_seq + 1
+    });
+    cluster.wait("b sees the gap", || stream(&cluster.b, 0).incoming.get(&A).is_some_and(|w| w.contains("gap")));
+    seed(&cluster.b, A).unwrap();
+    wait_seeded(&cluster);
+    write(&cluster.a, 9000, 200);
+    cluster.compare();
+}

@@ -98,7 +98,7 @@ pub struct Found {
     pub fences: BTreeMap<Shard, OwnerEpoch>,
     /// The newest checkpoint.
     pub checkpoint: Option<Checkpoint>,
-    /// Segments below the first seq that the checkpoint keeps: a crash kept them from going. An open removes them.
+    /// Segments below the first seq that both checkpoints keep: a crash kept them from going. An open removes them.
     pub expired: Vec<String>,
     /// Of the segments that were read, those whose footer is not there though they were sealed. The verdict does not depend on them.
     pub footers_lost: Vec<FooterLost>,

@@ -25,10 +25,12 @@ impl Course {
     pub fn survey(files: &mut impl Storage, floor: Floor, depth: Depth) -> io::Result<Course> {
         let mut listed = files.list()?;
         listed.sort();
-        let mut found = Found::nothing(read_checkpoint(files, &listed)?);
+        let checkpoints = read_checkpoints(files, &listed)?;
+        let mut found = Found::nothing(checkpoints.iter().copied().max_by_key(|c| c.generation));
         listed.retain(|(name, _)| seq_of_name(name).is_some());
         let kept = found.checkpoint.map(|c| c.first_kept.max(1));
-        found.expired = expired(&mut listed, kept.unwrap_or(0));
+        // Either checkpoint may be lost later, and the other must not expect what is gone: both have to say so.
+        found.expired = expired(&mut listed, checkpoints.iter().map(|c| c.first_kept).min().unwrap_or(0));
         let mut segments = Vec::with_capacity(listed.len());
         for (name, file_len) in listed {
             let header = Header::parse(&files.read(&name, 0, BLOCK)?);
@@ -116,15 +118,14 @@ fn expired(listed: &mut Vec<(String, u64)>, kept: u64) -> Vec<String> {
     listed.drain(..count).map(|(name, _)| name).collect()
 }
 
-fn read_checkpoint(files: &mut impl Storage, listed: &[(String, u64)]) -> io::Result<Option<Checkpoint>> {
-    let mut newest: Option<Checkpoint> = None;
+fn read_checkpoints(files: &mut impl Storage, listed: &[(String, u64)]) -> io::Result<Vec<Checkpoint>> {
+    let mut all = Vec::new();
     for name in Checkpoint::NAMES {
         if listed.iter().any(|(n, _)| n == name) {
-            let read = Checkpoint::parse(&files.read(name, 0, BLOCK)?).ok();
-            newest = newest.into_iter().chain(read).max_by_key(|c| c.generation);
+            all.extend(Checkpoint::parse(&files.read(name, 0, BLOCK)?).ok());
         }
     }
-    Ok(newest)
+    Ok(all)
 }
 
 impl Found {

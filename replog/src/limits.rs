@@ -33,6 +33,9 @@ pub const FULL_RETRY_NS: u64 = 1_000_000_000;
 pub const SPARES: usize = 2;
 /// Zeros of a spare are written this fast at least, however little the log has to do.
 pub const ZERO_BYTES_PER_S: u64 = 32 * 1024 * 1024;
+/// A batch is flushed by its own write if neither it nor what was acknowledged last has more records than this. That flush is ordered
+/// by a kernel thread of the same processor: at once if this is idle, much later if those who were just told keep it busy.
+pub const THROUGH_RECORDS_MAX: usize = 16;
 /// Batches written side by side.
 pub const FLIGHT_MAX: usize = 8;
 /// Bytes appended and not yet durable; beyond it an append is told `Busy`.

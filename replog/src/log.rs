@@ -1,16 +1,17 @@
 //! The writer of one stream, or of one mirror: takes records or batches, orders writes and flushes, says what is durable.
 //!
 //! ```text
-//! append -> collecting -> cut into a batch -> queue -> placed in the segment, in flight -> written -> synced: durable
+//! append -> collecting -> cut into a batch -> queue -> placed in the segment, in flight -> written -> flushed -> durable
 //! ```
 //!
 //! It does no I/O: a driver drains `next_order`, carries each order out, and reports with `on_*`. Orders of one log may run side by
-//! side; the log itself never orders a flush before it has seen the writes that the flush is to cover.
+//! side; the log itself never orders a flush before it has seen the writes that the flush is to cover. A write may flush itself.
 
 mod append;
 mod decide;
 mod reports;
 mod retire;
+mod ways;
 
 pub use crate::order::{Config, Failed, Opened, Order, Refused, Spare};
 
@@ -22,6 +23,7 @@ use crate::record::Record;
 use crate::segment::{Checkpoint, Digest, FIRST_POS, Header};
 use retire::{Retiring, Spares};
 use std::collections::VecDeque;
+use ways::Ways;
 
 /// A batch that has its place in the current segment.
 #[derive(Clone, Debug)]
@@ -29,7 +31,12 @@ struct Flight {
     batch: Batch,
     id: u64,
     pos: u64,
+    placed_ns: u64,
+    /// Its write flushes it.
+    through: bool,
     written: bool,
+    /// Acknowledged when all before it are.
+    flushed: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +79,9 @@ pub struct Log {
     next_id: u64,
     /// The flush under way: its id and the last seq that it covers.
     syncing: Option<(u64, u64)>,
+    /// How many records were acknowledged last: those who were told run while the next batch is on its way.
+    told: usize,
+    ways: Ways,
     phase: Phase,
     header: Header,
     digest: Digest,
@@ -187,6 +197,8 @@ impl Log {
             placed_bytes: 0,
             next_id: 0,
             syncing: None,
+            told: 0,
+            ways: Ways::default(),
             phase: Phase::Wanted,
             header,
             digest: Digest::default(),
@@ -239,9 +251,9 @@ impl Log {
     pub fn log_uuid(&self) -> u128 {
         self.log_uuid
     }
-    /// The first seq that is kept.
+    /// The first seq that is kept, or the first of the segment to come.
     pub fn first_kept(&self) -> u64 {
-        self.segments.first().map_or(self.next_seq, |s| s.header.first_seq)
+        self.segments.first().map_or(self.header.first_seq, |s| s.header.first_seq)
     }
     /// The chain before the first seq that is kept.
     pub fn chain_before_kept(&self) -> u32 {

@@ -86,6 +86,8 @@ pub enum Order {
         pos: u64,
         /// Whole blocks.
         bytes: Placed,
+        /// It is done when it is flushed as well, as a write with O_DSYNC is: nothing else is flushed by it.
+        through: bool,
     },
     /// Flush the current segment, then `on_synced`.
     Sync {

@@ -1,11 +1,14 @@
-//! A disk that is slow makes larger batches, not a longer queue of small ones; one that fails keeps no log from closing.
+//! A disk that is slow makes larger batches, not a longer queue of small ones; one that fails keeps no log from closing; what is flushed
+//! by its own write is acknowledged in its turn.
 
 use bytes::Bytes;
-use replog::limits::FLIGHT_MAX;
+use replog::limits::{CUT_BYTES, FLIGHT_MAX, THROUGH_RECORDS_MAX};
 use replog::log::{Config, Failed, Log, Order};
 use replog::open::{Depth, Floor, Storage, examine};
-use replog::{Hlc, Record};
+use replog::segment::{Checkpoint, seq_of_name};
+use replog::{Hlc, Op, Record};
 use shardmap::Zone;
+use std::collections::BTreeMap;
 use std::io;
 
 const MS: u64 = 1_000_000;
@@ -28,20 +31,24 @@ fn what_comes_while_a_flush_takes_long_is_written_in_few_batches() {
     let config = Config { zone: Zone(1), stream: 0, mirror: false, segment_bytes: 64 << 20 };
     let found = examine(&mut Empty, Floor::default(), Depth::Whole).unwrap();
     let (mut log, _) = Log::recovered(config, found, &[], 1, 1);
-    let (mut writes, mut flush) = (0, None);
+    let (mut writes, mut flush, mut flushing) = (0, None, Vec::new());
     for ms in 1..=500u64 {
         if ms <= 200 {
             log.append(vec![Record::marker(Hlc::new(ms, 0))], ms * MS).unwrap();
         }
         if ms % 100 == 0 {
             flush.take().into_iter().for_each(|id| drop(log.on_synced(id, Ok(()), ms * MS)));
+            flushing.drain(..).for_each(|id| drop(log.on_written(id, Ok(()), ms * MS)));
         }
         while let Some(order) = log.next_order(ms * MS) {
             match order {
                 Order::Begin { .. } => log.on_segment(Ok(()), ms * MS),
-                Order::Write { id, .. } => {
+                Order::Write { id, through, .. } => {
                     writes += 1;
-                    log.on_written(id, Ok(()));
+                    match through {
+                        true => flushing.push(id),
+                        false => drop(log.on_written(id, Ok(()), ms * MS)),
+                    }
                 }
                 Order::Sync { id } => flush = Some(id),
                 _ => {}
@@ -75,7 +82,7 @@ fn a_checkpoint_that_cannot_be_written_does_not_keep_a_log_from_closing() {
             assert!(orders < 20, "it orders for ever");
             match order {
                 Order::Begin { .. } => log.on_segment(Ok(()), ms * MS),
-                Order::Write { id, .. } => log.on_written(id, Ok(())),
+                Order::Write { id, .. } => drop(log.on_written(id, Ok(()), ms * MS)),
                 Order::Sync { id } => drop(log.on_synced(id, Ok(()), ms * MS)),
                 Order::Checkpoint { .. } => {
                     tried += 1;
@@ -89,4 +96,116 @@ fn a_checkpoint_that_cannot_be_written_does_not_keep_a_log_from_closing() {
         }
     }
     panic!("it is not closed after 2.5 s");
+}
+
+/// A log that has begun its segment.
+fn begun() -> Log {
+    let config = Config { zone: Zone(1), stream: 0, mirror: false, segment_bytes: 64 << 20 };
+    let found = examine(&mut Empty, Floor::default(), Depth::Whole).unwrap();
+    let (mut log, _) = Log::recovered(config, found, &[], 1, 1);
+    assert!(matches!(log.next_order(MS), Some(Order::Begin { .. })));
+    log.on_segment(Ok(()), MS);
+    log
+}
+
+/// Appends so many records, and takes the write that is ordered: its id, and whether it flushes itself.
+fn write(log: &mut Log, records: usize) -> (u64, bool) {
+    log.append(vec![Record::marker(Hlc::new(1, 0)); records], MS).unwrap();
+    match log.next_order(MS) {
+        Some(Order::Write { id, through, .. }) => (id, through),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Carries out a write, and the flush if it needs one; tells whether it flushed itself.
+fn commit(log: &mut Log, records: usize) -> bool {
+    let (id, through) = write(log, records);
+    let mut done = log.on_written(id, Ok(()), MS);
+    if !through {
+        assert!(done.is_empty(), "acknowledged without a flush");
+        let Some(Order::Sync { id }) = log.next_order(MS) else { panic!("no flush is ordered") };
+        done = log.on_synced(id, Ok(()), MS);
+    }
+    assert_eq!(done.iter().map(|b| b.records as usize).sum::<usize>(), records);
+    through
+}
+
+#[test]
+fn a_write_flushes_itself_only_while_few_have_been_told_and_few_will_be() {
+    let (mut log, few) = (begun(), THROUGH_RECORDS_MAX);
+    let seen: Vec<bool> = [1, few, few + 1, 1, 1].into_iter().map(|records| commit(&mut log, records)).collect();
+    assert_eq!(seen, [true, true, false, false, true]);
+}
+
+#[test]
+fn what_flushed_itself_is_acknowledged_when_all_before_it_is() {
+    let mut log = begun();
+    let (first, through) = write(&mut log, THROUGH_RECORDS_MAX + 1);
+    assert!(!through);
+    let long = Record { op: Op::Put, value: vec![1; CUT_BYTES].into(), ..Record::marker(Hlc::new(1, 0)) };
+    log.append(vec![long], MS).unwrap();
+    let Some(Order::Write { id: second, through: true, .. }) = log.next_order(MS) else { panic!("it is not written") };
+    assert!(log.on_written(second, Ok(()), MS).is_empty(), "acknowledged before its predecessor");
+    assert!(log.next_order(MS).is_none(), "a flush that covers nothing");
+    assert!(log.on_written(first, Ok(()), MS).is_empty(), "acknowledged without a flush");
+    let Some(Order::Sync { id }) = log.next_order(MS) else { panic!("no flush is ordered") };
+    assert_eq!(log.on_synced(id, Ok(()), MS).len(), 2);
+    assert_eq!(log.durable_seq() + 1, log.next_seq());
+}
+
+#[test]
+fn a_second_write_that_fails_to_flush_itself_stops_the_log_and_nothing_more_is_acknowledged() {
+    let mut log = begun();
+    let (id, _) = write(&mut log, 1);
+    assert!(log.on_written(id, Err(Failed::Io), MS).is_empty());
+    assert!(matches!(log.next_order(MS), Some(Order::Begin { .. })), "the same batch goes into a new segment");
+    log.on_segment(Ok(()), MS);
+    let Some(Order::Write { id, through: true, .. }) = log.next_order(MS) else { panic!("it is not written again") };
+    assert!(log.on_written(id, Err(Failed::Io), MS).is_empty());
+    assert!(log.is_stopped());
+    assert!(log.on_written(id, Ok(()), MS).is_empty(), "acknowledged after two failures");
+}
+
+#[test]
+fn a_segment_goes_only_when_both_checkpoint_files_say_that_it_is_not_kept() {
+    let config = Config { zone: Zone(1), stream: 0, mirror: false, segment_bytes: 16 * 1024 };
+    let found = examine(&mut Empty, Floor::default(), Depth::Whole).unwrap();
+    let (mut log, _) = Log::recovered(config, found, &[], 1, 1);
+    let (mut segments, mut said, mut tried, mut gone) = (Vec::new(), BTreeMap::new(), 0, 0);
+    for ms in 1..=20_000u64 {
+        let now = ms * MS;
+        if ms % 100 == 0 {
+            log.append(vec![Record::marker(Hlc::new(ms, 0))], now).unwrap();
+            log.release(log.durable_seq(), 0);
+        }
+        while let Some(order) = log.next_order(now) {
+            match order {
+                Order::Begin { name, .. } => {
+                    segments.push(name);
+                    log.on_segment(Ok(()), now);
+                }
+                Order::Write { id, .. } => drop(log.on_written(id, Ok(()), now)),
+                Order::Sync { id } => drop(log.on_synced(id, Ok(()), now)),
+                Order::Seal { .. } => log.on_sealed(Ok(())),
+                Order::Spare { .. } => log.on_spare(Ok(()), now),
+                Order::Checkpoint { name, bytes } => {
+                    tried += 1;
+                    let fails = tried % 2 == 0 && tried < 12;
+                    if !fails {
+                        said.insert(name, Checkpoint::parse(&bytes).unwrap().first_kept);
+                    }
+                    log.on_checkpoint(if fails { Err(Failed::Io) } else { Ok(()) }, now);
+                }
+                Order::Retire { name, .. } => {
+                    let next = segments.iter().filter(|s| **s > name).min().and_then(|s| seq_of_name(s)).unwrap();
+                    let known = |file| said.get(file).is_some_and(|kept| *kept >= next);
+                    assert!(Checkpoint::NAMES.iter().all(known), "{name} goes, and the checkpoints say {said:?}");
+                    gone += 1;
+                    log.on_retired(Ok(()));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    assert!(tried > 12 && gone > 10, "{tried} checkpoints, {gone} segments gone");
 }

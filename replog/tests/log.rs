@@ -52,6 +52,7 @@ fn simulated(count: u64, faults: Faults) -> Option<Seen> {
 fn no_acknowledged_record_is_lost_by_a_crash_at_any_step() {
     if let Some(seen) = simulated(4000, Faults::default()) {
         assert!(seen.crashes > 500 && seen.torn > 50, "the simulation hardly crashed: {seen:?}");
+        assert!(seen.flushes > 500 && seen.through > 500, "one way of flushing was hardly tried: {seen:?}");
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a log wants done next: a segment begun, batches written, a flush, a reserve, a checkpoint.
 
 use super::{Flight, Log, Order, Phase};
-use crate::limits::{BLOCK, FLIGHT_MAX};
+use crate::limits::{BLOCK, FLIGHT_MAX, THROUGH_RECORDS_MAX};
 use crate::open::Segment;
 use crate::segment::{Checkpoint, Footer};
 
@@ -29,7 +29,7 @@ impl Log {
         if self.cut_is_due(now_ns) {
             self.cut(now_ns);
         }
-        self.place()
+        self.place(now_ns)
             .or_else(|| self.sync())
             .or_else(|| self.write_checkpoint(now_ns))
             .or_else(|| self.retire(now_ns))
@@ -46,7 +46,7 @@ impl Log {
     }
 
     /// Puts the next batch into the segment, or seals the segment if there is no room for it.
-    pub(super) fn place(&mut self) -> Option<Order> {
+    pub(super) fn place(&mut self, now_ns: u64) -> Option<Order> {
         if self.phase != Phase::Writing || self.flight.len() >= FLIGHT_MAX {
             return None;
         }
@@ -59,8 +59,9 @@ impl Log {
         let bytes = batch.placed(self.header.salt, pos, self.durable_seq);
         self.pos += len;
         self.placed_bytes += len;
-        self.flight.push_back(Flight { batch, id, pos, written: false });
-        Some(Order::Write { id, pos, bytes })
+        let through = self.told.max(batch.records as usize) <= THROUGH_RECORDS_MAX && self.ways.choose();
+        self.flight.push_back(Flight { batch, id, pos, placed_ns: now_ns, through, written: false, flushed: false });
+        Some(Order::Write { id, pos, bytes, through })
     }
 
     pub(super) fn roll(&mut self) -> Order {

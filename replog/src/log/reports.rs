@@ -28,32 +28,40 @@ impl Log {
         self.check();
     }
 
-    /// A write is done.
-    pub fn on_written(&mut self, id: u64, result: Result<(), Failed>) {
-        let Some(flight) = self.flight.iter_mut().find(|f| f.id == id) else { return };
+    /// A write is done; one that flushes itself is durable by it. Returns the batches that are acknowledged now, in order.
+    pub fn on_written(&mut self, id: u64, result: Result<(), Failed>, now_ns: u64) -> Vec<Batch> {
+        let Some(flight) = self.flight.iter_mut().find(|f| f.id == id) else { return Vec::new() };
         match result {
-            Ok(()) => flight.written = true,
+            Ok(()) => (flight.written, flight.flushed) = (true, flight.through),
             Err(_) => self.poisoned(),
         }
-        self.check();
+        self.acknowledge(now_ns)
     }
 
-    /// A flush is done: what it covered is durable. Returns those batches, in order.
+    /// A flush is done. Returns the batches that are acknowledged now, in order.
     pub fn on_synced(&mut self, id: u64, result: Result<(), Failed>, now_ns: u64) -> Vec<Batch> {
         let Some((_, covered)) = self.syncing.filter(|(syncing, _)| *syncing == id) else { return Vec::new() };
         self.syncing = None;
-        if result.is_err() {
-            self.poisoned();
-            self.check();
-            return Vec::new();
+        match result {
+            Ok(()) => self.flight.iter_mut().filter(|f| f.batch.last_seq() <= covered).for_each(|f| f.flushed = true),
+            Err(_) => self.poisoned(),
         }
+        self.acknowledge(now_ns)
+    }
+
+    /// What is flushed, and all before it, is durable.
+    fn acknowledge(&mut self, now_ns: u64) -> Vec<Batch> {
         let mut done = Vec::new();
-        while self.flight.front().is_some_and(|f| f.batch.last_seq() <= covered) {
+        while self.phase != Phase::Stopped && self.flight.front().is_some_and(|f| f.flushed) {
             let flight = self.flight.pop_front().expect("its front was just seen");
+            self.ways.took(flight.through, now_ns.saturating_sub(flight.placed_ns));
             self.settle(&flight, now_ns);
             done.push(flight.batch);
         }
-        self.checkpoint_at = self.checkpoint_at.or(Some(now_ns + CHECKPOINT_AFTER_NS));
+        if !done.is_empty() {
+            self.told = done.iter().map(|b| b.records as usize).sum();
+            self.checkpoint_at = self.checkpoint_at.or(Some(now_ns + CHECKPOINT_AFTER_NS));
+        }
         self.check();
         done
     }
@@ -71,7 +79,8 @@ impl Log {
     /// The checkpoint was written, or not: it is a help, not a promise; but what nobody needs goes only once one says so.
     pub fn on_checkpoint(&mut self, result: Result<(), Failed>, now_ns: u64) {
         self.checkpoint_busy = false;
-        self.retiring.on_checkpoint(result.ok().map(|()| self.checkpoint.first_kept));
+        let file = (self.checkpoint.generation % 2) as usize;
+        self.retiring.on_checkpoint(file, result.ok().map(|()| self.checkpoint.first_kept));
         if result.is_err() && !self.closing {
             self.checkpoint_at = Some(now_ns + CHECKPOINT_AFTER_NS); // a log that closes does without
         }

@@ -49,7 +49,7 @@ pub(super) struct Retiring {
     /// Something has changed since it was last looked who may go.
     unseen: bool,
     leaving: VecDeque<Segment>,
-    /// The first seq that the two newest checkpoints keep.
+    /// The first seq that each of the two checkpoint files is known to keep, or a lower one.
     said: [u64; 2],
     /// A checkpoint could not be written: the next one is tried when its time comes.
     paused: bool,
@@ -76,10 +76,11 @@ impl Retiring {
         self.leaving.front().is_some_and(|s| self.said[0].min(self.said[1]) <= s.last_seq)
     }
 
-    pub fn on_checkpoint(&mut self, first_kept: Option<u64>) {
+    /// A checkpoint was written into this one of the two files, or not: then what it said before may stand there still.
+    pub fn on_checkpoint(&mut self, file: usize, first_kept: Option<u64>) {
         self.paused = first_kept.is_none();
         if let Some(first_kept) = first_kept {
-            self.said = [self.said[1], first_kept];
+            self.said[file] = first_kept;
         }
     }
 }

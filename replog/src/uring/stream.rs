@@ -20,6 +20,7 @@ use crate::batch::Batch;
 use crate::log::{Config, Failed, Log, Opened, Order};
 use crate::open::{Floor, Torn, Verdict};
 use crate::record::Record;
+use disk::Current;
 use glommio::io::DmaFile;
 use prepare::{Prepared, prepare};
 use reader::bounded;
@@ -81,7 +82,7 @@ struct Shared {
 
 struct State {
     log: Log,
-    current: Option<Rc<DmaFile>>,
+    current: Option<Rc<Current>>,
     /// The durable batches of late, oldest first, without a gap.
     recent: VecDeque<Batch>,
     recent_bytes: usize,
@@ -236,8 +237,8 @@ impl StreamLog {
             state.reader = None;
             (state.current.take(), state.log.is_stopped())
         };
-        if let Some(file) = current {
-            file.close_rc().await.map_err(|e| self.shared.io(e.into()))?;
+        if let Some(current) = current {
+            current.close().await.map_err(|e| self.shared.io(e.into()))?;
         }
         self.shared.state.borrow_mut().lock = None;
         if stopped { Err(self.shared.stopped()) } else { Ok(()) }

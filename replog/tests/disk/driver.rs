@@ -39,7 +39,7 @@ impl World {
     pub(super) fn submit(&mut self, w: &mut Writer, order: Order) {
         let (mut file, mut covers) = (w.file, Vec::new());
         match &order {
-            Order::Write { id, pos, bytes } => self.disk.write(file, *id, *pos, bytes.to_bytes().freeze()),
+            Order::Write { id, pos, bytes, .. } => self.disk.write(file, *id, *pos, bytes.to_bytes().freeze()),
             Order::Seal { pos, bytes } => self.disk.write(file, FOOTER_ID, *pos, bytes.clone()),
             Order::Sync { .. } => covers = self.disk.covered(file),
             Order::Checkpoint { name, bytes } => {
@@ -95,14 +95,27 @@ impl World {
                 }
             },
             Order::Write { id, .. } if fails => {
-                self.disk.failed_write(p.file, id, &mut self.rng);
+                match p.step {
+                    0 => self.disk.failed_write(p.file, id, &mut self.rng),
+                    _ => self.disk.failed_sync(p.file, &mut self.rng),
+                }
                 self.disk.fail(p.file);
                 let why = if self.rng.one_in(2) { Failed::Full } else { Failed::Io };
-                w.log.on_written(id, Err(why));
+                assert!(w.log.on_written(id, Err(why), self.now).is_empty());
             }
-            Order::Write { id, .. } => {
+            Order::Write { id, through: true, .. } if p.step == 0 => {
                 self.disk.done(p.file, id);
-                w.log.on_written(id, Ok(()));
+                w.pending.push(Pending { step: 1, ..p });
+            }
+            Order::Write { id, through, .. } => {
+                self.seen.through += u64::from(through);
+                match through {
+                    true => self.disk.sync(p.file, &[id], &mut self.rng),
+                    false => self.disk.done(p.file, id),
+                }
+                for batch in w.log.on_written(id, Ok(()), self.now) {
+                    self.acknowledge(w, &batch);
+                }
             }
             Order::Sync { id } if fails => {
                 self.disk.failed_sync(p.file, &mut self.rng);
@@ -110,6 +123,7 @@ impl World {
                 assert!(w.log.on_synced(id, Err(Failed::Io), self.now).is_empty());
             }
             Order::Sync { id } => {
+                self.seen.flushes += 1;
                 self.disk.sync(p.file, &p.covers, &mut self.rng);
                 for batch in w.log.on_synced(id, Ok(()), self.now) {
                     self.acknowledge(w, &batch);

@@ -128,7 +128,8 @@ impl Disk {
     /// A write has reached the device's cache.
     pub fn done(&mut self, file: usize, id: u64) {
         let File { seen, open, .. } = &mut self.files[file];
-        if let Some(write) = open.iter_mut().find(|w| w.id == id && !w.done) {
+        // The newest: a killed process may have left one of the same name in the queue.
+        if let Some(write) = open.iter_mut().rev().find(|w| w.id == id && !w.done) {
             write.done = true;
             copy(seen, write.pos, &write.bytes);
         }

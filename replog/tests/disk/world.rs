@@ -64,6 +64,9 @@ pub struct Seen {
     pub unnoticed: u64,
     /// What a failed flush had left behind was read as durable by the next process, lost by a power cut, and noticed.
     pub washed: u64,
+    /// Flushes of what was seen written, and writes that flushed themselves.
+    pub flushes: u64,
+    pub through: u64,
 }
 
 impl std::ops::Add for Seen {
@@ -78,6 +81,8 @@ impl std::ops::Add for Seen {
             noticed: self.noticed + other.noticed,
             unnoticed: self.unnoticed + other.unnoticed,
             washed: self.washed + other.washed,
+            flushes: self.flushes + other.flushes,
+            through: self.through + other.through,
         }
     }
 }
@@ -156,7 +161,11 @@ impl World {
             }
             assert!(step < 20_000, "the log does not come to rest");
             if step < steps && self.rng.one_in(3) {
-                let records = (0..1 + self.rng.below(4)).map(|_| self.record()).collect();
+                // Few are flushed by their own write, many by a flush of its own.
+                let records = match self.rng.one_in(3) {
+                    true => (0..1 + self.rng.below(60)).map(|_| self.small()).collect(),
+                    false => (0..1 + self.rng.below(4)).map(|_| self.record()).collect(),
+                };
                 self.append(&mut w, records);
             }
             self.step(&mut w);

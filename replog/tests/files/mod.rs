@@ -109,9 +109,9 @@ impl Writer {
                     self.file = name;
                     self.log.on_segment(Ok(()), now);
                 }
-                Order::Write { id, pos, bytes } => {
+                Order::Write { id, pos, bytes, .. } => {
                     self.files.put(&self.file, pos, &bytes.to_bytes());
-                    self.log.on_written(id, Ok(()));
+                    self.log.on_written(id, Ok(()), now);
                 }
                 Order::Seal { pos, bytes } => {
                     self.files.put(&self.file, pos, &bytes);

@@ -101,9 +101,10 @@ impl Writer {
                     }
                     self.log.on_retired(Ok(()));
                 }
-                Order::Write { id, pos, bytes } => {
+                Order::Write { id, pos, bytes, .. } => {
                     self.file.as_ref().unwrap().write_all_at(&bytes.to_bytes(), pos).unwrap();
-                    self.log.on_written(id, Ok(()));
+                    let done = self.log.on_written(id, Ok(()), now);
+                    self.batches.extend(done.into_iter().filter(|_| self.keeps));
                 }
                 Order::Seal { pos, bytes } => {
                     self.file.as_ref().unwrap().write_all_at(&bytes, pos).unwrap();

@@ -1,7 +1,7 @@
 //! Carries out the orders of a log: one file operation after the other.
 
-use super::{CHUNK, Error, Shared};
-use crate::batch::Placed;
+use super::{CHUNK, Error, Shared, State};
+use crate::batch::{Batch, Placed};
 use crate::limits::ZERO_BYTES_PER_S;
 use crate::log::{Failed, Order};
 use glommio::GlommioError;
@@ -29,6 +29,28 @@ enum Pace {
     WithTheLog,
 }
 
+/// The segment that is written, opened twice.
+pub(super) struct Current {
+    file: Rc<DmaFile>,
+    /// What is written here is flushed by its write (O_DSYNC): one turn of the executor less, and the kernel flushes several at once.
+    through: Rc<DmaFile>,
+}
+
+impl Current {
+    pub async fn close(self: Rc<Self>) -> Result<(), GlommioError<()>> {
+        let closed = self.through.clone().close_rc().await;
+        self.file.clone().close_rc().await.and(closed).map(drop)
+    }
+}
+
+impl State {
+    /// These batches are durable; whoever waits for them is told once what was ordered next is on its way.
+    fn acknowledged(&mut self, done: Vec<Batch>) {
+        self.untold |= !done.is_empty();
+        self.remember(done);
+    }
+}
+
 impl Shared {
     pub(super) async fn carry_out(&self, order: Order) {
         match order {
@@ -54,27 +76,23 @@ impl Shared {
                 let result = self.retire(&name, spare).await.map_err(|e| self.failed("retire a segment", e));
                 self.state.borrow_mut().log.on_retired(result);
             }
-            Order::Write { id, pos, bytes } => {
-                let result = self.write(pos, &bytes).await.map_err(|e| self.failed("write", e));
-                self.state.borrow_mut().log.on_written(id, result);
+            Order::Write { id, pos, bytes, through } => {
+                let result = self.write(pos, &bytes, through).await.map_err(|e| self.failed("write", e));
+                let mut state = self.state.borrow_mut();
+                let done = state.log.on_written(id, result, self.now());
+                state.acknowledged(done);
             }
             Order::Sync { id } => {
                 let result = self.sync().await.map_err(|e| self.failed("fdatasync", e));
                 let mut state = self.state.borrow_mut();
                 let done = state.log.on_synced(id, result, self.now());
-                state.untold |= !done.is_empty();
-                state.remember(done);
+                state.acknowledged(done);
             }
             Order::Seal { pos, bytes } => {
-                let written = match self.current() {
-                    Ok(file) => write_all(&file, pos, &bytes).await,
-                    Err(e) => Err(e),
-                };
-                let result = if written.is_ok() { self.sync().await } else { written };
-                let result = result.map_err(|e| self.failed("seal a segment", e));
+                let result = self.seal(pos, &bytes).await.map_err(|e| self.failed("seal a segment", e));
                 let sealed = self.state.borrow_mut().current.take();
-                if let Some(file) = sealed {
-                    let _ = file.close_rc().await.map_err(|e| self.failed("close a segment", e));
+                if let Some(current) = sealed {
+                    let _ = current.close().await.map_err(|e| self.failed("close a segment", e));
                 }
                 self.state.borrow_mut().log.on_sealed(result);
             }
@@ -104,7 +122,7 @@ impl Shared {
         header: &[u8],
         bytes: u64,
         spare: Option<u64>,
-    ) -> Result<Rc<DmaFile>, GlommioError<()>> {
+    ) -> Result<Rc<Current>, GlommioError<()>> {
         // A spare loses its name before it is written to: what a killed process has under way must not land in the next one's segment.
         let moved = spare.map(|id| std::fs::rename(self.dir.join(spare_name(id)), self.dir.join(FIRST)));
         let file = match moved {
@@ -117,7 +135,8 @@ impl Shared {
         file.fdatasync().await?;
         file.rename(self.dir.join(name)).await?;
         self.sync_dir().await?;
-        Ok(Rc::new(file))
+        let through = write_options().custom_flags(libc::O_DSYNC).dma_open(self.dir.join(name)).await?;
+        Ok(Rc::new(Current { file: Rc::new(file), through: Rc::new(through) }))
     }
 
     /// A spare has its name only when it is whole.
@@ -179,20 +198,23 @@ impl Shared {
     }
 
     /// Writes into the current segment; the one copy that is made is into the memory that the disk reads.
-    async fn write(&self, pos: u64, bytes: &Placed) -> Result<(), GlommioError<()>> {
-        let file = self.current()?;
+    async fn write(&self, pos: u64, bytes: &Placed, through: bool) -> Result<(), GlommioError<()>> {
+        let current = self.current()?;
+        let file = if through { &current.through } else { &current.file };
         let mut own = file.alloc_dma_buffer(bytes.disk_len());
         bytes.copy_to(own.as_bytes_mut());
         whole(file.write_at(own, pos).await?, bytes.disk_len())
     }
 
-    // Not O_DSYNC: its flush is ordered by a kernel worker that waits its turn where processors are busy; fdatasync's is not.
     async fn sync(&self) -> Result<(), GlommioError<()>> {
-        let file = self.current()?;
-        file.fdatasync().await
+        self.current()?.file.fdatasync().await
     }
 
-    pub(super) fn current(&self) -> Result<Rc<DmaFile>, GlommioError<()>> {
+    async fn seal(&self, pos: u64, footer: &[u8]) -> Result<(), GlommioError<()>> {
+        write_all(&self.current()?.through, pos, footer).await
+    }
+
+    fn current(&self) -> Result<Rc<Current>, GlommioError<()>> {
         let none = || GlommioError::IoError(io::Error::other("no segment is open"));
         self.state.borrow().current.clone().ok_or_else(none)
     }

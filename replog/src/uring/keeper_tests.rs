@@ -5,13 +5,17 @@ use crate::batch::Origin;
 use crate::owners::put_positions;
 use crate::store::State;
 use crate::{Hlc, Op};
+use bytes::Bytes;
 use futures_channel::mpsc::{UnboundedReceiver, unbounded};
 use futures_channel::oneshot::channel;
 use futures_lite::future::block_on;
 use shardmap::fence::Fences;
+use shardmap::map::Map;
 use shardmap::map::{Exceptions, Parts, ZoneInfo};
 use shardmap::ownership::History;
+use shardmap::{MapEpoch, OwnerEpoch};
 use std::path::Path;
+use std::sync::Arc;
 
 const A: Zone = Zone(0);
 const B: Zone = Zone(1);

@@ -21,7 +21,7 @@ fn dir(name: &str) -> Dir {
 
 fn append(dir: &Dir, args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ezbench"));
-    command.args(["append", "--dir"]).arg(&dir.0).args(args);
+    command.args(["append", "--dir"]).arg(dir.0.join("made")).args(args);
     command.output().expect("ezbench was built with this test")
 }
 
@@ -63,7 +63,8 @@ fn every_phase_runs_and_what_is_not_measured_is_named() {
         assert_ne!(seen(figure, who) > 0.0, named, "{who} is measured or named, not both: {json}");
     }
     absent.iter().for_each(|why| println!("NOT RUN: {why}"));
-    assert_eq!(std::fs::read_dir(&dir.0).expect("it is still there").count(), 0, "what was written is removed");
+    let left = std::fs::read_dir(dir.0.join("made")).expect("it is made, and still there");
+    assert_eq!(left.count(), 0, "what was written is removed");
 }
 
 #[test]

@@ -204,7 +204,7 @@ fn measure(args: &Args) -> Result<(), String> {
     args.check()?;
     crate::sys::raise_open_files();
     let dir = args.dir.join(format!("ezbench-append-{}", std::process::id()));
-    fs::create_dir(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
+    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let result = all_phases(args, &dir);
     fs::remove_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let report = result?;

@@ -116,7 +116,9 @@ impl Outgoing<'_> {
                 // It was let go meanwhile: the next HELLO says what is kept.
                 Err(stream::Error::NotKept { .. }) => break,
                 Err(why @ stream::Error::Damaged { .. }) => {
-                    self.damaged = Some(format!("{why}; restart this node: it mends its log with another zone's copy"));
+                    self.damaged = Some(format!(
+                        "{why}; the scrub mends a sealed segment with another zone's copy while the node runs, a restart any"
+                    ));
                     break;
                 }
                 Err(why) => {

@@ -54,7 +54,7 @@ pub enum Error {
     #[error("segments of {0} bytes: whole blocks of 4,096, from {SEGMENT_BYTES_MIN} to {SEGMENT_BYTES_MAX}")]
     SegmentBytes(u64),
     /// No room for a segment of this length.
-    #[error("no room for a segment of {bytes} bytes in {dir}")]
+    #[error("no room for a segment of {bytes} bytes in {dir}: free some on its volume")]
     NoRoom {
         /// The stream's directory.
         dir: PathBuf,

@@ -150,10 +150,8 @@ impl Applier {
         let map = Arc::clone(&self.map);
         map.each(&mut |shard, history| {
             let known = before.history(shard).map_or(MapEpoch(0), |h| h.view().epoch);
-            // The positions of a cut are those of the shard's own stream.
-            if stream_of(shard, self.streams) == self.stream {
-                let new = |e: &&Ownership| e.kind == Kind::Own && e.epoch > known;
-                history.entries().iter().filter(new).for_each(|e| self.scan_beyond(e));
+            for e in self.begun(shard, history, known) {
+                self.scan_beyond(e);
             }
             if self.state.reports.get(&shard).is_some_and(|r| history.view().epoch != r.epoch) {
                 self.state.reports.remove(&shard);
@@ -308,12 +306,17 @@ impl Applier {
     fn fence(&mut self, zone: Zone, seq: u64, record: &Record, out: &mut Changes) -> Result<(), Unfit> {
         let positions = get_positions(&record.value).ok_or(Unfit::Fence { zone, seq })?;
         let fence = Fence { epoch: record.owner_epoch, seq, positions };
-        let at = (zone, record.shard);
+        self.keep_fence(zone, record.shard, fence, out);
+        Ok(())
+    }
+
+    /// Of a zone's FENCEs for a shard the highest counts, and of equal ones the first.
+    fn keep_fence(&mut self, zone: Zone, shard: Shard, fence: Fence, out: &mut Changes) {
+        let at = (zone, shard);
         if self.state.fences.get(&at).is_none_or(|known| known.epoch < fence.epoch) {
             self.state.fences.insert(at, fence.clone());
-            out.list.push(Change::Fence(zone, record.shard, fence));
+            out.list.push(Change::Fence(zone, shard, fence));
         }
-        Ok(())
     }
 
     /// Every tail record goes to the ledger, whether it wins or loses.
@@ -323,6 +326,18 @@ impl Applier {
             let (shard, table, key) = (record.shard, record.table.clone(), record.key.clone());
             out.list.push(Change::List(Entry { zone, seq, shard, table, key }));
         }
+    }
+
+    /// The ownerships of a shard that began behind the map `known`, if their cuts count here: a cut's positions are those of the shard's own
+    /// stream.
+    fn begun<'h>(
+        &self,
+        shard: Shard,
+        history: &'h History,
+        known: MapEpoch,
+    ) -> impl Iterator<Item = &'h Ownership> + use<'h> {
+        let own = stream_of(shard, self.streams) == self.stream;
+        history.entries().iter().filter(move |e| own && e.kind == Kind::Own && e.epoch > known)
     }
 
     /// A new ownership's cut makes tail of what other zones' logs hold beyond it: of what is applied already, too.

@@ -247,6 +247,11 @@ impl Map {
         self.histories.iter().enumerate().filter_map(|(n, h)| Some((Shard(n as u16), h.as_deref()?)))
     }
 
+    /// Those that are on their way to another owner, or lost without a new one, in order.
+    pub fn unsettled(&self) -> impl Iterator<Item = Shard> {
+        self.shards().filter(|(_, history)| history.view().kind.is_unsettled()).map(|(shard, _)| shard)
+    }
+
     /// All zones, in the order of their numbers.
     pub fn zones(&self) -> &[ZoneInfo] {
         &self.zones

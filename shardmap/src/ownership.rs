@@ -28,6 +28,16 @@ pub enum Kind {
     Unlock,
 }
 
+impl Kind {
+    /// Is the shard on its way to another owner, or lost without a new one?
+    pub fn is_unsettled(self) -> bool {
+        match self {
+            Kind::Moving | Kind::Lost => true,
+            Kind::Own | Kind::Unlock => false,
+        }
+    }
+}
+
 /// One change of one shard; a map with epoch `m` holds every entry with `epoch <= m`.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Entry {

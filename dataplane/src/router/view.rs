@@ -1,7 +1,7 @@
 //! What a router core asks of a map. `shardmap`'s map answers it in production, a table in the tests.
 
 use shardmap::map::{By, Map};
-use shardmap::ownership::{Entry, Kind};
+use shardmap::ownership::Entry;
 use shardmap::tag::Tag;
 use shardmap::{MapEpoch, Shard};
 
@@ -73,8 +73,7 @@ impl Routes for Map {
     }
 
     fn unsettled(&self) -> Vec<Shard> {
-        let moving = |kind| matches!(kind, Kind::Moving | Kind::Lost);
-        self.shards().filter(|(_, h)| moving(h.view().kind)).map(|(s, _)| s).collect()
+        Map::unsettled(self).collect()
     }
 
     fn whole(&self) -> Option<&Map> {

@@ -6,9 +6,7 @@
 
 use super::Applier;
 use crate::Record;
-use crate::owners::stream_of;
 use crate::store::{Change, Changes, Fence, Scan};
-use shardmap::ownership::Kind;
 use shardmap::{MapEpoch, Shard, Zone};
 
 /// What a snapshot stands for.
@@ -76,7 +74,7 @@ impl Applier {
         }
         let mut unsettled = None;
         self.map.each(&mut |shard, history| {
-            if matches!(history.view().kind, Kind::Moving | Kind::Lost) {
+            if history.view().kind.is_unsettled() {
                 unsettled = unsettled.or(Some(shard));
             }
         });
@@ -104,11 +102,7 @@ impl Applier {
         }
         let mut out = Changes { list: vec![], durable: true };
         for (shard, fence) in fences {
-            let at = (zone, *shard);
-            if self.state.fences.get(&at).is_none_or(|known| known.epoch < fence.epoch) {
-                self.state.fences.insert(at, fence.clone());
-                out.list.push(Change::Fence(zone, *shard, fence.clone()));
-            }
+            self.keep_fence(zone, *shard, fence.clone(), &mut out);
         }
         // What was to be looked through here is in the origin's ledger, but for what the origin could not see itself.
         crate::store::put_or_remove(&mut self.state.scans, zone, unseen);
@@ -137,10 +131,8 @@ impl Applier {
     /// A cut of `zone`'s log below `seq` that came with a map behind `known`.
     fn new_cut(&self, zone: Zone, seq: u64, known: MapEpoch) -> Option<(MapEpoch, Shard, u64)> {
         let mut found = None;
-        // The positions of a cut are those of the shard's own stream.
-        let own = |shard| stream_of(shard, self.streams) == self.stream;
         self.map.each(&mut |shard, history| {
-            for e in history.entries().iter().filter(|e| own(shard) && e.kind == Kind::Own && e.epoch > known) {
+            for e in self.begun(shard, history, known) {
                 let cut = e.cut.get(zone).filter(|cut| *cut < seq && e.owner != Some(zone));
                 found = found.or(cut.map(|cut| (e.epoch, shard, cut)));
             }

@@ -320,15 +320,14 @@ async fn carry_out(core: Rc<Core>, command: Command) {
     }
 }
 
-fn log_figures(own: Zone, stream: &Stream) -> BTreeMap<Zone, LogFigures> {
-    let mirrors = stream.mirrors.iter().filter_map(|(zone, mirror)| mirror.log().map(|log| (*zone, log)));
+fn log_figures(stream: &Stream) -> BTreeMap<Zone, LogFigures> {
     let figures = |log: &StreamLog| LogFigures {
         first_kept: log.with(|l| l.first_kept()),
         kept_bytes: log.with(|l| l.kept_bytes()),
         is_full: log.with(|l| l.is_full()),
         scrubbed: log.scrubbed(),
     };
-    mirrors.chain([(own, stream.log.clone())]).map(|(zone, log)| (zone, figures(&log))).collect()
+    stream.logs().map(|(zone, log)| (zone, figures(&log))).collect()
 }
 
 /// What an operator has to do about other zones' logs.
@@ -361,7 +360,7 @@ async fn figures(core: &Core) -> Option<CoreFigures> {
         stream: s.number,
         term: s.term,
         durable_seq: s.log.durable_seq(),
-        logs: log_figures(core.options.zone, s),
+        logs: log_figures(s),
         applied: s.applied.borrow().clone(),
         mirrored: s.mirrors.iter().map(|(zone, mirror)| (*zone, mirror.durable_seq())).collect(),
         links: s.links.borrow().clone(),

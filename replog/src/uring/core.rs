@@ -22,7 +22,6 @@ use futures_channel::mpsc::UnboundedSender;
 use futures_channel::oneshot;
 use glommio::timer::sleep;
 use shardmap::map::Map;
-use shardmap::ownership::Kind;
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -98,6 +97,14 @@ pub struct Link {
     pub applied_seq: u64,
     /// The map that the other side has named since this start; `None` while the link is down.
     pub map_epoch: Option<MapEpoch>,
+}
+
+impl Stream {
+    /// The own log, and each mirror that there is.
+    pub fn logs(&self) -> impl Iterator<Item = (Zone, StreamLog)> {
+        let mirrors = self.mirrors.iter().filter_map(|(zone, mirror)| Some((*zone, mirror.log()?)));
+        std::iter::once((self.zone, self.log.clone())).chain(mirrors)
+    }
 }
 
 impl Core {
@@ -199,11 +206,9 @@ impl Core {
         own.any(|(_, history)| history.is_lost_by(origin))
     }
 
-    /// Is any shard on its way to another owner, or lost without a new one?
+    /// How many shards are on their way to another owner, or lost without a new one?
     pub fn unsettled(&self) -> u64 {
-        let map = self.map.borrow();
-        let on_its_way = |kind| matches!(kind, Kind::Moving | Kind::Lost);
-        map.shards().filter(|(_, history)| on_its_way(history.view().kind)).count() as u64
+        self.map.borrow().unsettled().count() as u64
     }
 
     /// Says something to control.

@@ -81,8 +81,7 @@ pub(super) async fn run(core: Rc<Core>) {
 /// A damaged segment that was not tried of late.
 fn next(core: &Core, tried: &BTreeMap<PathBuf, Instant>) -> Option<(Rc<Stream>, Zone, StreamLog, Damage)> {
     for stream in &core.streams {
-        let mirrors = stream.mirrors.iter().filter_map(|(zone, m)| Some((*zone, m.log()?)));
-        for (zone, log) in std::iter::once((stream.zone, stream.log.clone())).chain(mirrors) {
+        for (zone, log) in stream.logs() {
             let damaged = log.scrubbed().damaged;
             if let Some(damage) = damaged.into_iter().find(|d| !tried.contains_key(&log.dir().join(&d.file))) {
                 return Some((stream.clone(), zone, log, damage));

@@ -22,8 +22,9 @@ pub(super) async fn run(core: Rc<Core>) {
         match glommio::executor().spawn_blocking(move || used(&dir)).await {
             Ok((used, free_bytes)) => {
                 said = false;
-                let volume =
-                    Volume { used, free_bytes, log_bytes: logs(&core).map(|log| log.with(|l| l.kept_bytes())).sum() };
+                let logs = core.streams.iter().flat_map(|s| s.logs());
+                let log_bytes = logs.map(|(_, log)| log.with(|l| l.kept_bytes())).sum();
+                let volume = Volume { used, free_bytes, log_bytes };
                 // A map with a new cut has logs looked through from there on. It names what its reporter had applied: no less than what
                 // all have said to have applied before they heard of the move. So nothing goes while a shard is on its way.
                 let unsettled = core.unsettled();
@@ -62,12 +63,6 @@ fn hold_back(core: &Core, holds: bool, unsettled: u64, volume: Volume) {
     } else {
         tracing::info!("{dir}: nothing holds segments back any more");
     }
-}
-
-/// Every log and mirror of this core.
-fn logs(core: &Core) -> impl Iterator<Item = StreamLog> {
-    let mirrors = |stream: &Rc<Stream>| stream.mirrors.values().filter_map(|m| m.log()).collect::<Vec<_>>();
-    core.streams.iter().flat_map(move |stream| std::iter::once(stream.log.clone()).chain(mirrors(stream)))
 }
 
 /// The share of its volume that is used, as `df` counts it, and the bytes that are free for us.

@@ -25,7 +25,7 @@ use super::core::{Core, Stream};
 use super::keeper::Job;
 use super::node;
 use super::stream::StreamLog;
-use crate::apply::Seed;
+use crate::apply::{Seed, Unseeded};
 use crate::seed::Plan;
 use crate::store::Scan;
 use crate::{Hlc, link};
@@ -284,10 +284,8 @@ async fn hold(core: &Core, stream: &Stream, peer: Zone, seq: u64, scan: Option<S
     }
     let (seq, chain) = end_at(&stream.log, seq).await?;
     // From here on nothing is awaited: what is kept now stays.
-    if core.unsettled() > 0 {
-        return Err(
-            "a shard is on its way to another owner, or lost without a new one: wait until it is settled".into()
-        );
+    if let Some(shard) = core.map.borrow().unsettled().next() {
+        return Err(Unseeded::Unsettled(shard).to_string());
     }
     let (log_uuid, term, kept) = stream.log.with(|l| (l.log_uuid(), l.term(), l.first_kept()));
     if kept > seq + 1 {

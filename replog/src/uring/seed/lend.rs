@@ -4,12 +4,12 @@ use super::super::node::Adopted;
 use super::super::now_us;
 use super::super::sqlite::Snapshot;
 use super::{Command, Lent, Party, READY_WAIT, Running, SILENT_MAX, Way};
+use crate::apply::Unseeded;
 use crate::link::{Ask, Frame, SeedAsk, put};
 use crate::seed::{Head, Packer, refusal};
 use crate::store::State;
 use bytes::{Bytes, BytesMut};
 use shardmap::map::Map;
-use shardmap::ownership::Kind;
 use shardmap::{MapEpoch, Zone};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -126,10 +126,8 @@ impl Lending<'_> {
         }
         let (map_epoch, bytes) = state.map.clone().ok_or("the origin's store has no map")?;
         let map = Map::decode(&bytes).map_err(|e| format!("the map in the origin's store: {e}"))?;
-        if let Some((shard, _)) = map.shards().find(|(_, h)| matches!(h.view().kind, Kind::Moving | Kind::Lost)) {
-            return Err(format!(
-                "shard {shard} is on its way to another owner, or lost without a new one: wait until it is settled"
-            ));
+        if let Some(shard) = map.unsettled().next() {
+            return Err(Unseeded::Unsettled(shard).to_string());
         }
         let scan = state.scans.get(&own).copied();
         let lent = self.party.ask(|done| Command::Hold { stream, peer, seq: applied, scan, done })?;

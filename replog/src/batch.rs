@@ -287,6 +287,12 @@ impl Batch {
 
     /// Verifies a batch as it lies on disk at `pos` of a segment with this salt; `disk` begins with it.
     pub fn read(disk: &Bytes, salt: u64, pos: u64) -> Result<(Batch, Stamp), Fault> {
+        let (lengths, stamp) = Batch::frame(disk, salt, pos)?;
+        Ok((Batch::parse(disk.slice(..lengths.travel))?, stamp))
+    }
+
+    /// What a disk has added to a batch: it is all there, it was written for this place, and zeros follow it.
+    fn frame(disk: &[u8], salt: u64, pos: u64) -> Result<(Lengths, Stamp), Fault> {
         let lengths = Lengths::of_head(disk)?;
         if disk.len() < lengths.disk {
             return Err(Fault::Length { seen: disk.len(), expected: lengths.disk });
@@ -299,7 +305,7 @@ impl Batch {
         if padding.iter().any(|b| *b != 0) {
             return Err(Fault::Page((lengths.disk / BLOCK - 1) as u32));
         }
-        Ok((Batch::parse(disk.slice(..lengths.travel))?, stamp))
+        Ok((lengths, stamp))
     }
 
     /// The bytes for a disk: stamped for `pos` of a segment with this salt, and padded to whole blocks.

@@ -1,6 +1,6 @@
 //! Checks a batch where it lies, without a copy of it: for those who read a whole log and keep none of it.
 
-use super::{Batch, Fault, Lengths, Stamp, page_crc, place_crc, u32_at};
+use super::{Batch, Fault, Lengths, Stamp, page_crc, u32_at};
 use crate::limits::{BLOCK, HEADER};
 use crate::record::{Malformed, Op, View};
 use bytes::Bytes;
@@ -24,17 +24,7 @@ pub struct Inspected {
 impl Batch {
     /// Verifies what [`Batch::read`] verifies, in the same order and with the same faults, in one pass and without a copy.
     pub fn inspect(disk: &Bytes, salt: u64, pos: u64) -> Result<Inspected, Fault> {
-        let lengths = Lengths::of_head(disk)?;
-        if disk.len() < lengths.disk {
-            return Err(Fault::Length { seen: disk.len(), expected: lengths.disk });
-        }
-        let stamp = Stamp::of(disk);
-        if stamp.place_crc != place_crc(salt, pos, stamp.local_durable_seq, u32_at(disk, 16)) {
-            return Err(Fault::Place);
-        }
-        if disk[lengths.travel..lengths.disk].iter().any(|b| *b != 0) {
-            return Err(Fault::Page((lengths.disk / BLOCK - 1) as u32));
-        }
+        let (lengths, stamp) = Batch::frame(disk, salt, pos)?;
         let batch = Batch::fields(disk)?;
         let body = &disk[lengths.head..lengths.travel];
         for page in 0..lengths.disk / BLOCK {
@@ -65,7 +55,7 @@ fn fences(batch: &Batch, mut body: &[u8]) -> Result<Vec<(Shard, OwnerEpoch)>, Fa
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::Origin;
+    use crate::batch::{Origin, place_crc};
     use crate::{Hlc, Record};
     use bytes::BytesMut;
     use shardmap::Zone;

@@ -1,6 +1,6 @@
 //! Reads a stream's directory past the page cache: whoever checks a whole log must not push out what a live node keeps there.
 
-use super::dir::Dir;
+use super::dir::{self, Dir};
 use crate::limits::BLOCK;
 use crate::open::Storage;
 use bytes::{Buf, Bytes, BytesMut};
@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::num::NonZeroU64;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 /// From this length on memory is used again.
@@ -38,10 +38,7 @@ impl Direct {
     /// Was the file of this name removed, renamed or replaced since it was opened here?
     pub fn is_gone(&self, name: &str) -> bool {
         let Some(open) = self.open.as_ref().filter(|o| o.name == name) else { return !self.path.join(name).exists() };
-        match (open.file.metadata(), std::fs::metadata(self.path.join(name))) {
-            (Ok(held), Ok(there)) => (held.dev(), held.ino()) != (there.dev(), there.ino()),
-            (Ok(_) | Err(_), Ok(_) | Err(_)) => true,
-        }
+        !dir::is_still(&open.file, &self.path.join(name))
     }
 
     /// Opens the file again at the next read.

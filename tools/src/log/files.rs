@@ -4,13 +4,13 @@
 use super::progress::Progress;
 use bytes::{Bytes, BytesMut};
 use replog::open::Storage;
-use replog::uring::dir::Dir;
+use replog::uring::dir::{self, Dir};
 use rustix::fs::{Advice, fadvise};
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// So far ahead of what is read the kernel is asked to read, while what was read is checked.
@@ -57,10 +57,7 @@ impl Files {
     /// Was the file of this name removed, renamed or replaced since it was opened here?
     pub fn is_gone(&self, name: &str) -> bool {
         let Some(open) = self.open.as_ref().filter(|o| o.name == name) else { return !self.path.join(name).exists() };
-        match (open.file.metadata(), std::fs::metadata(self.path.join(name))) {
-            (Ok(held), Ok(there)) => (held.dev(), held.ino()) != (there.dev(), there.ino()),
-            (Ok(_) | Err(_), Ok(_) | Err(_)) => true,
-        }
+        !dir::is_still(&open.file, &self.path.join(name))
     }
 
     /// Opens the file again at the next read.

@@ -1,7 +1,7 @@
 //! Gives a snapshot the mirror's place: carries out the steps of `seed::plan` with files, while the node runs and when it starts.
 
 use super::super::core::{Core, Stream};
-use super::super::dir::{Dir, random, sync_dir};
+use super::super::dir::{Dir, random, remove_if_there, sync_dir};
 use super::super::keeper::Job;
 use super::super::now_ms;
 use crate::apply::Seed;
@@ -39,10 +39,7 @@ fn beside(dir: &Path, end: &str) -> PathBuf {
 /// has its place and no `gap` record yet. A crash at any point leaves what the next call goes on with.
 pub fn settle(dir: &Path, applied: u64) -> io::Result<Option<Plan>> {
     let above = dir.parent().unwrap_or(Path::new("."));
-    match fs::remove_file(spool(dir)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
+    remove_if_there(&spool(dir))?;
     loop {
         let seen = look(dir, applied)?;
         match next_step(&seen) {
@@ -125,10 +122,7 @@ fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// The plan goes first: what is left then is half made, whatever a crash leaves of it.
 fn discard(new: &Path) -> io::Result<()> {
-    match fs::remove_file(new.join(Plan::NAME)) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-        Ok(()) | Err(_) => {}
-    }
+    remove_if_there(&new.join(Plan::NAME))?;
     sync_dir(new)?;
     for (name, _) in Dir::new(new).list()? {
         fs::remove_file(new.join(name))?;

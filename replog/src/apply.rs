@@ -9,6 +9,7 @@
 //! that fails. An applied record is never appended to a stream again, and the applier never makes up a version: it has no
 //! clock but the `now_ms` that tells it what lies in the future.
 
+mod collect;
 mod seed;
 
 pub use seed::{Seed, Unseeded};
@@ -297,10 +298,14 @@ impl Applier {
     }
 
     fn row(&self, zone: Zone, seq: u64, record: &Record, out: &mut Changes) {
+        let (table, key) = (record.table.clone(), record.key.clone());
+        out.list.push(Change::Row { table, key, row: self.row_of(zone, seq, record) });
+    }
+
+    fn row_of(&self, zone: Zone, seq: u64, record: &Record) -> Row {
         let version = Version { owner_epoch: record.owner_epoch, hlc: record.hlc, zone, stream: self.stream };
         let (deleted, value) = (record.op == Op::Delete, record.value.clone());
-        let row = Row { version, seq, shard: record.shard, deleted, value };
-        out.list.push(Change::Row { table: record.table.clone(), key: record.key.clone(), row });
+        Row { version, seq, shard: record.shard, deleted, value }
     }
 
     fn fence(&mut self, zone: Zone, seq: u64, record: &Record, out: &mut Changes) -> Result<(), Unfit> {
@@ -323,8 +328,8 @@ impl Applier {
     fn list(&self, zone: Zone, seq: u64, record: &Record, out: &mut Changes) {
         let history = self.map.history(record.shard).filter(|_| is_row(record));
         if history.is_some_and(|h| h.is_tail(record.owner_epoch, zone, seq)) {
-            let (shard, table, key) = (record.shard, record.table.clone(), record.key.clone());
-            out.list.push(Change::List(Entry { zone, seq, shard, table, key }));
+            let (table, key) = (record.table.clone(), record.key.clone());
+            out.list.push(Change::List(Entry { table, key, row: self.row_of(zone, seq, record) }));
         }
     }
 

@@ -324,3 +324,61 @@ fn what_is_not_kept_below_a_new_cut_is_left_to_be_seen_and_a_snapshot_of_a_ledge
     c.seed(&seed_of(9, 3)).unwrap();
     assert_eq!(c.applier.scans().count(), 0);
 }
+
+/// Drops what may go of the tombstones that `side` holds of `zone`; returns how many went.
+fn collect(side: &mut Side, zone: Zone, everywhere: u64) -> usize {
+    let mut all = vec![];
+    let keep = &mut |table: &[u8], key: &[u8], row: &Row| {
+        all.push((Bytes::copy_from_slice(table), Bytes::copy_from_slice(key), row.clone()));
+    };
+    side.store.tombstones(zone, 0..=u64::MAX, 100, keep).unwrap();
+    let changes = side.applier.collect(&all, &[(zone, everywhere)].into_iter().collect());
+    side.store.commit(&changes).unwrap();
+    changes.list.len()
+}
+
+fn delete(seq: u64, key: &str, epoch: u64, ms: u64) -> (u64, Record) {
+    (seq, Record { op: Op::Delete, value: Bytes::new(), ..put(seq, key, epoch, ms).1 })
+}
+
+#[test]
+fn a_tombstone_goes_when_every_zone_has_applied_it_and_never_by_age() {
+    let mut b = Side::new(B);
+    b.apply(A, &[put(1, "x", 1, NOW_MS), delete(2, "x", 1, NOW_MS), delete(3, "y", 1, 5)]);
+    assert_eq!(collect(&mut b, A, 1), 0);
+    assert_eq!(collect(&mut b, A, 2), 1);
+    assert_eq!((b.value("x"), b.value("y")), (None, Some((Bytes::new(), true))));
+    assert_eq!(collect(&mut b, A, 3), 1);
+}
+
+#[test]
+fn a_tombstone_stays_while_an_earlier_owner_may_still_bring_an_older_write() {
+    // A moves the shard to B, which deletes; C hears of B's delete before it has A's write.
+    let moving = then(&first(), |h, e| h.begin_move(B, e).unwrap());
+    let moved = then(&moving, |h, e| h.commit_move(2, &[(A, 2)].into_iter().collect(), e).unwrap());
+    let mut c = Side::new(C);
+    c.map(&moving);
+    c.map(&moved);
+    c.apply(B, &[delete(1, "x", moved.0.0, NOW_MS)]);
+    assert_eq!(collect(&mut c, B, 1), 0, "A's log may hold anything up to its FENCE");
+    c.apply(A, &[put(1, "x", 1, NOW_MS - 9)]);
+    assert_eq!((c.value("x"), collect(&mut c, B, 1)), (Some((Bytes::new(), true)), 0));
+    c.apply(A, &[fence(2, moving.0.0 + 1, &[])]);
+    assert_eq!((collect(&mut c, B, 1), c.value("x")), (1, None));
+}
+
+#[test]
+fn a_tombstone_stays_while_something_of_its_shard_is_parked_or_a_take_over_is_unresolved() {
+    let mut b = Side::new(B);
+    b.apply(A, &[delete(1, "x", 1, NOW_MS), put(2, "y", 1, NOW_MS + 9000)]);
+    assert_eq!((b.applier.parked(), collect(&mut b, A, 2)), (1, 0));
+    let changes = b.applier.retry(NOW_MS + 9000);
+    b.store.commit(&changes).unwrap();
+    let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
+    let taken = then(&lost, |h, e| h.finish_take_over(B, &[(A, 2)].into_iter().collect(), e).unwrap());
+    b.map(&lost);
+    b.map(&taken);
+    assert_eq!(collect(&mut b, A, 2), 0, "its row is locked");
+    b.apply(A, &[fence(3, 2, &[])]);
+    assert_eq!(collect(&mut b, A, 3), 1);
+}

@@ -94,8 +94,9 @@ impl Packer {
     /// Adds an entry of the ledger; returns the part that had no room for it.
     pub fn entry(&mut self, entry: &Entry) -> Option<Bytes> {
         self.end.entries += 1;
-        let full = self.turn(part::ENTRIES, MOST);
-        part::put_entry(&mut self.out, entry);
+        let Entry { table, key, row } = entry;
+        let full = self.turn(part::ENTRIES, ROW_MIN + table.len() + key.len() + row.value.len());
+        part::put_row(&mut self.out, table, key, row);
         full
     }
 
@@ -264,11 +265,12 @@ impl Taker {
 
     fn entries(&mut self, entries: Vec<Entry>) -> Result<Vec<Change>, Fault> {
         for e in &entries {
-            self.belongs(e.shard, self.taking.stream)?;
-            if Some((e.zone, e.seq)) <= self.entry {
+            self.belongs(e.row.shard, e.row.version.stream)?;
+            let place = Some((e.row.version.zone, e.row.seq));
+            if place <= self.entry {
                 return Err(Fault::Order("entries of the ledger"));
             }
-            self.entry = Some((e.zone, e.seq));
+            self.entry = place;
             self.seen.entries += 1;
         }
         Ok(entries.into_iter().map(Change::List).collect())

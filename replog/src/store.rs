@@ -7,6 +7,7 @@ use crate::{Record, Version};
 use bytes::Bytes;
 use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 /// A row, or the tombstone of one.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -23,19 +24,16 @@ pub struct Row {
     pub value: Bytes,
 }
 
-/// A tail record: written beyond the cut of a later ownership. (log zone, seq) is its identity.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+/// A tail record: written beyond the cut of a later ownership. (log zone, seq) is its identity; its image stays with it, since the log
+/// it is in is let go.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
-    /// The zone whose log it is in.
-    pub zone: Zone,
-    /// Its place there.
-    pub seq: u64,
-    /// Its shard.
-    pub shard: Shard,
     /// Its table.
     pub table: Bytes,
     /// Its key.
     pub key: Bytes,
+    /// What it wrote; `version.zone` and `seq` are its place.
+    pub row: Row,
 }
 
 /// A record that could not be applied yet.
@@ -92,6 +90,15 @@ pub enum Change {
         /// The row.
         row: Row,
     },
+    /// A tombstone that nobody needs any more, unless the stored row has another version.
+    Drop {
+        /// Its table.
+        table: Bytes,
+        /// Its key.
+        key: Bytes,
+        /// Its version.
+        version: Version,
+    },
     /// An entry of the ledger; listed again, it is the same entry.
     List(Entry),
     /// A record to be applied later.
@@ -136,8 +143,8 @@ pub struct State {
     pub reports: BTreeMap<Shard, Report>,
 }
 
-/// 32 bytes that are equal when two copies are: BLAKE3 over all rows by (table, key), tombstones too, and over the ledger
-/// by (zone, seq).
+/// 32 bytes that are equal when two copies are: BLAKE3 over all rows by (table, key), and over the ledger by (zone, seq). Tombstones
+/// are left out: each zone lets go of them in its own time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Digests {
     /// Of the rows.
@@ -172,10 +179,17 @@ pub trait Store {
     fn rows(&self, visit: VisitRow<'_>) -> Result<(), Failed>;
     /// Visits every entry of the ledger by (zone, seq).
     fn ledger(&self, visit: &mut dyn FnMut(&Entry)) -> Result<(), Failed>;
+    /// Visits the first `most` tombstones that `zone` wrote at `seqs`, by seq.
+    fn tombstones(&self, zone: Zone, seqs: RangeInclusive<u64>, most: usize, visit: VisitRow<'_>)
+    -> Result<(), Failed>;
     /// Compares two copies by 64 bytes.
     fn digests(&self) -> Result<Digests, Failed> {
         let (mut rows, mut ledger) = (blake3::Hasher::new(), blake3::Hasher::new());
-        self.rows(&mut |table, key, row| hash_row(&mut rows, table, key, row))?;
+        self.rows(&mut |table, key, row| {
+            if !row.deleted {
+                hash_row(&mut rows, table, key, row);
+            }
+        })?;
         self.ledger(&mut |entry| hash_entry(&mut ledger, entry))?;
         Ok(Digests { rows: rows.finalize().into(), ledger: ledger.finalize().into() })
     }
@@ -194,12 +208,11 @@ fn hash_row(to: &mut blake3::Hasher, table: &[u8], key: &[u8], row: &Row) {
     for number in [v.owner_epoch.0, v.hlc.0, v.zone.0.into(), v.stream.into(), row.seq, row.shard.0.into()] {
         to.update(&number.to_le_bytes());
     }
-    to.update(&[u8::from(row.deleted)]);
 }
 
 fn hash_entry(to: &mut blake3::Hasher, entry: &Entry) {
     hash_strings(to, &[&entry.table, &entry.key]);
-    for number in [entry.zone.0.into(), entry.seq, entry.shard.0.into()] {
+    for number in [entry.row.version.zone.0.into(), entry.row.seq, entry.row.shard.0.into()] {
         to.update(&number.to_le_bytes());
     }
 }
@@ -230,8 +243,14 @@ impl Memory {
                     *held = row;
                 }
             }
+            Change::Drop { table, key, version } => {
+                let at = (table, key);
+                if self.rows.get(&at).is_some_and(|held| held.deleted && held.version == version) {
+                    self.rows.remove(&at);
+                }
+            }
             Change::List(entry) => {
-                self.ledger.insert((entry.zone, entry.seq), entry);
+                self.ledger.entry((entry.row.version.zone, entry.row.seq)).or_insert(entry);
             }
             Change::Park(parked) => {
                 self.parked.insert((parked.zone, parked.seq), parked);
@@ -284,6 +303,20 @@ impl Store for Memory {
 
     fn ledger(&self, visit: &mut dyn FnMut(&Entry)) -> Result<(), Failed> {
         self.ledger.values().for_each(visit);
+        Ok(())
+    }
+
+    fn tombstones(
+        &self,
+        zone: Zone,
+        seqs: RangeInclusive<u64>,
+        most: usize,
+        visit: VisitRow<'_>,
+    ) -> Result<(), Failed> {
+        let wanted = |r: &Row| r.deleted && r.version.zone == zone && seqs.contains(&r.seq);
+        let mut found: Vec<_> = self.rows.iter().filter(|(_, r)| wanted(r)).collect();
+        found.sort_by_key(|(_, r)| r.seq);
+        found.into_iter().take(most).for_each(|((table, key), row)| visit(table, key, row));
         Ok(())
     }
 }

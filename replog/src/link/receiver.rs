@@ -121,6 +121,41 @@ impl Receiver {
         self.check();
     }
 
+    /// A batch of this log out of a third zone's mirror of the incarnation `log_uuid`, while the origin is lost or silent: whoever mirrors a
+    /// log has a beginning of it, so what one has and another lacks is the same log. Frozen or not, the caller appends what is
+    /// returned; it is acknowledged to the origin once the origin has brought it, or named it, as well. `None`: it does not follow
+    /// what is here.
+    pub fn on_lent(&mut self, log_uuid: u128, bytes: Bytes) -> Result<Option<Batch>, Stop> {
+        let stop = |why, seen, expected| Err(Stop { why, seen, expected });
+        let Ok(batch) = Batch::parse(bytes) else { return stop(Why::Garbled, 0, 0) };
+        if (batch.zone, batch.stream) != (self.place.origin, self.place.stream) {
+            return stop(Why::Foreign, batch.zone.0.into(), self.place.origin.0.into());
+        }
+        let known = self.mirror.log_uuid.unwrap_or(log_uuid);
+        if known != log_uuid || known as u64 != batch.log_uuid_lo {
+            return stop(Why::Incarnation, batch.log_uuid_lo, known as u64);
+        }
+        if batch.first_seq != self.accepted + 1 || self.pending_bytes > CREDIT_BYTES {
+            return Ok(None);
+        }
+        if batch.prev_chain != self.accepted_chain {
+            return stop(Why::Diverged, batch.prev_chain.into(), self.accepted_chain.into());
+        }
+        if batch.term < self.accepted_term {
+            return stop(Why::Fenced, batch.term, self.accepted_term);
+        }
+        self.mirror.log_uuid = Some(known);
+        self.mirror.term = self.mirror.term.max(batch.term);
+        self.accept(&batch);
+        self.check();
+        Ok(Some(batch))
+    }
+
+    /// The last seq that is taken, durable or not.
+    pub fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
     /// The mirror is durable up to `seq`, the end of a batch.
     pub fn on_durable(&mut self, seq: u64) {
         while let Some((last, chain, bytes)) = self.pending.front().copied().filter(|(last, ..)| *last <= seq) {
@@ -271,18 +306,18 @@ impl Receiver {
         if batch.term < self.accepted_term || self.hello_term.is_some_and(|t| batch.term > t) {
             return self.wire.refuse(Why::Fenced, batch.term, self.accepted_term, now_us);
         }
-        self.accept(batch);
+        self.brought = batch.last_seq();
+        self.accept(&batch);
+        self.wire.orders.push_back(Order::Append(batch));
     }
 
-    fn accept(&mut self, batch: Batch) {
+    fn accept(&mut self, batch: &Batch) {
         let (last, bytes) = (batch.last_seq(), batch.bytes.len() as u64);
-        self.brought = last;
         (self.accepted, self.accepted_chain, self.accepted_term) = (last, batch.chain, batch.term);
         self.origin_durable = self.origin_durable.max(last);
         self.origin_hlc = self.origin_hlc.max(batch.last_hlc);
         self.pending.push_back((last, batch.chain, bytes));
         self.pending_bytes += bytes;
-        self.wire.orders.push_back(Order::Append(batch));
     }
 
     /// Known already; what can be compared must agree.

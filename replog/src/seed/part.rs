@@ -17,16 +17,16 @@ use shardmap::{MapEpoch, OwnerEpoch, Shard, ZONES, Zone};
 /// The longest part: one row with the longest value, or a good many shorter ones.
 pub const PART_MAX: usize = 1024 * 1024 + 4096;
 /// The version of the parts.
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 /// A refusal is cut to this length.
 const REFUSED_MAX: usize = 1024;
 /// A zone has fences of so many shards at most: shards are numbered by 16 bits.
 pub(super) const FENCES_MAX: usize = 1 << 16;
 /// The fixed fields of a row.
 pub(super) const ROW_MIN: usize = 1 + 1 + 2 + 4 + 8 + 8 + 8 + 1 + 2 + 4;
-/// No entry and no FENCE is longer.
+/// No FENCE is longer.
 pub(super) const MOST: usize = 2048;
-const _: () = assert!(MOST > 16 + TABLE_MAX + KEY_MAX && MOST > 32 + 9 * ZONES);
+const _: () = assert!(MOST > 32 + 9 * ZONES);
 
 pub(super) const HEAD: u8 = 1;
 pub(super) const ROWS: u8 = 2;
@@ -167,18 +167,8 @@ fn row(from: &mut Bytes) -> Result<(Bytes, Bytes, Row), Fault> {
     Ok((table, key, Row { version, seq, shard, deleted: deleted == 1, value }))
 }
 
-pub(super) fn put_entry(out: &mut BytesMut, e: &Entry) {
-    out.put_u8(e.zone.0);
-    out.put_u64_le(e.seq);
-    out.put_u16_le(e.shard.0);
-    put_name(out, &e.table, &e.key);
-}
-
 fn entry(from: &mut Bytes) -> Result<Entry, Fault> {
-    let mut f = get(from, 11)?;
-    let (zone, seq, shard) = (zone_of(f.get_u8())?, f.get_u64_le(), Shard(f.get_u16_le()));
-    let (table, key) = name(from)?;
-    Ok(Entry { zone, seq, shard, table, key })
+    row(from).map(|(table, key, row)| Entry { table, key, row })
 }
 
 pub(super) fn put_fence(out: &mut BytesMut, shard: Shard, fence: &Fence) {

@@ -30,7 +30,9 @@ fn fence(seq: u64) -> Fence {
 }
 
 fn entry(zone: u8, seq: u64) -> Entry {
-    Entry { zone: Zone(zone), seq, shard: Shard(2), table: "orders".into(), key: format!("k{seq}").into() }
+    let mut row = row(seq, 9);
+    (row.version.zone, row.shard) = (Zone(zone), Shard(2));
+    Entry { table: "orders".into(), key: format!("k{seq}").into(), row }
 }
 
 /// A snapshot of `rows` rows of up to `len` bytes, its parts in order.
@@ -200,7 +202,7 @@ fn the_bytes_of_a_snapshot_are_frozen() {
         // head: version, log_uuid, seq, chain, term, map epoch, unseen from and to
         concat!(
             "01",
-            "0100",
+            "0200",
             "07000000000000000000002400000000",
             "6300000000000000",
             "cdab0000",
@@ -223,8 +225,20 @@ fn the_bytes_of_a_snapshot_are_frozen() {
             "02003432",
             "020000000101"
         ),
-        // entries: zone, seq, shard, table, key
-        concat!("03", "00", "0400000000000000", "0200", "066f7264657273", "02006b34"),
+        // entries: as rows
+        concat!(
+            "03",
+            "00",
+            "00",
+            "0200",
+            "02000000",
+            "0400000000000000",
+            "0400006c50c4a001",
+            "0400000000000000",
+            "066f7264657273",
+            "02006b34",
+            "09000000040404040404040404"
+        ),
         // FENCEs: shard, epoch, seq, positions
         concat!(
             "04",
@@ -242,7 +256,7 @@ fn the_bytes_of_a_snapshot_are_frozen() {
             "0100000000000000",
             "0100000000000000",
             "0100000000000000",
-            "cb1bcbca24d0cef11157e0c94666eede3918f3cdf8dcaa96fc68129a5a66818a"
+            "f54968fea0fca608ef46c2c94112ff69e3b0215a00ab6f68eacece83d0034576"
         ),
     ];
     assert_eq!(hex, golden);

@@ -14,18 +14,21 @@ use crate::{Hlc, Op, Record, Version};
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
 use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
-/// `user_version` of the database: another schema gets another number.
-const SCHEMA: i64 = 1;
+/// `user_version` of the database: another schema gets another number. Schema 1, which had no images in its ledger and no index of
+/// tombstones, is brought up to date when it is opened.
+const SCHEMA: i64 = 2;
 /// "ezon": tells a stranger's database from ours.
 const APPLICATION: i64 = 0x657a_6f6e;
 
 const TABLES: &str = "
 create table rows (tab blob, key blob, value blob, deleted int, owner_epoch int, hlc int, zone int, stream int, shard int,
     seq int, primary key (tab, key)) without rowid;
-create table ledger (zone int, seq int, shard int, tab blob, key blob, primary key (zone, seq)) without rowid;
+create table ledger (zone int, seq int, shard int, tab blob, key blob, value blob, deleted int, owner_epoch int, hlc int,
+    stream int, primary key (zone, seq)) without rowid;
 create table parked (zone int, seq int, unit int, op int, trans int, shard int, owner_epoch int, hlc int, tab blob, key blob,
     value blob, primary key (zone, seq)) without rowid;
 create table fences (zone int, shard int, epoch int, seq int, positions blob, primary key (zone, shard)) without rowid;
@@ -33,6 +36,14 @@ create table applied (zone int primary key, seq int);
 create table scans (zone int primary key, first int, last int);
 create table reports (shard int primary key, lost int, epoch int);
 create table map (one int primary key check (one = 1), epoch int, bytes blob);
+";
+const TOMBSTONES: &str = "create index tombstones on rows (zone, seq) where deleted = 1;";
+const FROM_1: &str = "
+alter table ledger add column value blob not null default x'';
+alter table ledger add column deleted int not null default 0;
+alter table ledger add column owner_epoch int not null default 0;
+alter table ledger add column hlc int not null default 0;
+alter table ledger add column stream int not null default 0;
 ";
 
 const PUT_ROW: &str = "
@@ -42,6 +53,8 @@ insert into rows values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) on conflict (t
 where (excluded.owner_epoch, excluded.hlc, excluded.zone, excluded.stream)
     > (rows.owner_epoch, rows.hlc, rows.zone, rows.stream)";
 const ROW: &str = "value, deleted, owner_epoch, hlc, zone, stream, shard, seq";
+const LEDGER: &str =
+    "select tab, key, value, deleted, owner_epoch, hlc, zone, stream, shard, seq from ledger order by zone, seq";
 
 /// The store of one stream.
 #[derive(Debug)]
@@ -62,6 +75,7 @@ impl Sqlite {
         match seen {
             (APPLICATION, SCHEMA, _) => {}
             (0, 0, 0) => create(&mut db).map_err(said)?,
+            (APPLICATION, 1, _) => bring_up(&mut db).map_err(said)?,
             (APPLICATION, other, _) => {
                 let text = format!("{}: schema {other}, this program knows schema {SCHEMA}", path.display());
                 return Err(Failed::Broken(text));
@@ -193,24 +207,50 @@ impl Store for Sqlite {
     }
 
     fn ledger(&self, visit: &mut dyn FnMut(&Entry)) -> Result<(), Failed> {
-        let each = self.each("select zone, seq, shard, tab, key from ledger order by zone, seq", |r| {
-            visit(&Entry {
-                zone: Zone(r.get(0)?),
-                seq: unsigned(r.get(1)?),
-                shard: Shard(r.get(2)?),
-                table: bytes(r, 3)?,
-                key: bytes(r, 4)?,
-            });
+        let each = self.each(LEDGER, |r| {
+            visit(&entry(r)?);
             Ok(())
         });
         each.map_err(failed)
+    }
+
+    fn tombstones(
+        &self,
+        zone: Zone,
+        seqs: RangeInclusive<u64>,
+        most: usize,
+        visit: VisitRow<'_>,
+    ) -> Result<(), Failed> {
+        let sql = format!(
+            "select tab, key, {ROW} from rows where deleted = 1 and zone = ?1 and seq between ?2 and ?3 order by seq limit ?4"
+        );
+        let mut each = || {
+            let mut statement = self.db.prepare_cached(&sql)?;
+            let (from, to) = (signed(*seqs.start()), signed((*seqs.end()).min(i64::MAX as u64)));
+            let mut rows = statement.query(params![zone.0, from, to, most as i64])?;
+            while let Some(r) = rows.next()? {
+                visit(r.get_ref(0)?.as_blob()?, r.get_ref(1)?.as_blob()?, &row(r, 2)?);
+            }
+            Ok(())
+        };
+        each().map_err(failed)
     }
 }
 
 fn create(db: &mut Connection) -> rusqlite::Result<()> {
     let tx = db.transaction()?;
     tx.execute_batch(TABLES)?;
+    tx.execute_batch(TOMBSTONES)?;
     tx.pragma_update(None, "application_id", APPLICATION)?;
+    tx.pragma_update(None, "user_version", SCHEMA)?;
+    tx.commit()
+}
+
+/// From schema 1: entries of its ledger have no image; it is shown as unknown.
+fn bring_up(db: &mut Connection) -> rusqlite::Result<()> {
+    let tx = db.transaction()?;
+    tx.execute_batch(FROM_1)?;
+    tx.execute_batch(TOMBSTONES)?;
     tx.pragma_update(None, "user_version", SCHEMA)?;
     tx.commit()
 }
@@ -228,10 +268,12 @@ fn put(tx: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> {
             let (table, key, value) = (&table[..], &key[..], &r.value[..]);
             run(PUT_ROW, params![table, key, value, r.deleted, epoch, hlc, v.zone.0, v.stream, r.shard.0, seq])
         }
-        Change::List(e) => {
-            let sql = "insert into ledger values (?1, ?2, ?3, ?4, ?5) on conflict do nothing";
-            run(sql, params![e.zone.0, signed(e.seq), e.shard.0, &e.table[..], &e.key[..]])
+        Change::Drop { table, key, version: v } => {
+            let sql = "delete from rows where tab = ?1 and key = ?2 and deleted = 1
+                and (owner_epoch, hlc, zone, stream) = (?3, ?4, ?5, ?6)";
+            run(sql, params![&table[..], &key[..], signed(v.owner_epoch.0), signed(v.hlc.0), v.zone.0, v.stream])
         }
+        Change::List(e) => put_entry(tx, e),
         Change::Park(p) => put_parked(tx, p),
         Change::Unpark(zone, seq) => {
             run("delete from parked where zone = ?1 and seq = ?2", params![zone.0, signed(*seq)])
@@ -258,6 +300,21 @@ fn put(tx: &Transaction<'_>, change: &Change) -> rusqlite::Result<()> {
         }
         Change::Report(shard, None) => run("delete from reports where shard = ?1", params![shard.0]),
     }
+}
+
+fn put_entry(tx: &Transaction<'_>, e: &Entry) -> rusqlite::Result<()> {
+    let sql = "insert into ledger (zone, seq, shard, tab, key, value, deleted, owner_epoch, hlc, stream)
+        values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) on conflict do nothing";
+    let (r, v) = (&e.row, &e.row.version);
+    let (epoch, hlc) = (signed(v.owner_epoch.0), signed(v.hlc.0));
+    let (table, key, value) = (&e.table[..], &e.key[..], &r.value[..]);
+    tx.prepare_cached(sql)?
+        .execute(params![v.zone.0, signed(r.seq), r.shard.0, table, key, value, r.deleted, epoch, hlc, v.stream])
+        .map(drop)
+}
+
+fn entry(r: &rusqlite::Row<'_>) -> rusqlite::Result<Entry> {
+    Ok(Entry { table: bytes(r, 0)?, key: bytes(r, 1)?, row: row(r, 2)? })
 }
 
 fn put_parked(tx: &Transaction<'_>, p: &Parked) -> rusqlite::Result<()> {

@@ -50,7 +50,7 @@ fn parts() -> Vec<Vec<u8>> {
     for n in 0..3 {
         all.extend(packer.row(b"orders", n.to_string().as_bytes(), &row(n)));
     }
-    let entry = |seq| Entry { zone: Zone(0), seq, shard: Shard(6), table: "orders".into(), key: "k".into() };
+    let entry = |seq| Entry { table: "orders".into(), key: "k".into(), row: row(seq) };
     (0..3).for_each(|seq| all.extend(packer.entry(&entry(seq))));
     let positions = [(Zone(1), 8)].into_iter().collect();
     all.extend(packer.fence(Shard(2), &Fence { epoch: OwnerEpoch(3), seq: 7, positions }));

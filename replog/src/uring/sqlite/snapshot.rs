@@ -2,10 +2,9 @@
 //!
 //! The write-ahead log grows for as long as one lives, so whoever holds one gives it up when nobody takes what it reads.
 
-use super::{APPLICATION, ROW, SCHEMA, Sqlite, bytes, failed, pragma, row, unsigned};
+use super::{APPLICATION, LEDGER, ROW, SCHEMA, Sqlite, entry, failed, pragma, row};
 use crate::store::{Entry, Failed, Row, State};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
-use shardmap::{Shard, Zone};
 use std::path::Path;
 use std::time::Duration;
 
@@ -47,10 +46,7 @@ impl Snapshot {
 
     /// Visits the ledger by (zone, seq) until one visit says no.
     pub fn ledger(&self, visit: &mut dyn FnMut(&Entry) -> bool) -> Result<(), Failed> {
-        let each = self.db.each("select zone, seq, shard, tab, key from ledger order by zone, seq", |r| {
-            let (zone, seq, shard) = (Zone(r.get(0)?), unsigned(r.get(1)?), Shard(r.get(2)?));
-            on(visit(&Entry { zone, seq, shard, table: bytes(r, 3)?, key: bytes(r, 4)? }))
-        });
+        let each = self.db.each(LEDGER, |r| on(visit(&entry(r)?)));
         ended(each)
     }
 }

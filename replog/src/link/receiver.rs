@@ -259,9 +259,8 @@ impl Receiver {
         if h.term < self.mirror.term {
             return self.wire.refuse(Why::Fenced, h.term, self.mirror.term, now_us);
         }
-        if h.durable < self.mirror.durable {
-            return self.wire.stop(Why::Diverged, h.durable, self.mirror.durable, now_us);
-        }
+        // A HELLO may be overtaken: what was durable there when it was sent may be less than what a third zone has lent since. Whether
+        // the logs differ is for the origin to say, which knows what is durable now when WELCOME names the mirror's end.
         if self.mirror.durable + 1 < h.first_kept {
             return self.wire.stop(Why::Gap, self.mirror.durable + 1, h.first_kept, now_us);
         }

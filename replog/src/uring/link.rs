@@ -145,15 +145,16 @@ impl Outgoing<'_> {
 
     /// Everything that happened since the last time.
     fn take_in(&mut self, sent_map: MapEpoch) -> MapEpoch {
+        // First what is durable here: a WELCOME may name batches that reached the peer by way of a third zone.
+        self.on_log(shipped(&self.stream.log));
         while let Some(bytes) = self.connection.take() {
             self.sender.on_bytes(&bytes, now_us());
         }
-        let (epoch, log) = (self.core.epoch(), shipped(&self.stream.log));
+        let epoch = self.core.epoch();
         if epoch > sent_map {
             let (epoch, map) = self.core.map_bytes();
             self.sender.on_map(epoch, map, now_us());
         }
-        self.on_log(log);
         self.sender.on_everywhere(self.stream.everywhere.get());
         epoch
     }

@@ -40,9 +40,7 @@ fn change(rng: &mut Rng) -> Change {
     let positions: Positions = [(zone, rng.below(u64::MAX)), (Zone(9), 1)].into_iter().collect();
     let version = Version { owner_epoch, hlc, zone, stream: 1 };
     match rng.below(10) {
-        0..=2 => {
-            Change::Row { table, key, row: Row { version, seq, shard, deleted: rng.below(2) == 0, value } }
-        }
+        0..=2 => Change::Row { table, key, row: Row { version, seq, shard, deleted: rng.below(2) == 0, value } },
         3 => {
             let version = Version { owner_epoch: OwnerEpoch(seq), hlc: Hlc(seq), zone, stream: 1 };
             let row = Row { version, seq, shard: Shard(seq as u16), deleted: seq % 2 == 0, value: key.clone() };

@@ -1,10 +1,10 @@
 //! What must hold: judged from the logs and the GZS's maps, never from what the machines say of themselves.
 
 use crate::world::{Fail, World};
-use crate::zone::{Node, SimMap};
+use crate::zone::{Blocks, Node, SimMap};
 use bytes::Bytes;
 use replog::store::Store;
-use replog::{Op, Record};
+use replog::{Hlc, Op, Record};
 use shardmap::ownership::Kind;
 use shardmap::{OwnerEpoch, Shard, Zone};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,32 +18,55 @@ pub struct Acked {
     pub key: Bytes,
 }
 
+/// A write: its shard's ownerships have one writer each, and a writer's clock never repeats itself.
+type Name = (Shard, OwnerEpoch, Hlc);
+
 /// What an all-knowing observer writes down.
 #[derive(Default)]
 pub struct Truth {
     tokens: u64,
+    /// Its token, its zone, its seq.
+    named: BTreeMap<Name, (u64, Zone, u64)>,
     pub acked: Vec<Acked>,
+    /// Acknowledged writes that went with a zone's disk, and that no survivor had.
+    pub gone: std::cell::Cell<usize>,
     /// By token: the tokens of its key that its writer knew.
     bases: BTreeMap<u64, BTreeSet<u64>>,
     pub losses: bool,
 }
 
-fn token(record: &Record) -> u64 {
-    u64::from_le_bytes(record.value[..].try_into().expect("a token"))
+fn name(record: &Record) -> Name {
+    (record.shard, record.owner_epoch, record.hlc)
+}
+
+/// What a zone knew of a row when it wrote it.
+pub struct Known {
+    tokens: BTreeSet<u64>,
+    newest: Option<Record>,
 }
 
 impl Truth {
+    fn token(&self, record: &Record) -> u64 {
+        self.named[&name(record)].0
+    }
+
+    /// Names a write that is about to be judged.
+    pub fn name(&mut self, record: &Record, token: u64, zone: Zone, seq: u64) {
+        self.named.insert(name(record), (token, zone, seq));
+    }
+
     pub fn next_token(&mut self) -> u64 {
         self.tokens += 1;
         self.tokens
     }
 
-    /// The tokens of a key that a zone knows, and the highest owner epoch among them.
-    pub fn known(&self, node: &Node, key: &Bytes) -> (BTreeSet<u64>, Option<OwnerEpoch>) {
+    /// The tokens of a key that a zone knows, and the newest of its records.
+    pub fn known(&self, node: &Node, key: &Bytes) -> Known {
         let applied = node.applied_records();
         let all = applied.iter().map(|(_, r)| r).chain(node.own_records());
         let of_key: Vec<&Record> = all.filter(|r| r.op != Op::Fence && r.key == key).collect();
-        (of_key.iter().map(|r| token(r)).collect(), of_key.iter().map(|r| r.owner_epoch).max())
+        let newest = of_key.iter().max_by_key(|r| (r.owner_epoch, r.hlc, self.named[&name(r)].1));
+        Known { tokens: of_key.iter().map(|r| self.token(r)).collect(), newest: newest.map(|r| (*r).clone()) }
     }
 
     /// A write was accepted: was it legal?
@@ -52,7 +75,8 @@ impl Truth {
         node: &Node,
         newest: &Arc<SimMap>,
         record: &Record,
-        known: (BTreeSet<u64>, Option<OwnerEpoch>),
+        known: Known,
+        everyone: impl Fn(Zone, u64) -> bool,
     ) -> Result<(), Fail> {
         let zone = node.id;
         let begun = newest.shards[&record.shard].entries().iter();
@@ -71,15 +95,20 @@ impl Truth {
         if history.view().owner != Some(zone) {
             return Err(Fail(format!("7: {zone} writes shard {}, which it knows it lost", record.shard)));
         }
-        let (base, highest) = known;
+        let Known { tokens: base, newest } = known;
+        let highest = newest.as_ref().map(|r| r.owner_epoch);
         if highest.is_some_and(|h| h > record.owner_epoch) {
             return Err(Fail("3: an acknowledged write loses to a row that its zone held".into()));
         }
         let fence = |lost| fence_applied(node, lost, record.shard);
-        if highest.is_some_and(|h| history.locked(zone, h, fence)) {
+        // A row that was deleted, as everyone knew, is a new row.
+        let deleted = newest.filter(|r| r.op == Op::Delete).map(|r| self.named[&name(&r)]);
+        let free = deleted.is_some_and(|(_, zone, seq)| everyone(zone, seq));
+        if !free && highest.is_some_and(|h| history.locked(zone, h, fence)) {
             return Err(Fail(format!("5: {zone} writes a locked row of shard {}", record.shard)));
         }
-        self.bases.insert(token(record), base);
+        let token = self.token(record);
+        self.bases.insert(token, base);
         Ok(())
     }
 }
@@ -96,11 +125,11 @@ impl World {
     /// All is healed and quiet.
     pub fn check(&self) -> Result<(), Fail> {
         let fail = |text: String| Err(Fail(text));
-        for (z, node) in self.nodes.iter().enumerate() {
-            for (o, other) in self.nodes.iter().enumerate() {
-                let (mine, whole) = (node.disk.logs[o].len(), other.disk.logs[o].len());
+        for (z, node) in self.alive() {
+            for o in 0..self.zones {
+                let (mine, whole) = (node.disk.logs[o].len(), self.log_of(o).len());
                 let applied = node.disk.store.state().unwrap().applied.get(Zone(o as u8)).unwrap_or(0);
-                if mine != whole || applied != crate::zone::last_seq(&other.disk.logs[o]) {
+                if mine != whole || applied != crate::zone::last_seq(self.log_of(o)) {
                     return fail(format!("{z} has {mine} of {o}'s {whole} batches, applied up to {applied}"));
                 }
             }
@@ -108,11 +137,11 @@ impl World {
                 return fail(format!("{z} is not quiet"));
             }
         }
-        let copies: Vec<_> = self.nodes.iter().map(|n| n.disk.store.digests().unwrap()).collect();
+        let copies: Vec<_> = self.alive().map(|(_, n)| n.disk.store.digests().unwrap()).collect();
         if copies.iter().any(|c| c.rows != copies[0].rows) {
             return fail("2: rows differ".into());
         }
-        let ledgers: Vec<_> = self.nodes.iter().map(|n| n.disk.store.listed()).collect();
+        let ledgers: Vec<_> = self.alive().map(|(_, n)| n.disk.store.listed()).collect();
         if copies.iter().any(|c| c.ledger != copies[0].ledger) {
             return fail(format!("2: ledgers differ: {ledgers:?}"));
         }
@@ -120,23 +149,53 @@ impl World {
             return fail("4: planned moves alone, and the ledger is not empty".into());
         }
         self.check_acknowledged(&ledgers[0])?;
+        self.check_tombstones()?;
         self.check_shards()
+    }
+
+    /// All that is left of a zone's log: its own, or the longest mirror of one whose disk is gone.
+    fn log_of(&self, zone: usize) -> &Blocks {
+        let copies = self.alive().map(|(_, n)| &n.disk.logs[zone]);
+        if self.destroyed[zone] {
+            copies.max_by_key(|l| l.len()).expect("a zone is alive")
+        } else {
+            &self.nodes[zone].disk.logs[zone]
+        }
+    }
+
+    /// Once everyone has everything, no tombstone is needed.
+    fn check_tombstones(&self) -> Result<(), Fail> {
+        for (z, node) in self.alive().filter(|_| !self.destroyed.contains(&true)) {
+            let mut left = 0;
+            node.disk.store.rows(&mut |_, _, row| left += u64::from(row.deleted)).unwrap();
+            if left > 0 {
+                return Err(Fail(format!("8: {left} tombstones stay at {z} for ever")));
+            }
+        }
+        Ok(())
     }
 
     fn check_acknowledged(&self, ledger: &BTreeSet<(Zone, u64)>) -> Result<(), Fail> {
         let mut later: BTreeSet<u64> = BTreeSet::new();
-        for node in &self.nodes {
-            let rows = node.own_records().filter(|r| r.op != Op::Fence);
-            later.extend(rows.flat_map(|r| &self.truth.bases[&token(r)]));
+        for zone in 0..self.zones {
+            let rows = self.log_of(zone).iter().flat_map(|b| &b.records).filter(|(_, r)| r.op != Op::Fence);
+            later.extend(rows.flat_map(|(_, r)| &self.truth.bases[&self.truth.token(r)]));
         }
+        let (_, any) = self.alive().next().expect("a zone is alive");
         for a in &self.truth.acked {
-            let blocks = &self.nodes[usize::from(a.zone.0)].disk.logs[usize::from(a.zone.0)];
+            let blocks = self.log_of(usize::from(a.zone.0));
+            if self.destroyed[usize::from(a.zone.0)] && a.seq > crate::zone::last_seq(blocks) {
+                self.truth.gone.set(self.truth.gone.get() + 1);
+                continue;
+            }
             let held = blocks.iter().flat_map(|b| &b.records).find(|(seq, _)| *seq == a.seq);
-            if held.is_none_or(|(_, r)| r.op == Op::Fence || token(r) != a.token) {
+            if held.is_none_or(|(_, r)| r.op == Op::Fence || self.truth.token(r) != a.token) {
                 return Err(Fail(format!("3: acknowledged write {} is not in {}'s log", a.token, a.zone)));
             }
-            let row = self.nodes[0].disk.store.row(b"t", &a.key).unwrap().expect("written");
-            let visible = (row.version.zone, row.seq) == (a.zone, a.seq);
+            let deletes = held.is_some_and(|(_, r)| r.op == Op::Delete);
+            let row = any.disk.store.row(b"t", &a.key).unwrap();
+            // A row that is gone is what a delete leaves to be seen.
+            let visible = row.map_or(deletes, |row| (row.version.zone, row.seq) == (a.zone, a.seq));
             if !visible && !later.contains(&a.token) && !ledger.contains(&(a.zone, a.seq)) {
                 return Err(Fail(format!("3: acknowledged write {} is silently lost", a.token)));
             }

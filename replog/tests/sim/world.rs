@@ -25,6 +25,17 @@ pub enum Broken {
     PositionApart,
     NoLocks,
     NoScan,
+    TombstonesByAge,
+}
+
+/// What may happen in a world.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Setting {
+    pub zones: usize,
+    /// Zones are lost, rightly or wrongly; one of them may lose its disk.
+    pub losses: bool,
+    /// How far clocks may be off.
+    pub skews_ms: &'static [i64],
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -53,6 +64,9 @@ struct Conn {
     barred: bool,
     to_peer: Vec<u8>,
     to_origin: Vec<u8>,
+    /// Everything that this connection's origin has sent, and what an earlier one's had.
+    sent: Vec<u8>,
+    stale: Vec<u8>,
 }
 
 /// A zone's report on its way to the GZS.
@@ -75,17 +89,34 @@ pub struct World {
     conns: Vec<Conn>,
     mail: Vec<Mail>,
     gzs_barred: Vec<bool>,
+    /// The disks of these zones are gone.
+    pub destroyed: Vec<bool>,
+    /// These zones' mirrors are slow to write.
+    slow: Vec<bool>,
+    /// How many records were parked, tombstones dropped, batches lent by a third zone.
+    pub seen: Seen,
     rng: Rng,
     broken: Broken,
     losses: bool,
+    skews_ms: &'static [i64],
     waiting: Vec<(usize, Acked)>,
+}
+
+/// What has happened: a simulation in which something never does proves nothing of it.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Seen {
+    pub parked: u64,
+    pub dropped: u64,
+    pub lent: u64,
+    pub stale: u64,
+    pub destroyed: u64,
 }
 
 const BEGIN_MS: u64 = 1_790_000_000_000;
 
 impl World {
-    pub fn new(seed: u64, zones: usize, losses: bool, broken: Broken) -> World {
-        let shards = 2;
+    pub fn new(seed: u64, setting: Setting, broken: Broken) -> World {
+        let (shards, Setting { zones, losses, skews_ms }) = (2, setting);
         let first = (0..shards).map(|s| (Shard(s), History::new(Zone(s as u8 % zones as u8), MapEpoch(1))));
         let first = Arc::new(SimMap { epoch: MapEpoch(1), shards: first.collect() });
         let nodes = (0..zones).map(|z| Node::new(Zone(z as u8), zones, &first, broken)).collect();
@@ -100,9 +131,13 @@ impl World {
             conns,
             mail: vec![],
             gzs_barred: vec![false; zones],
+            destroyed: vec![false; zones],
+            slow: vec![false; zones],
+            seen: Seen::default(),
             rng: Rng(seed),
             broken,
             losses,
+            skews_ms,
             waiting: vec![],
         };
         for z in 0..zones {
@@ -116,6 +151,11 @@ impl World {
         (BEGIN_MS + self.now_us / 1000).saturating_add_signed(self.nodes[z].skew_ms)
     }
 
+    /// The zones that have a disk.
+    pub fn alive(&self) -> impl Iterator<Item = (usize, &Node)> {
+        self.nodes.iter().enumerate().filter(|(z, _)| !self.destroyed[*z])
+    }
+
     fn newest(&self) -> &Arc<SimMap> {
         self.maps.last().expect("there is a first map")
     }
@@ -125,7 +165,7 @@ impl World {
         self.now_us += self.rng.below(4000);
         let z = self.rng.below(self.zones as u64) as usize;
         let other = self.rng.below(self.zones as u64) as usize;
-        match self.rng.below(40) {
+        match self.rng.below(46) {
             0..=9 => self.client(z)?,
             10..=12 => self.write_batch(z),
             13..=16 => self.flush(z, other),
@@ -134,10 +174,20 @@ impl World {
             28 if self.rng.one_in(2) => self.disturb(z, other),
             29..=31 => self.give_map(z)?,
             32 if self.rng.one_in(4) => self.crash(z),
-            33 if self.nodes[z].live.is_none() => self.start(z)?,
+            33 => self.start(z)?,
             34 => self.leave_read_only(z)?,
             35..=38 => self.gzs(z)?,
-            39 if self.rng.one_in(6) => self.nodes[z].skew_ms = self.rng.below(3) as i64 * 700 - 700,
+            39 if self.rng.one_in(6) => {
+                self.nodes[z].skew_ms = self.skews_ms[self.rng.below(self.skews_ms.len() as u64) as usize];
+            }
+            40 | 41 => {
+                let of = self.rng.below(self.zones as u64) as usize;
+                self.lend(other, z, of)?;
+            }
+            42 | 43 => self.collect(z, other)?,
+            44 if self.rng.one_in(8) => self.stale(z, other),
+            45 if self.rng.one_in(4) => self.slow[z] = !self.slow[z],
+            45 if self.losses && self.rng.one_in(120) => self.destroy(z),
             _ => {}
         }
         Ok(())
@@ -146,16 +196,26 @@ impl World {
     /// Everything works again; run until nothing is left to do.
     pub fn heal(&mut self) -> Result<(), Fail> {
         self.gzs_barred.fill(false);
+        self.slow.fill(false);
         for z in 0..self.zones {
             self.nodes[z].skew_ms = 0;
-            if self.nodes[z].live.is_none() {
-                self.start(z)?;
-            }
+            self.start(z)?;
         }
-        self.now_us += 5_000_000;
+        self.now_us += 11_000_000;
         self.conns.iter_mut().for_each(|c| *c = Conn::default());
-        for _ in 0..60 {
+        for round in 0..80 {
+            for z in (0..self.zones).filter(|z| self.destroyed[*z]).collect::<Vec<_>>() {
+                self.declare_lost(Zone(z as u8));
+            }
+            if round == 40 && self.destroyed.contains(&true) {
+                self.give_back();
+            }
+            if round == 60 && self.destroyed.contains(&true) {
+                (0..self.shards).for_each(|s| self.change(|h, e| h.unlock(e), Shard(s)));
+            }
             for z in 0..self.zones {
+                // At last there is time for zones to say what all of them have.
+                self.now_us += if round < 60 { 0 } else { 60_000 };
                 self.reach_gzs(z)?;
                 self.write_batch(z);
                 for other in 0..self.zones {
@@ -163,6 +223,10 @@ impl World {
                     self.link(z, other)?;
                     self.flush(z, other);
                     self.apply(z, other)?;
+                    self.collect(z, other)?;
+                    for of in 0..self.zones {
+                        self.lend(other, z, of)?;
+                    }
                 }
                 for shard in 0..self.shards {
                     self.progress(Shard(shard), z)?;
@@ -174,6 +238,9 @@ impl World {
     }
 
     fn start(&mut self, z: usize) -> Result<(), Fail> {
+        if self.nodes[z].live.is_some() || self.destroyed[z] {
+            return Ok(());
+        }
         let now_ms = self.now_ms(z);
         self.nodes[z].start(&self.maps, now_ms)
     }
@@ -187,6 +254,30 @@ impl World {
         }
     }
 
+    /// A zone's disk is gone for good; one zone at most.
+    fn destroy(&mut self, z: usize) {
+        if self.destroyed.contains(&true) {
+            return;
+        }
+        self.crash(z);
+        self.destroyed[z] = true;
+        self.seen.destroyed += 1;
+    }
+
+    /// What was lost by a zone that lives, and that nobody is left to take over, goes back to it.
+    fn give_back(&mut self) {
+        let newest = self.newest().clone();
+        let lost = newest
+            .shards
+            .iter()
+            .filter_map(|(s, h)| Some((*s, h.view().lost.filter(|_| h.view().kind == Kind::Lost)?)));
+        for (shard, (zone, _)) in lost.collect::<Vec<_>>() {
+            if !self.destroyed[usize::from(zone.0)] {
+                self.change(|h, e| h.abort(e), shard);
+            }
+        }
+    }
+
     // ---- clients --------------------------------------------------------------------------------------------------
 
     fn client(&mut self, z: usize) -> Result<(), Fail> {
@@ -196,12 +287,19 @@ impl World {
         // A router may know any map, older than the log's or newer.
         let newest = self.newest().epoch;
         let map_epoch = if self.rng.one_in(4) { newest } else { MapEpoch(1) };
-        let (table, value) = (Bytes::from_static(b"t"), Some(Bytes::copy_from_slice(&token.to_le_bytes())));
+        let value = (!self.rng.one_in(4)).then(|| Bytes::copy_from_slice(&token.to_le_bytes()));
+        let table = Bytes::from_static(b"t");
         let ask = Write { shard, map_epoch, table, key: Some(key.clone()), value };
         let known = self.truth.known(&self.nodes[z], &key);
         let now_ms = self.now_ms(z);
         let Some(Appended { record, seq }) = self.nodes[z].write(&ask, now_ms) else { return Ok(()) };
-        self.truth.appended(&self.nodes[z], self.maps.last().expect("there is one"), &record, known)?;
+        self.truth.name(&record, token, Zone(z as u8), seq);
+        let states: Vec<_> = self.nodes.iter().map(|n| n.disk.store.state().unwrap().applied).collect();
+        // Its own zone has it in its own log.
+        let has =
+            |zone: Zone, seq| move |(z, a): (usize, &Positions)| z == usize::from(zone.0) || a.get(zone) >= Some(seq);
+        let everyone = |zone, seq| states.iter().enumerate().all(has(zone, seq));
+        self.truth.appended(&self.nodes[z], self.maps.last().expect("there is one"), &record, known, everyone)?;
         let acked = Acked { zone: Zone(z as u8), seq, token, key };
         if self.broken == Broken::AckBeforeDurable {
             self.truth.acked.push(acked);
@@ -216,6 +314,9 @@ impl World {
     }
 
     fn flush(&mut self, z: usize, of: usize) {
+        if z != of && self.slow[z] && !self.rng.one_in(12) {
+            return;
+        }
         self.nodes[z].flush(of);
         if z == of {
             let durable = last_seq(&self.nodes[z].disk.logs[z]);
@@ -227,8 +328,15 @@ impl World {
     }
 
     fn apply(&mut self, z: usize, of: usize) -> Result<(), Fail> {
-        let now_ms = self.now_ms(z);
-        self.nodes[z].apply(of, now_ms)
+        let (now_ms, parked) = (self.now_ms(z), self.nodes[z].parked());
+        self.nodes[z].apply(of, now_ms)?;
+        self.seen.parked += self.nodes[z].parked().saturating_sub(parked) as u64;
+        Ok(())
+    }
+
+    fn collect(&mut self, z: usize, of: usize) -> Result<(), Fail> {
+        self.seen.dropped += self.nodes[z].collect(of)? as u64;
+        Ok(())
     }
 
     // ---- links ----------------------------------------------------------------------------------------------------
@@ -241,7 +349,12 @@ impl World {
         }
         if !self.conns[at].open || self.rng.one_in(60) {
             self.cut(o, p);
-            self.conns[at].open = true;
+            let conn = &mut self.conns[at];
+            conn.open = true;
+            if self.rng.one_in(3) {
+                conn.stale = std::mem::take(&mut conn.sent);
+            }
+            conn.sent.clear();
             let now_us = self.now_us;
             self.nodes[o].live.as_mut().expect("up").senders[p].on_connect(now_us);
             self.nodes[p].live.as_mut().expect("up").receivers[o].on_connect(now_us);
@@ -259,10 +372,14 @@ impl World {
     fn orders(&mut self, o: usize, p: usize) -> Result<(), Fail> {
         let (at, now_us, mut maps) = (o * self.zones + p, self.now_us, vec![]);
         let [origin, peer] = self.nodes.get_disjoint_mut([o, p]).expect("two zones");
+        origin.tell_everywhere();
         let (Some(from), Some(to)) = (origin.live.as_mut(), peer.live.as_mut()) else { return Ok(()) };
         while let Some(order) = from.senders[p].next_order(now_us) {
             match order {
-                Order::Send(bytes) => self.conns[at].to_peer.extend(bytes),
+                Order::Send(bytes) => {
+                    self.conns[at].sent.extend(&bytes);
+                    self.conns[at].to_peer.extend(bytes);
+                }
                 Order::Read(seq) => {
                     let found = origin.disk.logs[o].iter().find(|b| b.batch.last_seq() >= seq);
                     from.senders[p].on_batch(found.expect("durable").batch.clone(), now_us);
@@ -295,14 +412,39 @@ impl World {
     }
 
     fn cut(&mut self, o: usize, p: usize) {
-        let barred = self.conns[o * self.zones + p].barred;
-        self.conns[o * self.zones + p] = Conn { barred, ..Conn::default() };
+        let conn = &mut self.conns[o * self.zones + p];
+        let (barred, sent, stale) = (conn.barred, std::mem::take(&mut conn.sent), std::mem::take(&mut conn.stale));
+        *conn = Conn { barred, sent, stale, ..Conn::default() };
         if let Some(live) = &mut self.nodes[o].live {
             live.senders[p].on_disconnect();
         }
         if let Some(live) = &mut self.nodes[p].live {
             live.receivers[o].on_disconnect();
         }
+    }
+
+    /// A zone gives another the next batch of its mirror of a third one's log.
+    fn lend(&mut self, to: usize, from: usize, of: usize) -> Result<(), Fail> {
+        if to == from || to == of || from == of || self.conns[to * self.zones + from].barred {
+            return Ok(());
+        }
+        let [taker, lender] = self.nodes.get_disjoint_mut([to, from]).expect("two zones");
+        if lender.live.is_some() && taker.lent(of, &lender.disk.logs[of])? {
+            self.seen.lent += 1;
+        }
+        Ok(())
+    }
+
+    /// A connection that was given up long ago is heard only now, and then no more.
+    fn stale(&mut self, o: usize, p: usize) {
+        let at = o * self.zones + p;
+        if o == p || self.nodes[p].live.is_none() || self.conns[at].stale.is_empty() {
+            return;
+        }
+        let (stale, now_us) = (std::mem::take(&mut self.conns[at].stale), self.now_us);
+        self.cut(o, p);
+        self.nodes[p].stale(o, &stale, now_us);
+        self.seen.stale += 1;
     }
 
     /// A cut, a partition that begins or ends, of a link or of the way to the GZS.

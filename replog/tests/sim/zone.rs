@@ -5,7 +5,7 @@ use bytes::Bytes;
 use replog::apply::Applier;
 use replog::batch::Origin;
 use replog::gate::{Decision, Gate, Row, Start, Write};
-use replog::link::{Log, Mirror, Place, Receiver, Sender};
+use replog::link::{Log, Mirror, Order, Place, Receiver, Sender};
 use replog::owners::Owners;
 use replog::store::{Change, Changes, Memory, Store};
 use replog::{Batch, Hlc, Op, Record};
@@ -247,6 +247,77 @@ impl Node {
         }
         self.after_apply(zone);
         Ok(())
+    }
+
+    /// How many records wait.
+    pub fn parked(&self) -> usize {
+        self.live.as_ref().map_or(0, |l| l.applier.parked())
+    }
+
+    /// Drops the tombstones of `of`'s log that may go; how many?
+    pub fn collect(&mut self, of: usize) -> Result<usize, Fail> {
+        let (zone, me) = (Zone(of as u8), self.me());
+        let Some(live) = &self.live else { return Ok(0) };
+        let seq = if of == me { self.everywhere() } else { live.receivers[of].everywhere() };
+        let mut found = vec![];
+        let keep = &mut |table: &[u8], key: &[u8], row: &replog::store::Row| {
+            found.push((Bytes::copy_from_slice(table), Bytes::copy_from_slice(key), row.clone()));
+        };
+        self.disk.store.tombstones(zone, 0..=seq, 100, keep).map_err(|e| Fail(e.to_string()))?;
+        let mut changes = live.applier.collect(&found, &[(zone, seq)].into_iter().collect());
+        if self.broken == Broken::TombstonesByAge {
+            let all = found.into_iter();
+            changes.list = all.map(|(table, key, row)| Change::Drop { table, key, version: row.version }).collect();
+        }
+        self.commit(&changes)?;
+        Ok(changes.list.len())
+    }
+
+    /// What every other zone has said to have applied of the own log.
+    fn everywhere(&self) -> u64 {
+        let me = self.me();
+        let senders = self.live.iter().flat_map(|l| l.senders.iter().enumerate());
+        senders.filter(|(p, _)| *p != me).map(|(_, s)| s.applied()).min().unwrap_or(0)
+    }
+
+    /// What the links say of it.
+    pub fn tell_everywhere(&mut self) {
+        let seq = self.everywhere();
+        self.live.iter_mut().flat_map(|l| &mut l.senders).for_each(|s| s.on_everywhere(seq));
+    }
+
+    /// The next batch of `of`'s log from another zone's mirror; was it taken?
+    pub fn lent(&mut self, of: usize, mirror: &Blocks) -> Result<bool, Fail> {
+        let Some(live) = self.live.as_mut() else { return Ok(false) };
+        let next = live.receivers[of].accepted() + 1;
+        let Some(block) = mirror.iter().find(|b| b.batch.first_seq == next) else { return Ok(false) };
+        let lent = live.receivers[of].on_lent(of as u128 + 1, block.batch.bytes.clone());
+        let lent = lent.map_err(|stop| Fail(format!("{} is lent {of}'s log: {stop}", self.id)))?;
+        let taken = lent.is_some();
+        live.written[of].extend(lent.map(Block::of));
+        Ok(taken)
+    }
+
+    /// Bytes of a connection that is long gone: whatever they are, nothing but what follows is taken, and a receiver that they have
+    /// stopped is judged anew, as the driver does.
+    pub fn stale(&mut self, of: usize, bytes: &[u8], now_us: u64) {
+        let Some(live) = self.live.as_mut() else { return };
+        live.receivers[of].on_connect(now_us);
+        live.receivers[of].on_bytes(bytes, now_us);
+        while let Some(order) = live.receivers[of].next_order(now_us) {
+            if let Order::Append(batch) = order {
+                live.written[of].push(Block::of(batch));
+            }
+        }
+        live.receivers[of].on_disconnect();
+        if live.receivers[of].stopped().or(live.receivers[of].refused()).is_some() {
+            live.written[of].clear(); // what waits for its flush comes again
+            let live = self.live.as_ref().expect("up");
+            let epoch = live.gate.map().epoch();
+            let again = self.receiver(of, &live.applier, epoch, &map_bytes(epoch));
+            self.live.as_mut().expect("up").receivers[of] = again;
+            self.freeze_links();
+        }
     }
 
     fn after_apply(&mut self, zone: Zone) {

@@ -155,7 +155,7 @@ fn stored(change: &Change) {
             assert!(table.len() <= TABLE_MAX && key.len() <= KEY_MAX && row.value.len() <= VALUE_MAX);
             assert!(row.version.stream == 2 && row.shard.0 % 4 == 2 && row.version.owner_epoch.0 <= 5);
         }
-        Change::List(e) => assert!(e.shard.0 % 4 == 2 && e.table.len() <= TABLE_MAX && e.key.len() <= KEY_MAX),
+        Change::List(e) => assert!(e.row.shard.0 % 4 == 2 && e.table.len() <= TABLE_MAX && e.key.len() <= KEY_MAX),
         other => panic!("a part of a snapshot stores {other:?}"),
     }
 }

@@ -2,6 +2,8 @@
 
 use super::Layout;
 use super::check::Check;
+use replog::link::CREDIT_BYTES;
+use replog::uring::line::CONGESTION_NAME_MAX;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use toml::Spanned;
@@ -27,6 +29,10 @@ pub struct Log {
     pub scrub_bytes_per_s: u64,
     /// Hours from one such pass to the next.
     pub scrub_every_h: u64,
+    /// The congestion control that is asked of the kernel for each link; `None`: the kernel's own choice.
+    pub congestion: Option<String>,
+    /// Bytes that may be on their way here, or not yet durable here, of each stream and zone.
+    pub window_bytes: u64,
     /// Take writes without having reached the GZS or every other zone: an operator's word, recorded.
     pub start_alone: bool,
 }
@@ -49,6 +55,10 @@ pub(super) struct RawLog {
     pub(super) scrub_mib_per_s: Spanned<u64>,
     #[serde(default = "default_scrub_every")]
     pub(super) scrub_every_h: Spanned<u64>,
+    #[serde(default = "default_congestion")]
+    pub(super) congestion: Spanned<String>,
+    #[serde(default = "default_window")]
+    pub(super) window_mib: Spanned<u64>,
     #[serde(default)]
     pub(super) start_alone: bool,
     #[serde(default)]
@@ -72,6 +82,12 @@ fn default_scrub() -> Spanned<u64> {
 }
 fn default_scrub_every() -> Spanned<u64> {
     Spanned::new(0..0, 24)
+}
+fn default_congestion() -> Spanned<String> {
+    Spanned::new(0..0, "bbr".into())
+}
+fn default_window() -> Spanned<u64> {
+    Spanned::new(0..0, CREDIT_BYTES >> 20)
 }
 
 impl Check<'_> {
@@ -104,6 +120,14 @@ impl Check<'_> {
         if !(1..=8760).contains(&scrub_every_h) {
             self.say(&raw.scrub_every_h, format!("scrub_every_h = {scrub_every_h}: expected 1 to 8760"));
         }
+        let (congestion, window_mib) = (raw.congestion.get_ref().clone(), *raw.window_mib.get_ref());
+        let is_name = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'_' | b'-');
+        if congestion.len() > CONGESTION_NAME_MAX || !congestion.bytes().all(is_name) {
+            self.say(&raw.congestion, format!("congestion = \"{congestion}\": expected a name of the kernel's such as \"bbr\" or \"cubic\", or \"\" for the kernel's own choice"));
+        }
+        if !(1..=1024).contains(&window_mib) {
+            self.say(&raw.window_mib, format!("window_mib = {window_mib}: expected 1 to 1024"));
+        }
         Some(Log {
             listen,
             admin,
@@ -114,6 +138,8 @@ impl Check<'_> {
             peers_until,
             scrub_bytes_per_s: scrub_mib << 20,
             scrub_every_h,
+            congestion: (!congestion.is_empty()).then_some(congestion),
+            window_bytes: window_mib << 20,
             start_alone: raw.start_alone,
         })
     }

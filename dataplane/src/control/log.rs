@@ -17,6 +17,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use hdrhistogram::Histogram;
 use replog::retain::{Policy, WORTH};
+use replog::uring::line::Line;
 use replog::uring::node::{self, CoreFigures, LogFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
 use shardmap::map::Map;
@@ -170,6 +171,7 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options,
         cores: log.cores.clone(),
         ports: (0..log.cores.len()).map(|i| config.port_path(i)).collect(),
         peers,
+        line: Line { congestion: log.congestion.clone(), window_bytes: log.window_bytes },
         start_alone: log.start_alone,
     })
 }
@@ -261,10 +263,9 @@ fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Ite
             .links
             .iter()
             .map(|(z, l)| {
-                (
-                    name(*z),
-                    LinkStatus { state: l.state.clone(), durable_seq: l.durable_seq, applied_seq: l.applied_seq },
-                )
+                let (state, congestion) = (l.state.clone(), l.line.congestion.clone());
+                let (durable_seq, applied_seq, connects) = (l.durable_seq, l.applied_seq, l.line.connects);
+                (name(*z), LinkStatus { state, durable_seq, applied_seq, connects, congestion })
             })
             .collect(),
     })

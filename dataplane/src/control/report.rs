@@ -144,6 +144,12 @@ pub struct LinkStatus {
     pub durable_seq: u64,
     /// The last seq that is applied there.
     pub applied_seq: u64,
+    /// Connections that were made since the start.
+    #[serde(default)]
+    pub connects: u64,
+    /// TCP's congestion control of the newest connection.
+    #[serde(default)]
+    pub congestion: String,
 }
 
 /// How long changes took from their commit at the origin until they were visible here.

@@ -51,6 +51,8 @@ pub struct Receiver {
     echo_us: u64,
     ack_due: bool,
     acked_us: u64,
+    /// Bytes that may be unacknowledged.
+    window_bytes: u64,
     frozen: bool,
     /// DATA was passed over while frozen: the connection has to start again.
     passed_over: bool,
@@ -77,9 +79,15 @@ impl Receiver {
             echo_us: 0,
             ack_due: false,
             acked_us: 0,
+            window_bytes: CREDIT_BYTES,
             frozen: false,
             passed_over: false,
         }
+    }
+
+    /// The same with another bound of what is on its way here or not yet durable here.
+    pub fn with_window(self, bytes: u64) -> Receiver {
+        Receiver { window_bytes: bytes, ..self }
     }
 
     /// A connection from the origin.
@@ -199,7 +207,7 @@ impl Receiver {
                 durable,
                 applied: self.applied.min(durable),
                 map_epoch: self.wire.map_epoch,
-                credit: CREDIT_BYTES,
+                credit: self.window_bytes,
                 echo_us: self.echo_us,
             };
             self.wire.say(&Frame::Ack(ack), now_us);
@@ -271,7 +279,7 @@ impl Receiver {
             applied: self.applied.min(self.mirror.durable),
             term: self.mirror.term,
             map_epoch: self.wire.map_epoch,
-            credit: CREDIT_BYTES,
+            credit: self.window_bytes,
         };
         self.brought = self.mirror.durable;
         self.wire.say(&Frame::Welcome(welcome), now_us);
@@ -295,7 +303,7 @@ impl Receiver {
         if batch.last_seq() <= self.accepted {
             return self.on_duplicate(&batch, now_us);
         }
-        if batch.first_seq != self.accepted + 1 || self.pending_bytes > CREDIT_BYTES + BATCH_MAX as u64 {
+        if batch.first_seq != self.accepted + 1 || self.pending_bytes > self.window_bytes + BATCH_MAX as u64 {
             return self.wire.close();
         }
         if batch.prev_chain != self.accepted_chain {

@@ -1,5 +1,7 @@
-//! One TCP connection of a link: a task of its own reads it, so that what arrives is never kept waiting by what is written.
+//! One TCP connection of a link: a task of its own reads it, another one writes it, so that neither what arrives nor what is read from the
+//! disk meanwhile is kept waiting by what is written.
 
+use super::line::{Line, tune};
 use super::now_us;
 use super::signal::Signal;
 use crate::link::SILENT_MAX_US;
@@ -17,31 +19,52 @@ use std::time::Duration;
 const READ_BYTES: usize = 256 << 10;
 /// Received bytes that may wait for the machine; the connection is not read from while there are more.
 const INBOX_BYTES_MAX: usize = 8 << 20;
+/// With so much waiting to be written there is no more room: 8 ms of a 1 Gb/s line, in which the next megabyte comes from the disk.
+const OUTBOX_BYTES: usize = 1 << 20;
+/// How long a connection that ends may take to say what it still has to say.
+const LAST_WORDS_US: u64 = 1_000_000;
 
 /// What has arrived, and the way back.
 pub(super) struct Connection {
     inbox: RefCell<VecDeque<Bytes>>,
     inbox_bytes: Cell<usize>,
-    changed: Signal,
-    ended: Cell<bool>,
+    /// Something has arrived, or was taken, or the connection ended.
+    arrived: Signal,
+    outbox: RefCell<VecDeque<Bytes>>,
+    outbox_bytes: Cell<usize>,
+    /// Something is to be written, or was, or the connection ended.
+    left: Signal,
+    ended_us: Cell<Option<u64>>,
+    /// The socket takes nothing more.
+    closed: Cell<bool>,
     heard_us: Cell<u64>,
-    write: RefCell<Option<WriteHalf<TcpStream>>>,
+    congestion: String,
 }
 
 impl Connection {
-    pub fn new(socket: TcpStream) -> Rc<Connection> {
-        let _ = socket.set_nodelay(true); // slower without, not wrong
+    pub fn new(socket: TcpStream, line: &Line) -> Rc<Connection> {
+        let congestion = tune(&socket, line);
         let (read, write) = split(socket);
         let connection = Rc::new(Connection {
             inbox: RefCell::default(),
             inbox_bytes: Cell::new(0),
-            changed: Signal::default(),
-            ended: Cell::new(false),
+            arrived: Signal::default(),
+            outbox: RefCell::default(),
+            outbox_bytes: Cell::new(0),
+            left: Signal::default(),
+            ended_us: Cell::new(None),
+            closed: Cell::new(false),
             heard_us: Cell::new(now_us()),
-            write: RefCell::new(Some(write)),
+            congestion,
         });
         glommio::spawn_local(reader(connection.clone(), read)).detach();
+        glommio::spawn_local(writer(connection.clone(), write)).detach();
         connection
+    }
+
+    /// The congestion control that is in use.
+    pub fn congestion(&self) -> &str {
+        &self.congestion
     }
 
     /// Bytes that have arrived.
@@ -49,70 +72,107 @@ impl Connection {
         self.heard_us.set(now_us());
         self.inbox_bytes.set(self.inbox_bytes.get() + bytes.len());
         self.inbox.borrow_mut().push_back(bytes);
-        self.changed.notify();
+        self.arrived.notify();
     }
 
     /// The next of them.
     pub fn take(&self) -> Option<Bytes> {
         let bytes = self.inbox.borrow_mut().pop_front()?;
         self.inbox_bytes.set(self.inbox_bytes.get() - bytes.len());
-        self.changed.notify();
+        self.arrived.notify();
         Some(bytes)
     }
 
-    /// Writes all of `bytes`, or ends the connection: when it fails, or when the peer neither takes bytes nor says anything.
-    pub async fn send(&self, bytes: &[u8]) {
-        // Taken out for the time of the write: no borrow lives over an await.
-        let Some(mut write) = self.write.take() else { return };
-        let written = async { write.write_all(bytes).await.is_ok() };
-        if !or(written, async { self.given_up().await }).await {
-            self.end();
+    /// Has `bytes` written behind what waits already. Whoever sends much asks for `room` first.
+    pub fn send(&self, bytes: Bytes) {
+        if !bytes.is_empty() && !self.has_ended() {
+            self.outbox_bytes.set(self.outbox_bytes.get() + bytes.len());
+            self.outbox.borrow_mut().push_back(bytes);
+            self.left.notify();
         }
-        self.write.replace(Some(write));
     }
 
-    /// It is of no use any more; the reader ends with it.
+    /// May more be sent?
+    pub fn has_room(&self) -> bool {
+        self.outbox_bytes.get() < OUTBOX_BYTES
+    }
+
+    /// Ends when more may be sent, or when the connection ended.
+    pub async fn room(&self) {
+        self.left.wait(|| (self.has_ended() || self.has_room()).then_some(())).await;
+    }
+
+    /// It is of no use any more: what was sent before may still go out, nothing more is read.
     pub fn end(&self) {
-        self.ended.set(true);
-        self.changed.notify();
+        if !self.has_ended() {
+            self.ended_us.set(Some(now_us()));
+        }
+        self.arrived.notify();
+        self.left.notify();
     }
 
     pub fn has_ended(&self) -> bool {
-        self.ended.get()
+        self.ended_us.get().is_some()
     }
 
-    /// Closes the socket.
+    /// Ends it, and waits until what was sent has gone out, a second at most.
     pub async fn close(&self) {
         self.end();
-        let write = self.write.take();
-        if let Some(mut write) = write {
-            let _ = write.close().await; // the peer may have closed it first
-        }
+        self.left.wait(|| self.closed.get().then_some(())).await;
     }
 
     /// Ends when there are bytes, or when the connection ended.
     pub async fn something(&self) {
-        self.changed.wait(|| (self.ended.get() || !self.inbox.borrow().is_empty()).then_some(())).await;
+        self.arrived.wait(|| (self.has_ended() || !self.inbox.borrow().is_empty()).then_some(())).await;
     }
 
-    /// Ends, with `false`, when the connection has ended or nothing was heard for too long.
+    /// Ends, with `false`, when nothing was heard for too long, or the connection ended a while ago.
     async fn given_up(&self) -> bool {
         loop {
-            let left = (self.heard_us.get() + SILENT_MAX_US).saturating_sub(now_us());
-            if left == 0 || self.ended.get() {
+            let silent = self.heard_us.get() + SILENT_MAX_US;
+            let until = self.ended_us.get().map_or(silent, |ended| silent.min(ended + LAST_WORDS_US));
+            let left = until.saturating_sub(now_us());
+            if left == 0 {
                 return false;
             }
-            let ended = self.changed.wait(|| self.ended.get().then_some(()));
+            let had_ended = self.has_ended();
+            let ended = self.left.wait(|| (self.has_ended() && !had_ended).then_some(()));
             or(ended, async { sleep(Duration::from_micros(left)).await }).await;
         }
     }
+
+    /// What is to be written next; `None`: the connection ended, and nothing is.
+    async fn next(&self) -> Option<Bytes> {
+        let look = || match self.outbox.borrow().front() {
+            Some(bytes) => Some(Some(bytes.clone())),
+            None => self.has_ended().then_some(None),
+        };
+        self.left.wait(look).await
+    }
+}
+
+/// Writes what is sent until the connection ends: when a write fails, or the peer neither takes bytes nor says anything.
+async fn writer(connection: Rc<Connection>, mut write: WriteHalf<TcpStream>) {
+    while let Some(bytes) = connection.next().await {
+        let written = async { write.write_all(&bytes).await.is_ok() };
+        if !or(written, connection.given_up()).await {
+            break;
+        }
+        connection.outbox.borrow_mut().pop_front();
+        connection.outbox_bytes.set(connection.outbox_bytes.get() - bytes.len());
+        connection.left.notify();
+    }
+    connection.end();
+    let _ = write.close().await; // the peer may have closed it first
+    connection.closed.set(true);
+    connection.left.notify();
 }
 
 async fn reader(connection: Rc<Connection>, mut read: ReadHalf<TcpStream>) {
     let mut part = vec![0; READ_BYTES];
     loop {
-        let ended = connection.changed.wait(|| connection.ended.get().then_some(()));
-        let room = connection.changed.wait(|| (connection.inbox_bytes.get() < INBOX_BYTES_MAX).then_some(()));
+        let ended = connection.arrived.wait(|| connection.has_ended().then_some(()));
+        let room = connection.arrived.wait(|| (connection.inbox_bytes.get() < INBOX_BYTES_MAX).then_some(()));
         // A peer that is gone without a word never ends a read: the end of the connection does.
         let some = async {
             room.await;

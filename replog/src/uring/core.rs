@@ -4,6 +4,7 @@
 //! await. `asks` answers routers, `feed` hands logs to the keeper.
 
 use super::keeper::{Applied, Job, Reported};
+use super::line::LineFigures;
 use super::mirror::Mirror;
 use super::node::{Options, Peer, Told};
 use super::now_ms;
@@ -97,6 +98,8 @@ pub struct Link {
     pub applied_seq: u64,
     /// The map that the other side has named since this start; `None` while the link is down.
     pub map_epoch: Option<MapEpoch>,
+    /// How the line is used.
+    pub line: LineFigures,
 }
 
 impl Stream {

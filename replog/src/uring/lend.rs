@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn serve(core: Rc<Core>, adopted: Adopted) {
     // SAFETY: the descriptor was just given up by its only owner, and this stream becomes its only owner.
     let socket = unsafe { TcpStream::from_raw_fd(adopted.socket.into_raw_fd()) };
-    let connection = Connection::new(socket);
+    let connection = Connection::new(socket, &core.options.line);
     connection.put(adopted.read.into());
     let mut inbox = BytesMut::new();
     while !core.stopping.get() && !connection.has_ended() {
@@ -39,7 +39,8 @@ pub(super) async fn serve(core: Rc<Core>, adopted: Adopted) {
         match take(&mut inbox) {
             Ok(Some(Frame::Ask(ask))) => {
                 let (out, goes_on) = answer(&core, &ask).await;
-                connection.send(&out).await;
+                connection.send(out.freeze());
+                connection.room().await;
                 if !goes_on {
                     break;
                 }

@@ -2,6 +2,7 @@
 
 use super::connection::Connection;
 use super::core::{Core, Link, Stream, shipped};
+use super::line::LineFigures;
 use super::mirror::Mirror;
 use super::node::{Adopted, Peer, Told};
 use super::now_us;
@@ -11,6 +12,7 @@ use crate::link::{Log, Order, Place, Receiver, Sender, Why};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::or;
 use glommio::net::TcpStream;
+use glommio::task::JoinHandle;
 use glommio::timer::sleep;
 use shardmap::{MapEpoch, Zone};
 use std::cell::RefCell;
@@ -28,7 +30,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 const GAP_RETRY: Duration = Duration::from_secs(5);
 /// How much of the log is read at a time.
 const SHIP_BYTES: usize = 1 << 20;
-/// How much is given to the socket at a time.
+/// With less than this at hand the next is read, while this is sent.
+const AHEAD_BYTES: usize = SHIP_BYTES / 2;
+/// How much is given to the connection at a time.
 const SEND_BYTES: usize = 256 << 10;
 
 /// Ships `stream` to `peer` for ever, or until the link stops for an operator.
@@ -37,20 +41,23 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     let (epoch, map) = core.map_bytes();
     let mut sender = Sender::new(place(&core, &stream, core.options.zone, peer.zone), log, epoch, map);
     let (mut pause, mut damaged): (_, Option<String>) = (RECONNECT, None);
+    let mut figures = LineFigures::default();
     while !core.stopping.get() {
-        note(&stream, peer.zone, &sender, damaged.as_deref().unwrap_or("connecting"));
+        note(&stream, peer.zone, &sender, damaged.as_deref().unwrap_or("connecting"), &figures);
         if let Ok(socket) = TcpStream::connect_timeout(peer.link, CONNECT_MAX).await {
             let mut link = Outgoing {
                 core: &core,
                 stream: &stream,
                 peer: &peer,
                 sender: &mut sender,
-                connection: Connection::new(socket),
-                ahead: VecDeque::new(),
+                connection: Connection::new(socket, &core.options.line),
+                ahead: Ahead::default(),
                 waits: damaged.as_deref().unwrap_or("connecting"),
                 damaged: None,
             };
-            let was_live = link.run().await;
+            figures.connects += 1;
+            figures.congestion = link.connection.congestion().to_owned();
+            let was_live = link.run(&figures).await;
             link.connection.close().await;
             let found = link.damaged.take();
             pause = match &found {
@@ -70,7 +77,7 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
             if damaged.as_ref() != Some(&text) {
                 tracing::error!("stream {}: the link to zone {} stops: {stop}", stream.number, peer.name);
             }
-            note(&stream, peer.zone, &sender, &text);
+            note(&stream, peer.zone, &sender, &text, &figures);
             if stop.why != Why::Gap {
                 return;
             }
@@ -93,8 +100,8 @@ struct Outgoing<'a> {
     peer: &'a Peer,
     sender: &'a mut Sender,
     connection: Rc<Connection>,
-    /// Batches that were read with the one asked for: the next ones.
-    ahead: VecDeque<Batch>,
+    /// Batches that were read with the one asked for, or meanwhile: the next ones.
+    ahead: Ahead,
     /// What is shown until the peer answers.
     waits: &'a str,
     /// What is to be sent is damaged here.
@@ -103,7 +110,7 @@ struct Outgoing<'a> {
 
 impl Outgoing<'_> {
     /// From HELLO to the end; did the peer answer?
-    async fn run(&mut self) -> bool {
+    async fn run(&mut self, figures: &LineFigures) -> bool {
         // HELLO says what there is now: a peer that was seeded meanwhile may have more than an earlier connection knew of.
         self.on_log(shipped(&self.stream.log));
         self.sender.on_connect(now_us());
@@ -111,8 +118,8 @@ impl Outgoing<'_> {
         while !self.core.stopping.get() {
             sent_map = self.take_in(sent_map);
             let durable = self.stream.log.durable_seq();
-            let out = match self.carry_out().await {
-                Ok(out) => out,
+            let whole = match self.carry_out().await {
+                Ok(whole) => whole,
                 // It was let go meanwhile: the next HELLO says what is kept.
                 Err(stream::Error::NotKept { .. }) => break,
                 Err(why @ stream::Error::Damaged { .. }) => {
@@ -126,17 +133,16 @@ impl Outgoing<'_> {
                     break;
                 }
             };
-            let whole = out.len() < SEND_BYTES;
-            if !out.is_empty() {
-                self.connection.send(&out).await;
-            }
             let live = self.sender.live().is_some();
             was_live |= live;
-            note(self.stream, self.peer.zone, self.sender, if live { "live" } else { self.waits });
+            note(self.stream, self.peer.zone, self.sender, if live { "live" } else { self.waits }, figures);
             if self.connection.has_ended() {
                 break;
             }
-            if whole {
+            if !self.connection.has_room() {
+                // Acknowledgements are heard meanwhile; who neither takes bytes nor says anything ends the connection.
+                or(self.connection.room(), self.connection.something()).await;
+            } else if whole {
                 self.wait(durable, sent_map).await;
             }
         }
@@ -164,39 +170,87 @@ impl Outgoing<'_> {
         self.sender.on_kept(log.first_kept);
     }
 
-    /// What the machine orders, up to a send's worth; returns what is to be sent.
-    async fn carry_out(&mut self) -> Result<BytesMut, stream::Error> {
-        let mut out = BytesMut::new();
-        while out.len() < SEND_BYTES
+    /// Does what the machine orders, up to a send's worth, if there is room for it. Is that all?
+    async fn carry_out(&mut self) -> Result<bool, stream::Error> {
+        let (mut out, mut closes) = (BytesMut::new(), false);
+        while self.connection.has_room()
+            && out.len() < SEND_BYTES
             && let Some(order) = self.sender.next_order(now_us())
         {
             match order {
                 Order::Send(bytes) => out.extend_from_slice(&bytes),
                 Order::Read(seq) => {
-                    if let Some(batch) = self.batch_at(seq).await? {
+                    if let Some(batch) = self.ahead.batch_at(&self.stream.log, seq).await? {
                         self.sender.on_batch(batch, now_us());
                     }
                 }
                 Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
-                Order::Close => self.connection.end(),
+                Order::Close => closes = true,
                 Order::Append(_) => unreachable!("a sender has no mirror"),
             }
         }
-        Ok(out)
-    }
-
-    /// The batch that holds `seq`: one read brings many, and each is sent in its turn.
-    async fn batch_at(&mut self, seq: u64) -> Result<Option<Batch>, stream::Error> {
-        if self.ahead.front().is_none_or(|b| b.first_seq > seq || b.last_seq() < seq) {
-            self.ahead = self.stream.log.read_from(seq, SHIP_BYTES).await?.into();
+        let whole = out.len() < SEND_BYTES;
+        self.connection.send(out.freeze());
+        if closes {
+            self.connection.end();
         }
-        Ok(self.ahead.pop_front())
+        Ok(whole)
     }
 
     async fn wait(&self, durable: u64, sent_map: MapEpoch) {
         let events = or(self.connection.something(), beyond(&self.stream.log, durable));
         let news = or(self.core.map_beyond(sent_map), until(self.sender.deadline()));
         or(events, news).await;
+    }
+}
+
+/// The next batches of a log: the disk is read while what was read before is sent.
+#[derive(Default)]
+struct Ahead {
+    batches: VecDeque<Batch>,
+    bytes: usize,
+    /// A read that is under way; it goes on to its end, whoever waits for it.
+    reading: Option<JoinHandle<Result<Vec<Batch>, stream::Error>>>,
+}
+
+impl Ahead {
+    /// The batch that holds `seq`; `None`: it is not durable yet.
+    async fn batch_at(&mut self, log: &StreamLog, seq: u64) -> Result<Option<Batch>, stream::Error> {
+        if !self.begins_with(seq)
+            && let Some(reading) = self.reading.take()
+        {
+            self.take(reading.await.unwrap_or_else(|| Ok(vec![]))?);
+        }
+        if !self.begins_with(seq) {
+            (self.batches, self.bytes) = (VecDeque::new(), 0);
+            self.take(log.read_from(seq, SHIP_BYTES).await?);
+        }
+        let batch = self.batches.pop_front();
+        self.bytes -= batch.as_ref().map_or(0, |b| b.bytes.len());
+        self.read_on(log);
+        Ok(batch)
+    }
+
+    /// Passes over what lies before `seq`.
+    fn begins_with(&mut self, seq: u64) -> bool {
+        while self.batches.front().is_some_and(|b| b.last_seq() < seq) {
+            self.bytes -= self.batches.pop_front().map_or(0, |b| b.bytes.len());
+        }
+        self.batches.front().is_some_and(|b| b.first_seq <= seq)
+    }
+
+    fn take(&mut self, read: Vec<Batch>) {
+        self.bytes += read.iter().map(|b| b.bytes.len()).sum::<usize>();
+        self.batches.extend(read);
+    }
+
+    fn read_on(&mut self, log: &StreamLog) {
+        let Some(next) = self.batches.back().map(|b| b.last_seq() + 1) else { return };
+        if self.reading.is_none() && self.bytes < AHEAD_BYTES && next <= log.durable_seq() {
+            let log = log.clone();
+            let read = async move { log.read_from(next, SHIP_BYTES).await };
+            self.reading = Some(glommio::spawn_local(read).detach());
+        }
     }
 }
 
@@ -215,14 +269,16 @@ pub(super) async fn receive(core: Rc<Core>, adopted: Adopted) {
     }
     // SAFETY: the descriptor was just given up by its only owner, and this stream becomes its only owner.
     let socket = unsafe { TcpStream::from_raw_fd(adopted.socket.into_raw_fd()) };
-    let connection = Connection::new(socket);
+    let connection = Connection::new(socket, &core.options.line);
     connection.put(adopted.read.into());
     let number = mirror.connect();
     let breaks = mirror.breaks();
     let new = |held| {
         let (epoch, map) = core.map_bytes();
         let applied = stream.applied_seq(origin);
-        let mut receiver = Receiver::new(place(&core, &stream, origin, core.options.zone), held, applied, epoch, map);
+        let place = place(&core, &stream, origin, core.options.zone);
+        let window = core.options.line.window_bytes;
+        let mut receiver = Receiver::new(place, held, applied, epoch, map).with_window(window);
         receiver.on_frozen(core.is_lost(stream.number, origin));
         receiver
     };
@@ -256,10 +312,9 @@ impl Incoming<'_> {
         while !self.is_over() {
             // Nothing is awaited until every order is carried out: what was accepted is in the mirror's queue then.
             map_epoch = self.take_in(map_epoch);
-            let out = self.carry_out();
-            if !out.is_empty() {
-                self.connection.send(&out).await;
-            }
+            self.carry_out();
+            // A peer that takes no answers is not read from for ever.
+            self.connection.room().await;
             if self.connection.has_ended() {
                 return self.say_why();
             }
@@ -293,9 +348,9 @@ impl Incoming<'_> {
         epoch
     }
 
-    /// What the machine orders; returns what is to be sent.
-    fn carry_out(&self) -> BytesMut {
-        let (mut out, mut receiver) = (BytesMut::new(), self.receiver.borrow_mut());
+    /// Does what the machine orders.
+    fn carry_out(&self) {
+        let (mut out, mut closes, mut receiver) = (BytesMut::new(), false, self.receiver.borrow_mut());
         while let Some(order) = receiver.next_order(now_us()) {
             match order {
                 Order::Send(bytes) => out.extend_from_slice(&bytes),
@@ -304,11 +359,14 @@ impl Incoming<'_> {
                     self.mirror.take(log_uuid, batch);
                 }
                 Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
-                Order::Close => self.connection.end(),
+                Order::Close => closes = true,
                 Order::Read(_) => unreachable!("a receiver has no log to read"),
             }
         }
-        out
+        self.connection.send(out.freeze());
+        if closes {
+            self.connection.end();
+        }
     }
 
     async fn wait(&self, map_epoch: MapEpoch) {
@@ -341,12 +399,13 @@ fn place(core: &Core, stream: &Stream, origin: Zone, peer: Zone) -> Place {
 }
 
 /// What the status shows, and what may end read-only.
-fn note(stream: &Stream, peer: Zone, sender: &Sender, state: &str) {
+fn note(stream: &Stream, peer: Zone, sender: &Sender, state: &str, figures: &LineFigures) {
     let link = Link {
         state: state.to_owned(),
         durable_seq: sender.acked(),
         applied_seq: sender.applied(),
         map_epoch: sender.live(),
+        line: figures.clone(),
     };
     stream.links.borrow_mut().insert(peer, link);
     if stream.gate.borrow().is_read_only() {

@@ -12,6 +12,7 @@ pub mod direct;
 mod feed;
 mod keeper;
 mod lend;
+pub mod line;
 mod link;
 mod mend;
 mod mirror;

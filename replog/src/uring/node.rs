@@ -9,6 +9,7 @@ use super::boot::{self, Running};
 use super::borrow::{Copy, Survey};
 use super::core::Link;
 use super::keeper::{Figures, Reported};
+use super::line::Line;
 use super::open;
 use super::seed::{self, Party, SeedFigures, Seeds, Way};
 use super::stream::{Scrub, Scrubbed};
@@ -46,6 +47,8 @@ pub struct Options {
     pub ports: Vec<PathBuf>,
     /// The other zones: what they are called and where their logs listen.
     pub peers: Vec<Peer>,
+    /// How links use the lines to them.
+    pub line: Line,
     /// Take writes without having reached the GZS or every other zone.
     pub start_alone: bool,
 }

@@ -7,6 +7,7 @@ use replog::link::{Frame, take};
 use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
 use replog::retain::{Policy, WORTH};
 use replog::uring::Reported;
+use replog::uring::line::Line;
 use replog::uring::node::{self, Adopted, CoreFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
 use shardmap::fence::{Fence, Fences};
@@ -226,6 +227,7 @@ impl Site {
             cores: self.cores.clone(),
             ports: (0..self.cores.len()).map(|i| self.port(i)).collect(),
             peers: vec![self.peer.clone()],
+            line: Line::default(),
             start_alone: false,
         };
         let (telling, told) = channel();

@@ -154,7 +154,9 @@ fn a_zone_in_a_gap_is_seeded_while_writes_go_on_and_follows_and_both_copies_are_
     is_clean(&mirror);
     is_clean(&cluster.b.log_dir(0));
     let gaps = recorded(&cluster.b.log_dir(0));
-    assert!(matches!(gaps[..], [(A, from, last)] if from == had + 1 && last <= to && last > from), "{gaps:?}");
+    // An idle marker may have come behind what b was seen to have.
+    let begins = had + 1..=had + 2;
+    assert!(matches!(gaps[..], [(A, from, last)] if begins.contains(&from) && last <= to && last > from), "{gaps:?}");
     is_clean(&mirror.with_file_name("quarantine").join(format!("a-0.before-{}-1", gaps[0].2 + 1)));
     for site in cluster.sites() {
         site.start(&map);

@@ -1,0 +1,91 @@
+//! How links use the lines between zones: the socket's options, and what a link shows of itself.
+
+use glommio::net::TcpStream;
+use socket2::SockRef;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// What the kernel may hold that it has not sent yet. Bytes beyond are kept here, where a map or a BEAT is not stuck behind them for long: at
+/// 1 Gb/s this is 4 ms, and a writer that is told late still finds some of it left.
+const UNSENT_BYTES: u32 = 512 << 10;
+/// What was sent and stays without any acknowledgement of TCP for so long ends the connection. The link's own silence is shorter, but it is
+/// noticed by who runs; this is noticed by the kernel.
+const USER_TIMEOUT: Duration = Duration::from_secs(6);
+/// Linux: the longest name of a congestion control.
+pub const CONGESTION_NAME_MAX: usize = 15;
+
+/// How links use the lines between zones.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// The congestion control that is asked of the kernel for each link; one that it has not leaves the kernel's own choice. `None`: that.
+    pub congestion: Option<String>,
+    /// Bytes of a log that may be on their way here, or not yet durable here; of each stream and zone. What bounds this node's memory.
+    pub window_bytes: u64,
+}
+
+impl Default for Line {
+    fn default() -> Line {
+        Line { congestion: Some("bbr".into()), window_bytes: crate::link::CREDIT_BYTES }
+    }
+}
+
+/// What is known of a link's line; since the start.
+#[derive(Clone, Debug, Default)]
+pub struct LineFigures {
+    /// Connections that were made.
+    pub connects: u64,
+    /// The congestion control of the newest one; empty: there was none yet.
+    pub congestion: String,
+}
+
+/// Sets what a link's socket needs; returns the congestion control that is in use. What the kernel does not know is left as it is: the
+/// link works, slower. `SO_SNDBUF` and `SO_RCVBUF` are left alone: setting one ends the kernel's tuning of it.
+pub(super) fn tune(socket: &TcpStream, line: &Line) -> String {
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, which outlives this function.
+    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+    let s = SockRef::from(&fd);
+    let _ = s.set_tcp_nodelay(true);
+    let _ = s.set_tcp_notsent_lowat(UNSENT_BYTES);
+    let _ = s.set_tcp_user_timeout(Some(USER_TIMEOUT));
+    if let Some(name) = &line.congestion {
+        let _ = s.set_tcp_congestion(name.as_bytes()); // what is in use is read back, and shown
+    }
+    let name = s.tcp_congestion().unwrap_or_default();
+    String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+
+    /// Tunes one end of a connection as `line` says; what is in use there.
+    fn tuned(congestion: Option<&str>) -> (String, u32, Duration, bool, usize, usize) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let line = Line { congestion: congestion.map(str::to_owned), ..Line::default() };
+        let work = move || async move {
+            let socket = TcpStream::connect(at).await.unwrap();
+            // SAFETY: as in `tune`.
+            let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
+            let s = SockRef::from(&fd);
+            let before = s.send_buffer_size().unwrap();
+            let used = tune(&socket, &line);
+            let timeout = s.tcp_user_timeout().unwrap().unwrap();
+            let (unsent, nodelay) = (s.tcp_notsent_lowat().unwrap(), s.tcp_nodelay().unwrap());
+            (used, unsent, timeout, nodelay, before, s.send_buffer_size().unwrap())
+        };
+        let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).io_memory(1 << 20);
+        executor.spawn(work).unwrap().join().unwrap()
+    }
+
+    #[test]
+    fn a_links_socket_is_tuned_and_a_congestion_control_that_is_not_there_leaves_the_kernels_own() {
+        let (default, unsent, timeout, nodelay, before, after) = tuned(None);
+        assert!(!default.is_empty() && default.len() <= CONGESTION_NAME_MAX, "{default:?}");
+        assert_eq!((unsent, timeout, nodelay, before), (UNSENT_BYTES, USER_TIMEOUT, true, after));
+        assert_eq!(tuned(Some("no-such-control")).0, default);
+        // Every kernel has it.
+        assert_eq!(tuned(Some("reno")).0, "reno");
+    }
+}

@@ -20,6 +20,7 @@ mod sys;
 mod target;
 mod token;
 mod upstream;
+mod wan;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -44,6 +45,8 @@ enum Command {
     Locate(locate::Args),
     /// Ours and its peers in the same run
     Compare(compare::Args),
+    /// A WAN between two network namespaces, for any program
+    Wan(wan::Args),
     /// The log beside fio and other durable logs
     Append(append::Args),
 }
@@ -55,5 +58,6 @@ fn main() -> ExitCode {
         Command::Locate(args) => locate::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Append(args) => append::run(args),
+        Command::Wan(args) => wan::run(args),
     }
 }

@@ -1,6 +1,9 @@
 //! Asks the kernel for what std does not offer: epoll, signals as a descriptor, limits and clock ticks.
 //!
-//! The only file of this crate with `unsafe`; every block is one system call on memory that it borrows for the call alone.
+//! The only file of this crate with `unsafe`, but for `net` below it; every block is one system call on memory that it borrows for
+//! the call alone.
+
+pub mod net;
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -137,6 +140,18 @@ pub fn run_last() -> io::Result<()> {
     let none = libc::sched_param { sched_priority: 0 };
     // SAFETY: `none` outlives the call.
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &none) }).map(drop)
+}
+
+/// This thread runs before all others that are not as urgent: a link that waits for a core is late for everybody.
+pub fn run_first() -> io::Result<()> {
+    let urgent = libc::sched_param { sched_priority: 1 };
+    // SAFETY: `urgent` outlives the call.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &urgent) }).map(drop)
+}
+
+/// Time on a processor of this thread, in nanoseconds.
+pub fn thread_cpu_ns() -> u64 {
+    usage(libc::RUSAGE_THREAD).0
 }
 
 /// Time on a processor of this process and all its threads, those that have ended too, in nanoseconds.

@@ -2,7 +2,7 @@
 
 use super::Layout;
 use super::check::Check;
-use replog::link::CREDIT_BYTES;
+use replog::link::{CREDIT_BYTES, Compress};
 use replog::uring::line::CONGESTION_NAME_MAX;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -31,6 +31,8 @@ pub struct Log {
     pub scrub_every_h: u64,
     /// The congestion control that is asked of the kernel for each link; `None`: the kernel's own choice.
     pub congestion: Option<String>,
+    /// Whether links gather and compress.
+    pub compress: Compress,
     /// Bytes that may be on their way here, or not yet durable here, of each stream and zone.
     pub window_bytes: u64,
     /// Take writes without having reached the GZS or every other zone: an operator's word, recorded.
@@ -57,6 +59,8 @@ pub(super) struct RawLog {
     pub(super) scrub_every_h: Spanned<u64>,
     #[serde(default = "default_congestion")]
     pub(super) congestion: Spanned<String>,
+    #[serde(default = "default_compress")]
+    pub(super) compress: Spanned<String>,
     #[serde(default = "default_window")]
     pub(super) window_mib: Spanned<u64>,
     #[serde(default)]
@@ -85,6 +89,9 @@ fn default_scrub_every() -> Spanned<u64> {
 }
 fn default_congestion() -> Spanned<String> {
     Spanned::new(0..0, "bbr".into())
+}
+fn default_compress() -> Spanned<String> {
+    Spanned::new(0..0, "auto".into())
 }
 fn default_window() -> Spanned<u64> {
     Spanned::new(0..0, CREDIT_BYTES >> 20)
@@ -128,6 +135,15 @@ impl Check<'_> {
         if !(1..=1024).contains(&window_mib) {
             self.say(&raw.window_mib, format!("window_mib = {window_mib}: expected 1 to 1024"));
         }
+        let compress = match raw.compress.get_ref().as_str() {
+            "auto" => Compress::Auto,
+            "always" => Compress::Always,
+            "never" => Compress::Never,
+            other => {
+                let what = format!("compress = \"{other}\": expected \"auto\", \"always\" or \"never\"");
+                self.none(&raw.compress, what)?
+            }
+        };
         Some(Log {
             listen,
             admin,
@@ -139,6 +155,7 @@ impl Check<'_> {
             scrub_bytes_per_s: scrub_mib << 20,
             scrub_every_h,
             congestion: (!congestion.is_empty()).then_some(congestion),
+            compress,
             window_bytes: window_mib << 20,
             start_alone: raw.start_alone,
         })

@@ -171,7 +171,7 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options,
         cores: log.cores.clone(),
         ports: (0..log.cores.len()).map(|i| config.port_path(i)).collect(),
         peers,
-        line: Line { congestion: log.congestion.clone(), window_bytes: log.window_bytes },
+        line: Line { congestion: log.congestion.clone(), window_bytes: log.window_bytes, compress: log.compress },
         start_alone: log.start_alone,
     })
 }

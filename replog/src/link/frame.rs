@@ -6,7 +6,8 @@
 //!
 //! Little endian. A frame whose length, checksum or fields do not hold ends the connection; a batch inside has its own checksums.
 
-use super::{Stop, Why};
+use super::pack::PACK_RAW_MAX;
+use super::{Codec, Pack, Stop, Why};
 use crate::Hlc;
 use crate::limits::BATCH_MAX;
 use crate::seed::PART_MAX;
@@ -20,7 +21,8 @@ pub const FRAME_MAX: usize = 8 * 1024 * 1024;
 /// The longest map that a link carries; a longer one travels by the GZS alone.
 pub const MAP_MAX: usize = FRAME_MAX - 64;
 const CLUSTER_MAX: usize = 64;
-const _: () = assert!(BATCH_MAX + 64 <= FRAME_MAX, "a batch fits a frame");
+const _: () =
+    assert!(BATCH_MAX + 64 <= FRAME_MAX && PACK_RAW_MAX + 64 <= FRAME_MAX, "a batch fits a frame, and so does a pack");
 
 /// The origin introduces its log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,7 +47,7 @@ pub struct Hello {
     pub first_kept: u64,
     /// The last that is durable.
     pub durable: u64,
-    /// Bits of the codecs that it can send; 0: none.
+    /// Bits of the codecs that it can send in PACK; 0: it sends no PACK.
     pub codecs: u8,
 }
 
@@ -64,6 +66,8 @@ pub struct Welcome {
     pub map_epoch: MapEpoch,
     /// Bytes that may be unacknowledged.
     pub credit: u64,
+    /// Bits of the codecs that it takes in PACK, of those that HELLO named; 0: none, as of peers that do not know them.
+    pub codecs: u8,
 }
 
 /// How far the mirror is; cumulative.
@@ -136,7 +140,14 @@ pub enum Frame {
         /// Header, page table, body.
         batch: Bytes,
     },
-    /// Answers DATA and BEAT.
+    /// Several batches.
+    Pack {
+        /// The sender's clock.
+        sent_us: u64,
+        /// What it holds.
+        pack: Pack,
+    },
+    /// Answers DATA, PACK and BEAT.
     Ack(Ack),
     /// Nothing to send, or news of `everywhere`: so that lag is known without traffic.
     Beat {
@@ -234,6 +245,7 @@ fn kind(frame: &Frame) -> u8 {
         Frame::Held(_) => 9,
         Frame::Seed(_) => 10,
         Frame::Part(_) => 11,
+        Frame::Pack { .. } => 12,
     }
 }
 
@@ -247,7 +259,13 @@ fn fields(f: &mut BytesMut, frame: &Frame) {
             f.put_slice(&[h.origin.0, h.peer.0, h.codecs]);
             f.put_slice(&h.cluster);
         }
-        Frame::Welcome(w) => put(&[w.durable, w.chain.into(), w.applied, w.term, w.map_epoch.0, w.credit]),
+        Frame::Welcome(w) => {
+            put(&[w.durable, w.chain.into(), w.applied, w.term, w.map_epoch.0, w.credit]);
+            // A sender of before PACK refuses a longer WELCOME; it names no codecs, and is told none.
+            if w.codecs != 0 {
+                f.put_u8(w.codecs);
+            }
+        }
         Frame::Data { sent_us, batch } => {
             put(&[*sent_us]);
             f.put_slice(batch);
@@ -270,6 +288,12 @@ fn fields(f: &mut BytesMut, frame: &Frame) {
             f.put_u32_le(h.batches);
         }
         Frame::Part(part) => f.put_slice(part),
+        Frame::Pack { sent_us, pack } => {
+            put(&[*sent_us]);
+            f.put_u8(pack.codec.number());
+            f.put_u32_le(pack.raw_len);
+            f.put_slice(&pack.packed);
+        }
     }
 }
 
@@ -283,6 +307,7 @@ fn read(kind: u8, f: &mut Bytes) -> Result<Frame, Malformed> {
             term: number(f)?,
             map_epoch: MapEpoch(number(f)?),
             credit: number(f)?,
+            codecs: codecs(f)?,
         }),
         3 => Frame::Data { sent_us: number(f)?, batch: std::mem::take(f) },
         4 => Frame::Ack(Ack {
@@ -306,6 +331,7 @@ fn read(kind: u8, f: &mut Bytes) -> Result<Frame, Malformed> {
         10 => Frame::Seed(SeedAsk { asker: Zone(f.try_get_u8().map_err(|_| Malformed::Fields)?), ask: ask(f)? }),
         11 if f.len() <= PART_MAX => Frame::Part(std::mem::take(f)),
         11 => return Err(Malformed::Fields),
+        12 => Frame::Pack { sent_us: number(f)?, pack: pack(f)? },
         other => return Err(Malformed::Kind(other)),
     })
 }
@@ -339,6 +365,24 @@ fn ask(f: &mut Bytes) -> Result<Ask, Malformed> {
         return Err(Malformed::Fields);
     }
     Ok(Ask { cluster: std::mem::take(f), origin, peer, stream, streams, seq })
+}
+
+/// None is written as nothing: one spelling of each frame.
+fn codecs(f: &mut Bytes) -> Result<u8, Malformed> {
+    match f.try_get_u8() {
+        Ok(0) => Err(Malformed::Fields),
+        Ok(codecs) => Ok(codecs),
+        Err(_) => Ok(0),
+    }
+}
+
+fn pack(f: &mut Bytes) -> Result<Pack, Malformed> {
+    let codec = f.try_get_u8().ok().and_then(Codec::numbered).ok_or(Malformed::Fields)?;
+    let raw_len = half(f)?;
+    if raw_len as usize > PACK_RAW_MAX {
+        return Err(Malformed::Fields);
+    }
+    Ok(Pack { codec, raw_len, packed: std::mem::take(f) })
 }
 
 fn number(f: &mut Bytes) -> Result<u64, Malformed> {

@@ -11,12 +11,16 @@
 //! Both are machines: bytes and `now_us` in, orders out. They know one connection at a time; `on_connect` forgets the one before.
 
 mod frame;
+pub mod pack;
 mod receiver;
 mod sender;
+mod squeeze;
 
 pub use frame::{Ack, Ask, FRAME_MAX, Frame, Held, Hello, MAP_MAX, Malformed, SeedAsk, Welcome, put, take};
+pub use pack::{Codec, Pack};
 pub use receiver::{Mirror, Receiver};
-pub use sender::{Log, Sender};
+pub use sender::{Log, Sender, Shipped};
+pub use squeeze::Compress;
 
 use crate::Batch;
 use bytes::{Bytes, BytesMut};
@@ -54,6 +58,8 @@ pub enum Order {
     Send(Bytes),
     /// Sender: read the batch that begins with this seq and hand it to `on_batch`.
     Read(u64),
+    /// Sender: make a pack of these batches, and hand it to `on_packed` with what it cost; nothing else is asked for meanwhile.
+    Pack(Vec<Batch>, Codec),
     /// Receiver: append this batch to the mirror; `on_durable` when it is.
     Append(Batch),
     /// The other side has this newer map: check it, store it, hand it to everyone.
@@ -176,11 +182,14 @@ impl Wire {
         }
     }
 
-    fn say(&mut self, frame: &Frame, now_us: u64) {
+    /// Returns how many bytes it takes.
+    fn say(&mut self, frame: &Frame, now_us: u64) -> u64 {
         let mut out = BytesMut::new();
         put(&mut out, frame);
         self.said_us = now_us;
+        let bytes = out.len() as u64;
         self.orders.push_back(Order::Send(out.freeze()));
+        bytes
     }
 
     fn close(&mut self) {

@@ -7,7 +7,10 @@
 //! Accepts `accepted + 1` only. What is lower is a duplicate and must agree; what is higher ends the connection, and the
 //! next one starts from what is durable. While its origin is lost, it takes no DATA, but maps still travel both ways.
 
-use super::{ACK_AFTER_US, Ack, CREDIT_BYTES, Frame, Hello, Order, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire};
+use super::pack::CODECS;
+use super::{
+    ACK_AFTER_US, Ack, CREDIT_BYTES, Frame, Hello, Order, Pack, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire,
+};
 use crate::limits::BATCH_MAX;
 use crate::{Batch, Hlc};
 use bytes::Bytes;
@@ -109,6 +112,7 @@ impl Receiver {
             match frame {
                 Frame::Hello(h) if self.hello_term.is_none() => self.on_hello(&h, now_us),
                 Frame::Data { sent_us, batch } if self.hello_term.is_some() => self.on_data(sent_us, batch, now_us),
+                Frame::Pack { sent_us, pack } if self.hello_term.is_some() => self.on_pack(sent_us, &pack, now_us),
                 Frame::Beat { sent_us, durable, hlc, everywhere } if self.hello_term.is_some() => {
                     (self.origin_durable, self.origin_hlc, self.echo_us) = (durable, hlc, sent_us);
                     self.everywhere = self.everywhere.max(everywhere);
@@ -119,9 +123,8 @@ impl Receiver {
                     self.wire.stopped = Some(stop);
                     self.wire.close();
                 }
-                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Ack(_) | Frame::Beat { .. } => {
-                    self.wire.close();
-                }
+                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Pack { .. } => self.wire.close(),
+                Frame::Ack(_) | Frame::Beat { .. } => self.wire.close(),
                 // They have connections of their own.
                 Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.close(),
             }
@@ -280,10 +283,25 @@ impl Receiver {
             term: self.mirror.term,
             map_epoch: self.wire.map_epoch,
             credit: self.window_bytes,
+            codecs: h.codecs & CODECS,
         };
         self.brought = self.mirror.durable;
         self.wire.say(&Frame::Welcome(welcome), now_us);
         self.wire.on_peer_map(h.map_epoch, now_us);
+    }
+
+    /// Each batch in its turn, as if it had come by itself. A pack that is not one ends the connection.
+    fn on_pack(&mut self, sent_us: u64, pack: &Pack, now_us: u64) {
+        match pack.unpack() {
+            Ok(batches) => {
+                for batch in batches {
+                    if self.wire.up {
+                        self.on_data(sent_us, batch, now_us);
+                    }
+                }
+            }
+            Err(_) => self.wire.close(),
+        }
     }
 
     fn on_data(&mut self, sent_us: u64, bytes: Bytes, now_us: u64) {

@@ -7,6 +7,8 @@
 //! It never skips: a peer that needs what is not kept, or holds other bytes, stops the link. It never sends what is not durable
 //! here, and it never makes a writer wait: without credit the log just grows.
 
+use super::pack::{CODECS, Codec, PACK_BYTES, Pack, RAW_BYTES_MIN};
+use super::squeeze::{Compress, Squeeze};
 use super::{Ack, BEAT_AFTER_US, Frame, Hello, Order, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire};
 use crate::{Batch, Hlc};
 use bytes::Bytes;
@@ -30,6 +32,17 @@ pub struct Log {
     pub hlc: Hlc,
 }
 
+/// What a sender has shipped since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Shipped {
+    /// Bytes of batches.
+    pub log_bytes: u64,
+    /// Bytes of the frames that carried them.
+    pub line_bytes: u64,
+    /// How many of these frames held several batches, or were compressed.
+    pub packs: u64,
+}
+
 /// The origin's end of a link.
 #[derive(Debug)]
 pub struct Sender {
@@ -48,6 +61,20 @@ pub struct Sender {
     flight: VecDeque<(u64, u64)>,
     flight_bytes: u64,
     credit: u64,
+    /// Of each frame that carries batches and is not acknowledged: its last seq and its bytes.
+    frames: VecDeque<(u64, u64)>,
+    /// What the peer takes in PACK.
+    codecs: u8,
+    /// Batches that wait to be packed, their bytes, and how they are to be packed.
+    gathered: Vec<Batch>,
+    gathered_bytes: usize,
+    codec: Codec,
+    /// A pack is being made of the batches up to this seq.
+    packing: Option<u64>,
+    squeeze: Squeeze,
+    /// What a record of this log takes, about.
+    record_bytes: u64,
+    shipped: Shipped,
     round_trip_us: Option<u64>,
     /// Every peer has the log applied up to here, and what was said of it, and when.
     everywhere: u64,
@@ -74,11 +101,25 @@ impl Sender {
             flight: VecDeque::new(),
             flight_bytes: 0,
             credit: 0,
+            frames: VecDeque::new(),
+            codecs: 0,
+            gathered: Vec::new(),
+            gathered_bytes: 0,
+            codec: Codec::None,
+            packing: None,
+            squeeze: Squeeze::new(Compress::Auto),
+            record_bytes: 0,
+            shipped: Shipped::default(),
             round_trip_us: None,
             everywhere: 0,
             said_everywhere: 0,
             beat_us: 0,
         }
+    }
+
+    /// The same, which gathers and compresses as an operator wants it.
+    pub fn with_compress(self, wish: Compress) -> Sender {
+        Sender { squeeze: Squeeze::new(wish), ..self }
     }
 
     /// A connection to the peer.
@@ -98,7 +139,7 @@ impl Sender {
                 map_epoch: self.wire.map_epoch,
                 first_kept: l.first_kept,
                 durable: l.durable,
-                codecs: 0,
+                codecs: if self.squeeze.wish == Compress::Never { 0 } else { CODECS },
             };
             self.wire.say(&Frame::Hello(hello), now_us);
         }
@@ -108,7 +149,11 @@ impl Sender {
     pub fn on_disconnect(&mut self) {
         self.wire.disconnect();
         (self.welcomed, self.reading, self.flight_bytes, self.said_everywhere) = (false, false, 0, 0);
+        (self.codecs, self.gathered_bytes, self.packing) = (0, 0, None);
         self.flight.clear();
+        self.frames.clear();
+        self.gathered.clear();
+        self.squeeze.on_connect();
     }
 
     /// Bytes from the peer.
@@ -123,9 +168,8 @@ impl Sender {
                     self.wire.stopped = Some(stop);
                     self.wire.close();
                 }
-                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Ack(_) | Frame::Beat { .. } => {
-                    self.wire.close();
-                }
+                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Pack { .. } => self.wire.close(),
+                Frame::Ack(_) | Frame::Beat { .. } => self.wire.close(),
                 // They have connections of their own.
                 Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.close(),
             }
@@ -162,11 +206,52 @@ impl Sender {
             return;
         }
         let bytes = batch.bytes.len() as u64;
-        self.wire.say(&Frame::Data { sent_us: now_us, batch: batch.bytes }, now_us);
+        self.record_bytes = (7 * self.record_bytes + bytes / (last - self.sent)) / 8 + 1;
         (self.sent, self.sent_chain) = (last, batch.chain);
         self.flight.push_back((last, bytes));
         self.flight_bytes += bytes;
+        self.ship(batch, now_us);
         self.check();
+    }
+
+    /// The pack that `Order::Pack` asked for, and what it cost. One that comes late, after a new connection, is passed over.
+    pub fn on_packed(&mut self, pack: Pack, cost_us: u64, now_us: u64) {
+        let Some(last) = self.packing.take() else { return };
+        let (raw, packed) = (u64::from(pack.raw_len), pack.packed.len() as u64);
+        if self.codec == Codec::Zstd {
+            self.squeeze.on_packed(raw, packed, cost_us, now_us);
+        }
+        self.say_batches(&Frame::Pack { sent_us: now_us, pack }, last, now_us);
+        self.shipped.packs += 1;
+    }
+
+    /// Do bytes that were sent wait for the line?
+    pub fn on_line(&mut self, is_busy: bool, now_us: u64) {
+        self.squeeze.on_line(is_busy, now_us);
+    }
+
+    /// Sends a batch by itself, or puts it with those that are gathered.
+    fn ship(&mut self, batch: Batch, now_us: u64) {
+        if self.gathered.is_empty() {
+            let behind = (self.log.durable - self.sent) * self.record_bytes + batch.bytes.len() as u64;
+            let chosen = self.squeeze.choose(behind, now_us).filter(|_| self.codecs & Codec::None.bit() != 0);
+            let alone = self.sent == self.log.durable && batch.bytes.len() < RAW_BYTES_MIN;
+            let Some(codec) = chosen.filter(|_| !alone) else {
+                let last = batch.last_seq();
+                self.shipped.log_bytes += batch.bytes.len() as u64;
+                return self.say_batches(&Frame::Data { sent_us: now_us, batch: batch.bytes }, last, now_us);
+            };
+            self.codec = if self.codecs & codec.bit() != 0 { codec } else { Codec::None };
+        }
+        self.shipped.log_bytes += batch.bytes.len() as u64;
+        self.gathered_bytes += batch.bytes.len() + 4;
+        self.gathered.push(batch);
+    }
+
+    fn say_batches(&mut self, frame: &Frame, last: u64, now_us: u64) {
+        let bytes = self.wire.say(frame, now_us);
+        self.shipped.line_bytes += bytes;
+        self.frames.push_back((last, bytes));
     }
 
     /// A newer map is stored here.
@@ -182,8 +267,14 @@ impl Sender {
         if let Some(order) = self.wire.orders.pop_front() {
             return Some(order);
         }
-        if !self.wire.up || !self.welcomed {
+        if !self.wire.up || !self.welcomed || self.packing.is_some() {
             return None;
+        }
+        let whole = self.gathered_bytes >= PACK_BYTES || self.sent == self.log.durable || !self.has_credit();
+        if !self.gathered.is_empty() && !self.reading && whole {
+            self.gathered_bytes = 0;
+            self.packing = Some(self.sent);
+            return Some(Order::Pack(std::mem::take(&mut self.gathered), self.codec));
         }
         if self.sent < self.log.durable && !self.reading && self.has_credit() {
             if self.sent + 1 < self.log.first_kept {
@@ -234,6 +325,21 @@ impl Sender {
         self.applied
     }
 
+    /// What was shipped so far.
+    pub fn shipped(&self) -> Shipped {
+        self.shipped
+    }
+
+    /// Bytes of the line a second, measured while it was the bottleneck; `None`: it was not, of late.
+    pub fn line_rate(&self) -> Option<u64> {
+        self.squeeze.rate()
+    }
+
+    /// Bytes that are not acknowledged, and how many may be.
+    pub fn credit(&self) -> (u64, u64) {
+        (self.flight_bytes, self.credit)
+    }
+
     /// From sending a frame to the acknowledgement that echoed it, the newest.
     pub fn round_trip_us(&self) -> Option<u64> {
         self.round_trip_us
@@ -252,7 +358,7 @@ impl Sender {
         }
         self.welcomed = true;
         (self.acked, self.sent, self.sent_chain) = (w.durable, w.durable, w.chain);
-        (self.applied, self.credit) = (w.applied.min(w.durable), w.credit);
+        (self.applied, self.credit, self.codecs) = (w.applied.min(w.durable), w.credit, w.codecs & CODECS);
         self.wire.on_peer_map(w.map_epoch, now_us);
     }
 
@@ -266,7 +372,12 @@ impl Sender {
             self.flight_bytes -= bytes;
             self.flight.pop_front();
         }
+        while let Some((_, bytes)) = self.frames.front().copied().filter(|(last, _)| *last <= a.durable) {
+            self.squeeze.on_acked(bytes, now_us);
+            self.frames.pop_front();
+        }
         self.round_trip_us = now_us.checked_sub(a.echo_us);
+        self.round_trip_us.into_iter().for_each(|us| self.squeeze.on_round_trip(us, now_us));
         self.wire.on_peer_map(a.map_epoch, now_us);
     }
 

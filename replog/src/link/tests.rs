@@ -43,8 +43,17 @@ fn sender(log: Log) -> Sender {
     Sender::new(place(), log, MapEpoch(1), Bytes::from_static(b"map1"))
 }
 
+/// Every other one packs all that it sends.
+fn packing(log: Log, seed: u64) -> Sender {
+    sender(log).with_compress(if seed.is_multiple_of(2) { Compress::Always } else { Compress::Auto })
+}
+
 fn receiver(mirror: Mirror) -> Receiver {
     Receiver::new(place(), mirror, 0, MapEpoch(1), Bytes::from_static(b"map1"))
+}
+
+fn welcome(codecs: u8) -> Welcome {
+    Welcome { durable: 1, chain: 2, applied: 3, term: 4, map_epoch: MapEpoch(5), credit: 6, codecs }
 }
 
 fn frames() -> Vec<Frame> {
@@ -64,7 +73,8 @@ fn frames() -> Vec<Frame> {
     let stop = |why| Frame::Stop(Stop { why, seen: 8, expected: 9 });
     let mut all = vec![
         Frame::Hello(hello),
-        Frame::Welcome(Welcome { durable: 1, chain: 2, applied: 3, term: 4, map_epoch: MapEpoch(5), credit: 6 }),
+        Frame::Welcome(welcome(0)),
+        Frame::Welcome(welcome(5)),
         Frame::Data { sent_us: 1, batch: batch(1, 0, 1, 2).bytes },
         Frame::Ack(Ack { durable: 1, applied: 2, map_epoch: MapEpoch(3), credit: 4, echo_us: 5 }),
         Frame::Beat { sent_us: 1, durable: 2, hlc: Hlc(3), everywhere: 4 },
@@ -76,6 +86,8 @@ fn frames() -> Vec<Frame> {
         Frame::Ask(ask.clone()),
         Frame::Seed(SeedAsk { asker: Zone(3), ask }),
         Frame::Part(Bytes::from_static(b"part")),
+        Frame::Pack { sent_us: 1, pack: Pack::of(&[batch(1, 0, 1, 2), batch(3, 0, 1, 9)], Codec::Zstd) },
+        Frame::Pack { sent_us: 1, pack: Pack::of(&[batch(1, 0, 1, 2)], Codec::None) },
     ]);
     all.push(Frame::Held(Held { log_uuid: 1 << 100 | 2, first_kept: 3, durable: 4, chain: 5, batches: 6 }));
     all.extend([Why::Foreign, Why::Incarnation, Why::Diverged, Why::Gap, Why::Fenced, Why::Garbled].map(stop));
@@ -106,6 +118,181 @@ fn the_bytes_of_a_frame_are_frozen() {
     assert_eq!(hex, "22000000abd3485001050100000000000000030200000000000004000000000000000500000000000000");
 }
 
+/// One of each kind, as `FORMAT.md` shows them.
+#[test]
+fn the_bytes_of_every_frame_are_those_of_the_format() {
+    let batch = batch(1, 0, 1, 1);
+    let mut seen = vec![];
+    for frame in frames() {
+        let mut out = BytesMut::new();
+        put(&mut out, &frame);
+        let kind = out[9];
+        if !seen.iter().any(|(k, _)| *k == kind) {
+            let hex: String = out[10..].iter().map(|b| format!("{b:02x}")).collect();
+            seen.push((kind, hex));
+        }
+    }
+    seen.sort();
+    let format = include_str!("../../FORMAT.md");
+    let lines =
+        seen.iter().filter(|(kind, _)| ![3, 12].contains(kind)).map(|(kind, hex)| format!("    {kind:>2} {hex}\n"));
+    let missing: String = lines.filter(|line| !format.contains(line)).collect();
+    assert!(missing.is_empty(), "FORMAT.md has not these lines:\n{missing}");
+    // What zstd makes may differ from release to release: the frame around it is frozen, and what it holds.
+    let pack = Pack::of(std::slice::from_ref(&batch), Codec::None);
+    let mut out = BytesMut::new();
+    put(&mut out, &Frame::Pack { sent_us: 1, pack });
+    let len = batch.bytes.len() as u32;
+    let head: Vec<u8> = [&1u64.to_le_bytes()[..], &[0], &(len + 4).to_le_bytes(), &len.to_le_bytes()].concat();
+    assert_eq!((&out[8..10], &out[10..27], &out[27..]), (&[1, 12][..], &head[..], &batch.bytes[..]));
+}
+
+/// An order as a service would write it.
+fn order(i: u64) -> Record {
+    let value = format!(
+        "{{\"id\":\"bj-{:016x}\",\"shop\":{},\"courier\":null,\"status\":\"placed\",\"lng\":116.{:05},\"lat\":39.{:05},\
+         \"items\":[{{\"dish\":\"noodles\",\"count\":{},\"price\":{}}}],\"note\":\"\",\"placed_at\":\"2026-03-01T12:{:02}:{:02}Z\"}}",
+        i.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+        i * 7919 % 9000,
+        i * 104_729 % 100_000,
+        i * 1_299_709 % 100_000,
+        i % 4 + 1,
+        1200 + i * 37 % 4000,
+        i / 60 % 60,
+        i % 60
+    );
+    let (table, key) = (Bytes::from_static(b"orders"), Bytes::from(format!("bj-{i:016x}")));
+    let owner_epoch = shardmap::OwnerEpoch(1);
+    let (shard, hlc) = (shardmap::Shard(7), Hlc(i + 1));
+    Record { op: crate::Op::Put, transaction: 0, shard, owner_epoch, hlc, table, key, value: value.into() }
+}
+
+/// Batches of JSON orders, `each` in one.
+fn orders(batches: u64, each: u64) -> Vec<Batch> {
+    let origin = Origin { stream: 0, zone: Zone(0), term: 9, log_uuid_lo: UUID as u64 };
+    let (mut all, mut chain): (Vec<Batch>, u32) = (vec![], 0);
+    for b in 0..batches {
+        let records: Vec<_> = (b * each..(b + 1) * each).map(order).collect();
+        all.push(Batch::build(&origin, b * each + 1, chain, 0, &records));
+        chain = all.last().unwrap().chain;
+    }
+    all
+}
+
+#[test]
+fn orders_shrink_to_a_third_and_the_mirror_has_the_same_bytes() {
+    let log = orders(200, 20);
+    let mut p = Pair::new(log.clone(), vec![]);
+    p.s = sender(logged(&log, 9)).with_compress(Compress::Always);
+    p.connect();
+    p.settle();
+    assert!(p.mirror == log, "{} of {} batches", p.mirror.len(), log.len());
+    let Shipped { log_bytes, line_bytes, packs } = p.s.shipped();
+    assert_eq!(log_bytes, log.iter().map(|b| b.bytes.len() as u64).sum::<u64>());
+    assert!(
+        line_bytes * 3 < log_bytes && (1..10).contains(&packs),
+        "{line_bytes} bytes for {log_bytes} in {packs} packs"
+    );
+}
+
+#[test]
+fn a_link_that_is_behind_on_a_busy_line_gathers_and_one_that_keeps_up_does_not() {
+    let log = orders(200, 20);
+    for (busy, wish, packs) in
+        [(true, Compress::Auto, true), (false, Compress::Auto, false), (true, Compress::Never, false)]
+    {
+        let mut p = Pair::new(log.clone(), vec![]);
+        p.s = sender(logged(&log, 9)).with_compress(wish);
+        p.connect();
+        for _ in 0..10 {
+            p.now += ACK_AFTER_US;
+            p.s.on_line(busy, p.now);
+            p.orders();
+            p.deliver(|n| n);
+        }
+        assert_eq!((p.s.shipped().packs > 0, p.written.len()), (packs, 200), "{busy} {wish:?}");
+    }
+}
+
+/// A peer of before PACK: it says nothing of codecs, and would not understand one.
+#[test]
+fn a_peer_that_names_no_codecs_is_sent_no_pack() {
+    let log = orders(3, 20);
+    let mut s = sender(logged(&log, 9)).with_compress(Compress::Always);
+    s.on_connect(1);
+    let mut out = BytesMut::new();
+    put(
+        &mut out,
+        &Frame::Welcome(Welcome { durable: 0, chain: 0, applied: 0, term: 9, credit: 1 << 20, ..welcome(0) }),
+    );
+    assert_eq!(out.len(), 10 + 48, "as it was");
+    s.on_bytes(&out, 1);
+    let (mut sent, mut kinds) = (BytesMut::new(), vec![]);
+    while let Some(order) = s.next_order(1) {
+        match order {
+            Order::Send(bytes) => sent.extend_from_slice(&bytes),
+            Order::Read(seq) => {
+                let found = log.iter().find(|b| b.last_seq() >= seq).unwrap();
+                s.on_batch(found.clone(), 1);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    while let Some(frame) = take(&mut sent).unwrap() {
+        kinds.push(matches!(frame, Frame::Data { .. }));
+    }
+    assert_eq!(kinds, [false, true, true, true], "HELLO and three DATA");
+    // And a sender of before PACK, whose HELLO names none, hears a WELCOME as it was.
+    let (mut r, mut old) = (receiver(Mirror::default()), sender(logged(&log, 9)).with_compress(Compress::Never));
+    r.on_connect(1);
+    old.on_connect(1);
+    let Some(Order::Send(hello)) = old.next_order(1) else { panic!("no HELLO") };
+    r.on_bytes(&hello, 1);
+    let Some(Order::Send(answer)) = r.next_order(1) else { panic!("no WELCOME") };
+    assert_eq!(answer.len(), 10 + 48);
+}
+
+#[test]
+fn a_pack_that_lies_is_refused_and_takes_no_more_memory_than_it_announced() {
+    let good = Pack::of(&orders(4, 20), Codec::Zstd);
+    assert_eq!(good.unpack().unwrap().len(), 4);
+    let zeros = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
+    assert!(zeros.len() < 10_000, "a bomb: 64 MiB in {} bytes", zeros.len());
+    let mut lying = good.packed.to_vec();
+    *lying.last_mut().unwrap() ^= 1;
+    let none = |raw: &[u8]| Pack { codec: Codec::None, raw_len: raw.len() as u32, packed: Bytes::copy_from_slice(raw) };
+    let mut empty_batch = vec![0; 200];
+    empty_batch[..4].copy_from_slice(&0u32.to_le_bytes());
+    let mut long_batch = vec![0; 200];
+    long_batch[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    for (pack, said) in [
+        (Pack { packed: zeros.clone().into(), ..good.clone() }, "not what its codec makes"),
+        (Pack { packed: zeros.into(), raw_len: pack::PACK_RAW_MAX as u32 + 1, codec: Codec::Zstd }, "expected"),
+        (Pack { raw_len: good.raw_len + 1, ..good.clone() }, "not what its codec makes"),
+        (Pack { raw_len: good.raw_len - 1, ..good.clone() }, "not what its codec makes"),
+        (Pack { raw_len: 0, ..good.clone() }, "expected"),
+        (Pack { packed: Bytes::new(), ..good.clone() }, "not what its codec makes"),
+        (Pack { codec: Codec::None, ..good.clone() }, "not what its codec makes"),
+        (none(&empty_batch), "do not fill it"),
+        (none(&long_batch), "do not fill it"),
+        (none(&[0; 127]), "expected"),
+    ] {
+        let why = pack.unpack().unwrap_err().to_string();
+        assert!(why.contains(said), "{why}: {said}");
+        let mut p = Pair::new(vec![], vec![]);
+        p.connect();
+        p.settle();
+        let mut bytes = BytesMut::new();
+        put(&mut bytes, &Frame::Pack { sent_us: 1, pack });
+        p.r.on_bytes(&bytes, p.now);
+        p.orders();
+        assert!(
+            !p.open && p.written.is_empty() && p.r.stopped().is_none(),
+            "the connection ends, and the next one begins again"
+        );
+    }
+}
+
 #[test]
 fn hostile_bytes_never_panic_and_a_flipped_bit_ends_the_connection() {
     let mut all = BytesMut::new();
@@ -128,7 +315,7 @@ fn hostile_bytes_never_panic_and_a_flipped_bit_ends_the_connection() {
     for _ in 0..20_000 {
         // Fields at random under a checksum that holds.
         let mut f: Vec<u8> = (0..rng.below(120) + 2).map(|_| rng.below(256) as u8).collect();
-        (f[0], f[1]) = (frame::VERSION, rng.below(12) as u8);
+        (f[0], f[1]) = (frame::VERSION, rng.below(13) as u8);
         let mut bytes = (f.len() as u32).to_le_bytes().to_vec();
         bytes.extend(crc32fast::hash(&f).to_le_bytes());
         bytes.extend(&f);
@@ -180,6 +367,7 @@ impl Pair {
                     let found = self.log.iter().find(|b| (b.first_seq..=b.last_seq()).contains(&seq));
                     self.s.on_batch(found.unwrap().clone(), self.now);
                 }
+                Order::Pack(batches, codec) => self.s.on_packed(Pack::of(&batches, codec), 1, self.now),
                 Order::Close => self.open = false,
                 Order::TakeMap(epoch, map) => self.s.on_map(epoch, map, self.now),
                 Order::Append(_) => panic!("a sender appends nothing"),
@@ -194,7 +382,7 @@ impl Pair {
                     self.maps_taken.push(epoch);
                     self.r.on_map(epoch, map, self.now);
                 }
-                Order::Read(_) => panic!("a receiver reads nothing"),
+                Order::Read(_) | Order::Pack(..) => panic!("a receiver ships nothing"),
             }
         }
     }
@@ -238,6 +426,7 @@ fn some_log(n: usize, term: u64) -> Vec<Batch> {
 fn a_link_that_loses_delays_and_cuts_delivers_every_batch_once_and_in_order() {
     for seed in 0..300 {
         let (mut rng, mut p, mut term) = (Rng(seed), Pair::new(vec![], vec![]), 9);
+        p.s = packing(logged(&[], 9), seed);
         for _ in 0..120 {
             p.now += rng.below(3000);
             match rng.below(14) {
@@ -254,7 +443,7 @@ fn a_link_that_loses_delays_and_cuts_delivers_every_batch_once_and_in_order() {
                 6 if rng.below(5) == 0 => {
                     p.cut();
                     term += 1;
-                    p.s = sender(logged(&p.log, term));
+                    p.s = packing(logged(&p.log, term), seed);
                 }
                 7 => p.deliver(|n| n / 2),
                 8 => p.deliver(|n| n),

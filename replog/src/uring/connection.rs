@@ -92,6 +92,11 @@ impl Connection {
         }
     }
 
+    /// Do bytes that were sent wait for the socket?
+    pub fn is_busy(&self) -> bool {
+        self.outbox_bytes.get() > 0
+    }
+
     /// May more be sent?
     pub fn has_room(&self) -> bool {
         self.outbox_bytes.get() < OUTBOX_BYTES

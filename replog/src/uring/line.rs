@@ -1,5 +1,6 @@
 //! How links use the lines between zones: the socket's options, and what a link shows of itself.
 
+use crate::link::{Compress, Sender, Shipped};
 use glommio::net::TcpStream;
 use socket2::SockRef;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -21,11 +22,13 @@ pub struct Line {
     pub congestion: Option<String>,
     /// Bytes of a log that may be on their way here, or not yet durable here; of each stream and zone. What bounds this node's memory.
     pub window_bytes: u64,
+    /// Whether batches are gathered and compressed.
+    pub compress: Compress,
 }
 
 impl Default for Line {
     fn default() -> Line {
-        Line { congestion: Some("bbr".into()), window_bytes: crate::link::CREDIT_BYTES }
+        Line { congestion: Some("bbr".into()), window_bytes: crate::link::CREDIT_BYTES, compress: Compress::Auto }
     }
 }
 
@@ -36,6 +39,25 @@ pub struct LineFigures {
     pub connects: u64,
     /// The congestion control of the newest one; empty: there was none yet.
     pub congestion: String,
+    /// What was shipped.
+    pub shipped: Shipped,
+    /// Bytes that are not acknowledged, and how many the peer allows.
+    pub flight_bytes: u64,
+    /// See there.
+    pub credit_bytes: u64,
+    /// From sending to the answer, the newest.
+    pub round_trip_us: Option<u64>,
+    /// Bytes a second that the line takes, measured while it was the bottleneck.
+    pub line_rate: Option<u64>,
+}
+
+impl LineFigures {
+    /// With what the sender knows.
+    pub(super) fn of(&self, sender: &Sender) -> LineFigures {
+        let (flight_bytes, credit_bytes) = sender.credit();
+        let (shipped, round_trip_us, line_rate) = (sender.shipped(), sender.round_trip_us(), sender.line_rate());
+        LineFigures { shipped, flight_bytes, credit_bytes, round_trip_us, line_rate, ..self.clone() }
+    }
 }
 
 /// Sets what a link's socket needs; returns the congestion control that is in use. What the kernel does not know is left as it is: the

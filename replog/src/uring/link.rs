@@ -8,7 +8,7 @@ use super::node::{Adopted, Peer, Told};
 use super::now_us;
 use super::stream::{self, StreamLog};
 use crate::Batch;
-use crate::link::{Log, Order, Place, Receiver, Sender, Why};
+use crate::link::{Codec, Log, Order, Pack, Place, Receiver, Sender, Why};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::or;
 use glommio::net::TcpStream;
@@ -19,7 +19,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::os::fd::{FromRawFd, IntoRawFd};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pause before the first new attempt to connect, doubled after each that failed.
 const RECONNECT: Duration = Duration::from_millis(50);
@@ -32,6 +32,8 @@ const GAP_RETRY: Duration = Duration::from_secs(5);
 const SHIP_BYTES: usize = 1 << 20;
 /// With less than this at hand the next is read, while this is sent.
 const AHEAD_BYTES: usize = SHIP_BYTES / 2;
+/// So little is packed at once: some 50 us.
+const PACK_HERE_BYTES: usize = 16 << 10;
 /// How much is given to the connection at a time.
 const SEND_BYTES: usize = 256 << 10;
 
@@ -39,7 +41,8 @@ const SEND_BYTES: usize = 256 << 10;
 pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     let log = shipped(&stream.log);
     let (epoch, map) = core.map_bytes();
-    let mut sender = Sender::new(place(&core, &stream, core.options.zone, peer.zone), log, epoch, map);
+    let sender = Sender::new(place(&core, &stream, core.options.zone, peer.zone), log, epoch, map);
+    let mut sender = sender.with_compress(core.options.line.compress);
     let (mut pause, mut damaged): (_, Option<String>) = (RECONNECT, None);
     let mut figures = LineFigures::default();
     while !core.stopping.get() {
@@ -161,6 +164,7 @@ impl Outgoing<'_> {
             let (epoch, map) = self.core.map_bytes();
             self.sender.on_map(epoch, map, now_us());
         }
+        self.sender.on_line(self.connection.is_busy(), now_us());
         self.sender.on_everywhere(self.stream.everywhere.get());
         epoch
     }
@@ -184,6 +188,10 @@ impl Outgoing<'_> {
                         self.sender.on_batch(batch, now_us());
                     }
                 }
+                Order::Pack(batches, codec) => {
+                    let (pack, cost_us) = packed(batches, codec).await;
+                    self.sender.on_packed(pack, cost_us, now_us());
+                }
                 Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
                 Order::Close => closes = true,
                 Order::Append(_) => unreachable!("a sender has no mirror"),
@@ -201,6 +209,20 @@ impl Outgoing<'_> {
         let events = or(self.connection.something(), beyond(&self.stream.log, durable));
         let news = or(self.core.map_beyond(sent_map), until(self.sender.deadline()));
         or(events, news).await;
+    }
+}
+
+/// Makes a pack, and says what it cost. Much is packed by another thread: commits of this core's streams do not wait for it.
+async fn packed(batches: Vec<Batch>, codec: Codec) -> (Pack, u64) {
+    let bytes: usize = batches.iter().map(|b| b.bytes.len()).sum();
+    let work = move || {
+        let began = Instant::now();
+        (Pack::of(&batches, codec), began.elapsed().as_micros() as u64)
+    };
+    if codec == Codec::None || bytes < PACK_HERE_BYTES {
+        work()
+    } else {
+        glommio::executor().spawn_blocking(work).await
     }
 }
 
@@ -360,7 +382,7 @@ impl Incoming<'_> {
                 }
                 Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
                 Order::Close => closes = true,
-                Order::Read(_) => unreachable!("a receiver has no log to read"),
+                Order::Read(_) | Order::Pack(..) => unreachable!("a receiver has no log to ship"),
             }
         }
         self.connection.send(out.freeze());
@@ -405,7 +427,7 @@ fn note(stream: &Stream, peer: Zone, sender: &Sender, state: &str, figures: &Lin
         durable_seq: sender.acked(),
         applied_seq: sender.applied(),
         map_epoch: sender.live(),
-        line: figures.clone(),
+        line: figures.of(sender),
     };
     stream.links.borrow_mut().insert(peer, link);
     if stream.gate.borrow().is_read_only() {

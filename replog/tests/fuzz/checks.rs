@@ -3,8 +3,10 @@
 //! Each is tried as it is, and once more with every checksum made to fit: what a program with a fault, or someone with intent, has
 //! written. Then a check of a field is all that stands between the bytes and a wrong answer.
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use replog::limits::{BATCH_MAX, BLOCK, HEADER, KEY_MAX, TABLE_MAX, VALUE_MAX};
+use replog::link::pack::PACK_RAW_MAX;
+use replog::link::{self, Frame, Log, Mirror, Order, Place, Receiver, Sender};
 use replog::open::{Depth, Floor, Storage, Verdict, Walk, examine};
 use replog::seed::{Head, Packer, Taken, Taker, Taking};
 use replog::segment::{Checkpoint, FIRST_POS, Footer, Header};
@@ -30,6 +32,66 @@ const FILE_BYTES_MAX: usize = 16 * BLOCK;
 
 fn put(b: &mut [u8], at: usize, crc: u32) {
     b[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// A frame of a link: what is taken is put back as it came, a pack takes no more room than a pack may, and neither end of a link panics.
+pub fn frame(bytes: &[u8]) {
+    taken(bytes);
+    if bytes.len() < 10 {
+        return;
+    }
+    let mut fitting = bytes.to_vec();
+    let crc = crc32fast::hash(&fitting[8..]);
+    let len = fitting.len() as u32 - 8;
+    put(&mut fitting, 0, len);
+    put(&mut fitting, 4, crc);
+    fitting[8] = 1;
+    let crc = crc32fast::hash(&fitting[8..]);
+    put(&mut fitting, 4, crc);
+    taken(&fitting);
+    hear(&fitting);
+}
+
+fn taken(bytes: &[u8]) {
+    let mut left = BytesMut::from(bytes);
+    while let Ok(Some(frame)) = link::take(&mut left) {
+        if let Frame::Pack { pack, .. } = &frame
+            && let Ok(batches) = pack.unpack()
+        {
+            let len: usize = batches.iter().map(|b| b.len() + 4).sum();
+            assert!(len == pack.raw_len as usize && len <= PACK_RAW_MAX);
+        }
+        let (mut again, mut same) = (BytesMut::new(), BytesMut::new());
+        link::put(&mut again, &frame);
+        same.extend_from_slice(&again);
+        assert_eq!(link::take(&mut same).unwrap(), Some(frame));
+        let begin = bytes.len() - left.len() - again.len();
+        assert_eq!(again, bytes[begin..begin + again.len()]);
+    }
+}
+
+/// Both ends hear it behind what opens a connection.
+fn hear(bytes: &[u8]) {
+    let place = Place { cluster: Bytes::from_static(b"c"), origin: Zone(0), peer: Zone(1), stream: 0, streams: 1 };
+    let log = Log { log_uuid: 7, term: 1, first_kept: 1, durable: 0, chain: 0, hlc: Hlc(0) };
+    let mut sender = Sender::new(place.clone(), log, MapEpoch(1), Bytes::new());
+    let mut receiver = Receiver::new(place, Mirror::default(), 0, MapEpoch(1), Bytes::new());
+    sender.on_connect(1);
+    receiver.on_connect(1);
+    while let Some(order) = sender.next_order(1) {
+        if let Order::Send(hello) = order {
+            receiver.on_bytes(&hello, 1);
+        }
+    }
+    while let Some(order) = receiver.next_order(1) {
+        if let Order::Send(welcome) = order {
+            sender.on_bytes(&welcome, 1);
+        }
+    }
+    sender.on_bytes(bytes, 2);
+    receiver.on_bytes(bytes, 2);
+    while sender.next_order(2).is_some() {}
+    while receiver.next_order(2).is_some() {}
 }
 
 /// Makes the checksum of a header, footer or checkpoint fit.

@@ -7,6 +7,7 @@ mod rng;
 
 use bytes::{Bytes, BytesMut};
 use replog::batch::{Batch, Origin};
+use replog::link::{self, Ack, Ask, Codec, Frame, Hello, Pack, SeedAsk, Welcome};
 use replog::seed::{Head, Packer, refusal};
 use replog::segment::{Checkpoint, Digest, FIRST_POS, Footer, Header};
 use replog::store::{Entry, Fence, Row};
@@ -57,6 +58,44 @@ fn parts() -> Vec<Vec<u8>> {
     all.extend(packer.finish());
     all.push(refusal("why not"));
     all.iter().map(|p| p.to_vec()).collect()
+}
+
+/// Frames of a link, of each kind that carries something.
+fn frames() -> Vec<Vec<u8>> {
+    let batches: Vec<_> = batches().into_iter().map(|b| Batch::parse(b.into()).unwrap()).collect();
+    let cluster = Bytes::from_static(b"c");
+    let ask = Ask { cluster: cluster.clone(), origin: Zone(0), peer: Zone(1), stream: 0, streams: 1, seq: 9 };
+    let hello = Hello {
+        cluster,
+        origin: Zone(0),
+        peer: Zone(1),
+        stream: 0,
+        streams: 1,
+        log_uuid: UUID,
+        term: 1,
+        map_epoch: MapEpoch(1),
+        first_kept: 1,
+        durable: 9,
+        codecs: 5,
+    };
+    let (durable, map_epoch) = (0, MapEpoch(1));
+    let all = [
+        Frame::Hello(hello),
+        Frame::Welcome(Welcome { durable, chain: 0, applied: 0, term: 1, map_epoch, credit: 1 << 20, codecs: 5 }),
+        Frame::Data { sent_us: 1, batch: batches[0].bytes.clone() },
+        Frame::Pack { sent_us: 1, pack: Pack::of(&batches, Codec::Zstd) },
+        Frame::Pack { sent_us: 1, pack: Pack::of(&batches, Codec::None) },
+        Frame::Ack(Ack { durable, applied: 0, map_epoch, credit: 9, echo_us: 1 }),
+        Frame::Ask(ask.clone()),
+        Frame::Seed(SeedAsk { asker: Zone(1), ask }),
+        Frame::Map(MapEpoch(2), Bytes::from_static(b"map")),
+    ];
+    let bytes = all.iter().map(|frame| {
+        let mut out = BytesMut::new();
+        link::put(&mut out, frame);
+        out.to_vec()
+    });
+    bytes.collect()
 }
 
 fn batches() -> Vec<Vec<u8>> {
@@ -180,6 +219,11 @@ fn records_are_refused_or_have_one_spelling() {
 #[test]
 fn parts_of_snapshots_are_refused_or_bring_what_may_be_stored() {
     run(&parts(), 100_000, checks::part);
+}
+
+#[test]
+fn frames_of_a_link_are_refused_or_have_one_spelling_and_neither_end_is_harmed() {
+    run(&frames(), 60_000, checks::frame);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use crate::checks::{Acked, Truth};
 use crate::zone::{Appended, Block, Node, SimMap, last_seq, map_bytes};
 use bytes::Bytes;
 use replog::gate::Write;
-use replog::link::Order;
+use replog::link::{Order, Pack};
 use replog::store::Store;
 use shardmap::ownership::{Entry, History, Illegal, Kind};
 use shardmap::{MapEpoch, Positions, Shard, Zone};
@@ -384,6 +384,7 @@ impl World {
                     let found = origin.disk.logs[o].iter().find(|b| b.batch.last_seq() >= seq);
                     from.senders[p].on_batch(found.expect("durable").batch.clone(), now_us);
                 }
+                Order::Pack(batches, codec) => from.senders[p].on_packed(Pack::of(&batches, codec), 10, now_us),
                 Order::TakeMap(epoch, _) => maps.push((o, epoch)),
                 Order::Close => self.conns[at].open = false,
                 Order::Append(_) => return Err(Fail("a sender appends".into())),
@@ -398,7 +399,7 @@ impl World {
                     maps.push((p, epoch));
                 }
                 Order::Close => self.conns[at].open = false,
-                Order::Read(_) => return Err(Fail("a receiver reads".into())),
+                Order::Read(_) | Order::Pack(..) => return Err(Fail("a receiver ships".into())),
             }
         }
         let stops = [from.senders[p].stopped(), to.receivers[o].stopped(), to.receivers[o].refused()];

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use replog::apply::Applier;
 use replog::batch::Origin;
 use replog::gate::{Decision, Gate, Row, Start, Write};
-use replog::link::{Log, Mirror, Order, Place, Receiver, Sender};
+use replog::link::{Compress, Log, Mirror, Order, Place, Receiver, Sender};
 use replog::owners::Owners;
 use replog::store::{Change, Changes, Memory, Store};
 use replog::{Batch, Hlc, Op, Record};
@@ -137,7 +137,9 @@ impl Node {
         let chain = own.last().map_or(0, |b| b.batch.chain);
         let (log_uuid, term) = (u128::from(self.id.0) + 1, self.disk.term);
         let log = Log { log_uuid, term, first_kept: 1, durable: last_seq(own), chain, hlc: Hlc(0) };
-        Sender::new(place(self.me(), peer), log, epoch, bytes.clone())
+        // Every other link packs all that it sends.
+        let wish = if peer.is_multiple_of(2) { Compress::Always } else { Compress::Auto };
+        Sender::new(place(self.me(), peer), log, epoch, bytes.clone()).with_compress(wish)
     }
 
     fn receiver(&self, origin: usize, applier: &Applier, epoch: MapEpoch, bytes: &Bytes) -> Receiver {

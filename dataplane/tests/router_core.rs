@@ -4,6 +4,7 @@ mod router_table;
 mod router_world;
 
 use dataplane::router::{ConnId, Limits, Service, Settings, Target};
+use replog::commit::{Committed, Condition, Held, Made, Token};
 use replog::port::{Answer, Ask, Refused, put_answer, take_ask};
 use replog::{Hlc, Version};
 use router_table::Table;
@@ -550,10 +551,98 @@ fn records_are_written_read_and_minted_over_the_port() {
     let got = w.took(c);
     assert_eq!((status_of(&got), body_of(&got)), (200, "{\"a\":1}"));
 
+    w.give(c, "GET /records/orders/77 HTTP/1.1\r\nHost: h\r\nx-shard: shopid=2\r\nx-ezone-read: local\r\nx-ezone-after: 0.1.9\r\n\r\n");
+    let (corr, ask) = asked(&mut w, port).remove(0);
+    let token = Token { zone: BJ, stream: 1, seq: 9 };
+    assert!(matches!(ask, Ask::ReadAfter { local: true, after, wait_ms: 2000, .. } if after == token), "{ask:?}");
+    answer(&mut w, port, corr, Answer::Refused(Refused::NotYet { applied: 7 }));
+    let got = w.took(c);
+    assert!(status_of(&got) == 504 && body_of(&got).contains("up to seq 7"), "{got}");
+
     w.give(c, "GET /records/orders/78 HTTP/1.1\r\nHost: h\r\nx-shard: shopid=1\r\n\r\n");
     let (corr, _) = asked(&mut w, port).remove(0);
     answer(&mut w, port, corr, Answer::Absent);
     assert_eq!(status_of(&w.took(c)), 404);
+}
+
+fn made(key: &'static str, seq: u64) -> Made {
+    Made { key: key.into(), version: version(), seq }
+}
+
+#[test]
+fn conditions_keys_and_confirmations_reach_the_log_and_its_answers_the_client() {
+    let mut w = World::new();
+    let c = w.client();
+    let fields = "If-Match: \"1.5.0.0\"\r\nIdempotency-Key: once\r\nx-ezone-ack: remote\r\n";
+    w.give(c, put(1).replace("Host: h\r\n", &format!("Host: h\r\n{fields}")));
+    let port = w.last_connect();
+    let (corr, ask) = asked(&mut w, port).remove(0);
+    let Ask::Commit(commit) = ask else { panic!("{ask:?}") };
+    assert_eq!((commit.steps[0].only, commit.remote_ms), (Condition::At(version()), Some(2000)));
+    assert_eq!(&commit.once.as_ref().unwrap().key[..], b"once");
+    let done = Committed { rows: vec![made("k1", 9)], replayed: true, held: Held::Elsewhere };
+    answer(&mut w, port, corr, Answer::Committed(done));
+    let got = w.took(c);
+    for field in ["etag: \"1.5.0.0\"", "x-ezone-token: 0.0.9", "idempotency-replayed: true"] {
+        assert!(got.starts_with("HTTP/1.1 200 ") && got.contains(&format!("{field}\r\n")), "{got}");
+    }
+    assert_eq!(body_of(&got), r#"{"durable":"remote","key":"k1","seq":9,"version":"1.5.0.0"}"#);
+
+    w.give(c, put(1).replace("Host: h\r\n", "Host: h\r\nIf-None-Match: *\r\n"));
+    let (corr, _) = asked(&mut w, port).remove(0);
+    answer(&mut w, port, corr, Answer::Refused(Refused::Unmet { step: 0, seen: Some(version()) }));
+    let got = w.took(c);
+    assert!(status_of(&got) == 412 && got.contains("etag: \"1.5.0.0\"\r\n"), "{got}");
+    assert!(body_of(&got).contains(r#""seen":"1.5.0.0""#), "{got}");
+
+    w.give(c, "POST /records/orders HTTP/1.1\r\nHost: h\r\nx-shard: shopid=1\r\nx-ezone-ack: remote\r\nContent-Length: 0\r\n\r\n");
+    let (corr, _) = asked(&mut w, port).remove(0);
+    let held = Held::Late("sh: down".into());
+    answer(&mut w, port, corr, Answer::Committed(Committed { rows: vec![made("77", 10)], replayed: false, held }));
+    let got = w.took(c);
+    assert!(status_of(&got) == 504 && got.contains("x-ezone-token: 0.0.10\r\n"), "{got}");
+    for part in [r#""durable":"local""#, r#""id":"77""#, r#""seen":"sh: down""#, r#""version":"1.5.0.0""#] {
+        assert!(body_of(&got).contains(part), "never a silent downgrade: {got}");
+    }
+}
+
+#[test]
+fn a_transaction_goes_by_its_tag_and_is_answered_row_by_row() {
+    let mut w = World::new();
+    let c = w.client();
+    let post = |tag: &str, body: &str| {
+        format!("POST /tx HTTP/1.1\r\nHost: h\r\n{tag}Content-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let body = r#"{"ops":[{"op":"put","table":"a","key":"k","value":[1]},{"op":"delete","table":"b","key":"k"}]}"#;
+    w.give(c, post("x-shard: shopid=1\r\n", body));
+    let port = w.last_connect();
+    let (corr, ask) = asked(&mut w, port).remove(0);
+    let Ask::Commit(commit) = ask else { panic!("{ask:?}") };
+    assert_eq!((commit.shard, commit.map_epoch, commit.steps.len()), (Shard(1), MapEpoch(1), 2));
+    assert_eq!(commit.steps[0].value.as_deref(), Some(&b"[1]"[..]));
+    let rows = vec![made("k", 9), made("k", 10)];
+    answer(&mut w, port, corr, Answer::Committed(Committed { rows, replayed: false, held: Held::Here }));
+    let got = w.took(c);
+    assert!(status_of(&got) == 200 && got.contains("x-ezone-token: 0.0.10\r\n") && !got.contains("etag"), "{got}");
+    let rows = r#"{"rows":[{"key":"k","seq":9,"version":"1.5.0.0"},{"key":"k","seq":10,"version":"1.5.0.0"}]}"#;
+    assert_eq!(body_of(&got), rows);
+    w.give(c, post("", body));
+    assert_eq!(status_of(&w.took(c)), 400, "no tag, and no key that says where it belongs");
+    w.give(c, post("", "{}"));
+    assert_eq!(status_of(&w.took(c)), 400);
+    w.give(c, post("x-shard: shopid=1\r\n", body));
+    let (corr, _) = asked(&mut w, port).remove(0);
+    answer(&mut w, port, corr, Answer::Refused(Refused::Unmet { step: 1, seen: None }));
+    let got = w.took(c);
+    assert!(status_of(&got) == 412 && body_of(&got).contains("operation 1: no such record"), "{got}");
+    // Another zone's: the whole body travels, whether it was read for its keys or not.
+    w.give(c, post("x-shard: shopid=2\r\nx-ezone-ack: remote\r\n", body));
+    let up = w.last_connect();
+    let sent = w.took(up);
+    assert!(
+        sent.starts_with("POST /tx ") && sent.ends_with(body) && sent.contains("x-ezone-ack: remote\r\n"),
+        "{sent}"
+    );
 }
 
 #[test]
@@ -566,6 +655,10 @@ fn what_the_log_refuses_has_its_status_and_bad_records_are_refused_before_the_lo
         (Refused::Busy, 503),
         (Refused::Invalid("why".into()), 400),
         (Refused::Failed("why".into()), 500),
+        (Refused::Unmet { step: 0, seen: None }, 412),
+        (Refused::Reused, 422),
+        (Refused::NoPeer, 501),
+        (Refused::NotYet { applied: 3 }, 504),
     ];
     let mut w = World::new();
     let c = w.client();
@@ -580,8 +673,18 @@ fn what_the_log_refuses_has_its_status_and_bad_records_are_refused_before_the_lo
         ("PUT /records/Orders/k", "", 400),
         ("PUT /records/orders/%zz", "", 400),
         ("PATCH /records/orders/k", "", 405),
-        ("PUT /records/orders/k", "If-Match: 1\r\n", 501),
-        ("PUT /records/orders/k", "x-ezone-ack: remote\r\n", 501),
+        ("PUT /records/orders/k", "If-Match: 1\r\n", 400),
+        ("PUT /records/orders/k", "x-ezone-ack: everyone\r\n", 400),
+        ("PUT /records/orders/k", "Idempotency-Key: \r\n", 400),
+        ("POST /records/orders", "If-None-Match: *\r\n", 400),
+        ("GET /records/orders/k", "If-Match: *\r\n", 400),
+        ("GET /records/orders/k", "x-ezone-ack: remote\r\n", 400),
+        ("GET /records/orders/k", "x-ezone-after: 1.2\r\n", 400),
+        ("PUT /records/orders/k", "x-ezone-after: 1.2.3\r\n", 400),
+        ("GET /tx", "", 405),
+        ("POST /tx", "x-ezone-read: local\r\n", 405),
+        ("POST /tx", "If-Match: *\r\n", 400),
+        ("POST /tx", "Content-Length: 1048577\r\n", 413),
         ("PUT /records/orders/k", "Content-Length: 1048577\r\n", 413),
     ];
     for (line, field, status) in bad {

@@ -9,6 +9,10 @@
 //! epoch, applied positions) is handed in, and the records it returns (writes, FENCEs) must be appended in the order
 //! in which they were returned. No lease yet: shards from 1024 on are refused.
 
+mod commit;
+
+pub use commit::{Found, Known, Ruling};
+
 use crate::limits::{KEY_MAX, TABLE_MAX, VALUE_MAX};
 use crate::mint::Mint;
 use crate::owners::{Owners, put_positions, stream_of};
@@ -134,12 +138,9 @@ impl Gate {
         if ask.map_epoch > self.map.epoch() {
             return Decision::WaitMap;
         }
-        let Some(history) = self.map.history(ask.shard) else { return Decision::Refused(self.not_owner(None)) };
-        let owner_epoch = match history.may_write(self.zone, self.own_fence(ask.shard), self.read_only) {
+        let owner_epoch = match self.owned(ask.shard) {
             Ok(epoch) => epoch,
-            Err(Refusal::NotOwner(owner)) => return Decision::Refused(self.not_owner(owner)),
-            Err(Refusal::Fenced) => return Decision::Refused(self.not_owner(fenced_to(history))),
-            Err(Refusal::ReadOnly) => return Decision::Refused(Refused::ReadOnly),
+            Err(why) => return Decision::Refused(why),
         };
         if ask.key.is_some() && self.locks(ask.shard, OwnerEpoch(0)) {
             match row {
@@ -261,17 +262,33 @@ impl Gate {
         self.mint.tick(now_ms)
     }
 
+    /// The ownership under which a shard is written here now, or why it may not be.
+    fn owned(&self, shard: Shard) -> Result<OwnerEpoch, Refused> {
+        let Some(history) = self.map.history(shard) else { return Err(self.not_owner(None)) };
+        history.may_write(self.zone, self.own_fence(shard), self.read_only).map_err(|why| match why {
+            Refusal::NotOwner(owner) => self.not_owner(owner),
+            Refusal::Fenced => self.not_owner(fenced_to(history)),
+            Refusal::ReadOnly => Refused::ReadOnly,
+        })
+    }
+
     fn record(&mut self, ask: &Write, owner_epoch: OwnerEpoch, now_ms: u64) -> Decision {
+        let record = self.row_record(ask, owner_epoch, now_ms);
+        record.map_or(Decision::Refused(Refused::Busy), Decision::Append)
+    }
+
+    /// `None`: ids are asked for faster than they can be minted.
+    fn row_record(&mut self, ask: &Write, owner_epoch: OwnerEpoch, now_ms: u64) -> Option<Record> {
         let (key, hlc) = match &ask.key {
             Some(key) => (key.clone(), self.mint.tick(now_ms)),
-            None => match self.mint.id(ask.shard, self.zone, now_ms) {
-                Some((id, hlc)) => (Bytes::from(id.0.to_string()), hlc),
-                None => return Decision::Refused(Refused::Busy),
-            },
+            None => {
+                let (id, hlc) = self.mint.id(ask.shard, self.zone, now_ms)?;
+                (Bytes::from(id.0.to_string()), hlc)
+            }
         };
         let op = if ask.value.is_some() { Op::Put } else { Op::Delete };
         let (table, value) = (ask.table.clone(), ask.value.clone().unwrap_or_default());
-        Decision::Append(Record { op, transaction: 0, shard: ask.shard, owner_epoch, hlc, table, key, value })
+        Some(Record { op, transaction: 0, shard: ask.shard, owner_epoch, hlc, table, key, value })
     }
 
     fn malformed(&self, ask: &Write) -> Option<String> {
@@ -283,6 +300,9 @@ impl Gate {
         }
         if ask.table.is_empty() || ask.key.as_ref().is_some_and(Bytes::is_empty) {
             return Some("an empty table or key".to_owned());
+        }
+        if ask.table.starts_with(b".") {
+            return Some("a table whose name begins with a point is the log's own".to_owned());
         }
         if ask.key.is_none() && ask.value.is_none() {
             return Some("a delete without a key".to_owned());

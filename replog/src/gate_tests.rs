@@ -3,14 +3,14 @@
 use super::*;
 use crate::owners::get_positions;
 
-const NOW_MS: u64 = 1_790_000_000_000;
-const A: Zone = Zone(0);
-const B: Zone = Zone(1);
-const C: Zone = Zone(2);
-const S: Shard = Shard(4);
+pub(super) const NOW_MS: u64 = 1_790_000_000_000;
+pub(super) const A: Zone = Zone(0);
+pub(super) const B: Zone = Zone(1);
+pub(super) const C: Zone = Zone(2);
+pub(super) const S: Shard = Shard(4);
 
 #[derive(Debug, Clone)]
-struct OneShard(MapEpoch, History);
+pub(super) struct OneShard(pub MapEpoch, pub History);
 
 impl Owners for OneShard {
     fn epoch(&self) -> MapEpoch {
@@ -25,16 +25,16 @@ impl Owners for OneShard {
 }
 
 /// A map whose newest entry was made by `step`.
-fn then(map: &OneShard, step: impl Fn(&History, MapEpoch) -> shardmap::ownership::Entry) -> OneShard {
+pub(super) fn then(map: &OneShard, step: impl Fn(&History, MapEpoch) -> shardmap::ownership::Entry) -> OneShard {
     let epoch = map.0.next();
     OneShard(epoch, map.1.with(step(&map.1, epoch)).unwrap())
 }
 
-fn first() -> OneShard {
+pub(super) fn first() -> OneShard {
     OneShard(MapEpoch(1), History::new(A, MapEpoch(1)))
 }
 
-fn gate(zone: Zone, map: &OneShard) -> Gate {
+pub(super) fn gate(zone: Zone, map: &OneShard) -> Gate {
     let map: Arc<dyn Owners> = Arc::new(map.clone());
     let epoch = map.epoch();
     let mut gate = Gate::new(Start {
@@ -62,11 +62,11 @@ fn appended(d: Decision) -> Record {
     }
 }
 
-fn moving() -> OneShard {
+pub(super) fn moving() -> OneShard {
     then(&first(), |h, e| h.begin_move(B, e).unwrap())
 }
 
-fn taken_over() -> OneShard {
+pub(super) fn taken_over() -> OneShard {
     let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
     then(&lost, |h, e| h.finish_take_over(B, &[(A, 9), (C, 1)].into_iter().collect(), e).unwrap())
 }
@@ -182,6 +182,7 @@ fn what_cannot_be_a_record_is_refused_with_what_was_seen() {
         (Write { shard: Shard(5), ..put(1) }, "shard 5 on stream 0 of 4"),
         (Write { shard: Shard(1024), ..put(1) }, "shard 1024 on stream 0 of 4"),
         (Write { table: Bytes::new(), ..put(1) }, "an empty table or key"),
+        (Write { table: ".answers".into(), ..put(1) }, "a table whose name begins with a point is the log's own"),
         (Write { key: None, value: None, ..put(1) }, "a delete without a key"),
         (Write { key: Some(vec![0; 1025].into()), ..put(1) }, "key of 1025 bytes, at most 1024"),
     ];

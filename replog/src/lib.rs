@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod batch;
+pub mod commit;
 pub mod gate;
 pub mod hlc;
 pub mod limits;
@@ -21,6 +22,7 @@ pub mod store;
 #[cfg(feature = "uring")]
 pub mod uring;
 pub mod version;
+pub mod watch;
 
 pub use batch::Batch;
 pub use hlc::Hlc;

@@ -7,12 +7,15 @@
 //! Little endian; strings and bytes are `u32 length | bytes`. Each side writes whatever is ready in one go and reads
 //! messages out of whatever arrived. Answers come in any order and carry the correlation number of their request.
 
-use crate::{Hlc, Version};
+use crate::Version;
+use crate::commit::{
+    Commit, Committed, Token, get_commit, get_committed, get_version, put_commit, put_committed, put_version,
+};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
+use shardmap::{MapEpoch, Shard, Zone};
 
-/// The longest message either side accepts: a value of 1 MiB, its key and table, and room for the fields.
-pub const MESSAGE_MAX: usize = 1024 * 1024 + 4096;
+/// The longest message either side accepts: values of 1 MiB, and room for the fields of a commit with as many steps as there may be.
+pub const MESSAGE_MAX: usize = 1024 * 1024 + 128 * 1024;
 
 /// What a router core asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -43,6 +46,25 @@ pub enum Ask {
         /// From this zone's copy, whoever owns the shard.
         local: bool,
     },
+    /// Read one row, not older than a write that somebody tells of.
+    ReadAfter {
+        /// The shard that the router found.
+        shard: Shard,
+        /// The map it found it in.
+        map_epoch: MapEpoch,
+        /// The table.
+        table: Bytes,
+        /// The row.
+        key: Bytes,
+        /// From this zone's copy, whoever owns the shard.
+        local: bool,
+        /// Where that write is.
+        after: Token,
+        /// How long to wait until it is applied here.
+        wait_ms: u32,
+    },
+    /// Make several writes, or one under a condition; answered when it is durable here, or as it says.
+    Commit(Commit),
 }
 
 /// What a log core answers.
@@ -68,6 +90,8 @@ pub enum Answer {
     Absent,
     /// Nothing was done.
     Refused(Refused),
+    /// A commit is durable.
+    Committed(Committed),
 }
 
 /// Why nothing was done.
@@ -97,6 +121,22 @@ pub enum Refused {
     Invalid(Bytes),
     /// 500: the log or the store failed.
     Failed(Bytes),
+    /// 412: the row of this step is not as its condition says.
+    Unmet {
+        /// Which step.
+        step: u16,
+        /// The row's version; `None`: there is no such row.
+        seen: Option<Version>,
+    },
+    /// 422: the idempotency key was used with another request.
+    Reused,
+    /// 501: no other zone is configured that could confirm a write.
+    NoPeer,
+    /// 504: the write that the read is to follow is not applied here yet.
+    NotYet {
+        /// The last of that zone's log that is.
+        applied: u64,
+    },
 }
 
 /// A message that cannot be read: the connection is closed.
@@ -128,6 +168,20 @@ pub fn put_ask(out: &mut BytesMut, corr: u64, ask: &Ask) {
             put_bytes(out, key);
             out.put_u8(u8::from(*local));
         }
+        Ask::ReadAfter { shard, map_epoch, table, key, local, after, wait_ms } => {
+            put_place(out, 4, *shard, *map_epoch);
+            put_bytes(out, table);
+            put_bytes(out, key);
+            out.put_u8(u8::from(*local));
+            out.put_u8(after.zone.0);
+            out.put_u32_le(after.stream);
+            out.put_u64_le(after.seq);
+            out.put_u32_le(*wait_ms);
+        }
+        Ask::Commit(commit) => {
+            put_place(out, 3, commit.shard, commit.map_epoch);
+            put_commit(out, commit);
+        }
     });
 }
 
@@ -143,6 +197,16 @@ pub fn take_ask(from: &mut BytesMut) -> Result<Option<(u64, Ask)>, Malformed> {
         2 => {
             let (shard, map_epoch) = get_place(m)?;
             Ask::Read { shard, map_epoch, table: get_bytes(m)?, key: get_bytes(m)?, local: get_u8(m)? != 0 }
+        }
+        3 => {
+            let (shard, map_epoch) = get_place(m)?;
+            Ask::Commit(get_commit(shard, map_epoch, m)?)
+        }
+        4 => {
+            let (shard, map_epoch) = get_place(m)?;
+            let (table, key, local) = (get_bytes(m)?, get_bytes(m)?, get_u8(m)? != 0);
+            let after = Token { zone: Zone(get_u8(m)?), stream: get_u32(m)?, seq: get_u64(m)? };
+            Ask::ReadAfter { shard, map_epoch, table, key, local, after, wait_ms: get_u32(m)? }
         }
         other => return Err(Malformed::Kind(other)),
     };
@@ -168,6 +232,10 @@ pub fn put_answer(out: &mut BytesMut, corr: u64, answer: &Answer) {
             out[4] = 4;
             put_refused(out, why);
         }
+        Answer::Committed(done) => {
+            out[4] = 5;
+            put_committed(out, done);
+        }
     });
 }
 
@@ -183,6 +251,7 @@ pub fn take_answer(from: &mut BytesMut) -> Result<Option<(u64, Answer)>, Malform
         2 => Answer::Row { version: get_version(m)?, value: get_bytes(m)? },
         3 => Answer::Absent,
         4 => Answer::Refused(get_refused(m)?),
+        5 => Answer::Committed(get_committed(m)?),
         other => return Err(Malformed::Kind(other)),
     };
     if m.is_empty() { Ok(Some((corr, answer))) } else { Err(Malformed::Fields) }
@@ -211,6 +280,20 @@ fn put_refused(out: &mut BytesMut, why: &Refused) {
             out.put_u8(8);
             put_bytes(out, text);
         }
+        Refused::Unmet { step, seen } => {
+            out.put_u8(9);
+            out.put_u16_le(*step);
+            out.put_u8(u8::from(seen.is_some()));
+            if let Some(version) = seen {
+                put_version(out, version);
+            }
+        }
+        Refused::Reused => out.put_u8(10),
+        Refused::NoPeer => out.put_u8(11),
+        Refused::NotYet { applied } => {
+            out.put_u8(12);
+            out.put_u64_le(*applied);
+        }
     }
 }
 
@@ -227,6 +310,13 @@ fn get_refused(m: &mut Bytes) -> Result<Refused, Malformed> {
         6 => Refused::Busy,
         7 => Refused::Invalid(get_bytes(m)?),
         8 => Refused::Failed(get_bytes(m)?),
+        9 => Refused::Unmet {
+            step: m.try_get_u16_le().map_err(|_| Malformed::Fields)?,
+            seen: if get_u8(m)? == 0 { None } else { Some(get_version(m)?) },
+        },
+        10 => Refused::Reused,
+        11 => Refused::NoPeer,
+        12 => Refused::NotYet { applied: get_u64(m)? },
         other => return Err(Malformed::Kind(other)),
     })
 }
@@ -271,40 +361,24 @@ fn get_place(m: &mut Bytes) -> Result<(Shard, MapEpoch), Malformed> {
     Ok((Shard(m.try_get_u16_le().map_err(|_| Malformed::Fields)?), MapEpoch(get_u64(m)?)))
 }
 
-fn put_version(out: &mut BytesMut, v: &Version) {
-    out.put_u64_le(v.owner_epoch.0);
-    out.put_u64_le(v.hlc.0);
-    out.put_u8(v.zone.0);
-    out.put_u32_le(v.stream);
-}
-
-fn get_version(m: &mut Bytes) -> Result<Version, Malformed> {
-    Ok(Version {
-        owner_epoch: OwnerEpoch(get_u64(m)?),
-        hlc: Hlc(get_u64(m)?),
-        zone: Zone(get_u8(m)?),
-        stream: m.try_get_u32_le().map_err(|_| Malformed::Fields)?,
-    })
-}
-
-fn put_bytes(out: &mut BytesMut, b: &[u8]) {
+pub(crate) fn put_bytes(out: &mut BytesMut, b: &[u8]) {
     out.put_u32_le(b.len() as u32);
     out.put_slice(b);
 }
 
-fn get_bytes(m: &mut Bytes) -> Result<Bytes, Malformed> {
+pub(crate) fn get_bytes(m: &mut Bytes) -> Result<Bytes, Malformed> {
     let len = m.try_get_u32_le().map_err(|_| Malformed::Fields)? as usize;
     if len > m.len() { Err(Malformed::Fields) } else { Ok(m.split_to(len)) }
 }
 
-fn put_option(out: &mut BytesMut, b: Option<&Bytes>) {
+pub(crate) fn put_option(out: &mut BytesMut, b: Option<&Bytes>) {
     out.put_u8(u8::from(b.is_some()));
     if let Some(b) = b {
         put_bytes(out, b);
     }
 }
 
-fn get_option(m: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
+pub(crate) fn get_option(m: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
     match get_u8(m)? {
         0 => Ok(None),
         1 => get_bytes(m).map(Some),
@@ -312,17 +386,24 @@ fn get_option(m: &mut Bytes) -> Result<Option<Bytes>, Malformed> {
     }
 }
 
-fn get_u8(m: &mut Bytes) -> Result<u8, Malformed> {
+pub(crate) fn get_u8(m: &mut Bytes) -> Result<u8, Malformed> {
     m.try_get_u8().map_err(|_| Malformed::Fields)
 }
 
-fn get_u64(m: &mut Bytes) -> Result<u64, Malformed> {
+pub(crate) fn get_u32(m: &mut Bytes) -> Result<u32, Malformed> {
+    m.try_get_u32_le().map_err(|_| Malformed::Fields)
+}
+
+pub(crate) fn get_u64(m: &mut Bytes) -> Result<u64, Malformed> {
     m.try_get_u64_le().map_err(|_| Malformed::Fields)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Hlc;
+    use crate::commit::{Condition, Held, Made, Once, Step};
+    use shardmap::OwnerEpoch;
 
     fn version() -> Version {
         Version { owner_epoch: OwnerEpoch(7), hlc: Hlc::new(1_700_000_000_000, 3), zone: Zone(1), stream: 2 }
@@ -333,8 +414,35 @@ mod tests {
         vec![
             Ask::Write { shard, map_epoch, table: table.clone(), key: None, value: Some(Bytes::from_static(b"{}")) },
             Ask::Write { shard, map_epoch, table: table.clone(), key: Some(Bytes::from_static(b"k")), value: None },
-            Ask::Read { shard, map_epoch, table, key: Bytes::from_static(b"k"), local: true },
+            Ask::Read { shard, map_epoch, table: table.clone(), key: Bytes::from_static(b"k"), local: true },
+            Ask::Commit(commit(shard, map_epoch, &table)),
+            Ask::ReadAfter {
+                shard,
+                map_epoch,
+                table,
+                key: Bytes::from_static(b"k"),
+                local: true,
+                after: Token { zone: Zone(1), stream: 3, seq: 77 },
+                wait_ms: 5,
+            },
         ]
+    }
+
+    fn commit(shard: Shard, map_epoch: MapEpoch, table: &Bytes) -> Commit {
+        let step = |key: Option<&'static str>, value: Option<&'static str>, only| Step {
+            table: table.clone(),
+            key: key.map(Bytes::from),
+            value: value.map(Bytes::from),
+            only,
+        };
+        let steps = vec![
+            step(None, Some("new"), Condition::Any),
+            step(Some("a"), None, Condition::Present),
+            step(Some("b"), Some("{}"), Condition::At(version())),
+            step(Some("c"), Some(""), Condition::Absent),
+        ];
+        let once = Some(Once { key: Bytes::from_static(b"once"), digest: [3; 16] });
+        Commit { shard, map_epoch, steps, once, remote_ms: Some(2000) }
     }
 
     fn answers() -> Vec<Answer> {
@@ -349,12 +457,21 @@ mod tests {
             Refused::Busy,
             Refused::Invalid(text.clone()),
             Refused::Failed(text.clone()),
+            Refused::Unmet { step: 3, seen: None },
+            Refused::Unmet { step: 0, seen: Some(version()) },
+            Refused::Reused,
+            Refused::NoPeer,
+            Refused::NotYet { applied: 3 },
         ];
         let mut all = vec![
             Answer::Written { key: text.clone(), version: version(), seq: 77 },
-            Answer::Row { version: version(), value: text },
+            Answer::Row { version: version(), value: text.clone() },
             Answer::Absent,
         ];
+        let rows = vec![Made { key: text.clone(), version: version(), seq: 8 }];
+        for held in [Held::Here, Held::Elsewhere, Held::Late(text)] {
+            all.push(Answer::Committed(Committed { rows: rows.clone(), replayed: held == Held::Here, held }));
+        }
         all.extend(refused.map(Answer::Refused));
         all
     }

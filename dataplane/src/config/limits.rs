@@ -49,6 +49,10 @@ limits! {
     tunnel_idle_ms_max = 3_600_000, 1..=86_400_000 => tunnel_idle_ms;
     /// Bytes of a record's value.
     record_bytes_max = 1 << 20, 1..=replog::limits::VALUE_MAX as u64 => record_bytes_max;
+    /// How long a write with `x-ezone-ack: remote` waits until another zone has it durable.
+    remote_ack_ms_max = 2_000, 1..=60_000 => remote_ack_ms;
+    /// How long a read with `x-ezone-after` waits until that write is applied in this zone.
+    after_ms_max = 2_000, 0..=60_000 => after_ms;
     /// Bytes of a request's body.
     body_bytes_max = 1 << 30, 0..=1 << 50 => body_bytes_max;
     /// Clients' connections of one core.

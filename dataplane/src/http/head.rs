@@ -49,8 +49,8 @@ pub struct Request<'s, 'b> {
     pub tag: Option<&'b [u8]>,
     /// The protected fields, to be believed only from a trusted peer.
     pub ezone: Ezone<'b>,
-    /// Conditions that a store would have to obey: `if-match`, `idempotency-key`, `x-ezone-ack`.
-    pub condition: Option<&'b str>,
+    /// What a record store has to obey.
+    pub wants: Wants<'b>,
     fields: Fields<'s, 'b>,
 }
 
@@ -89,10 +89,29 @@ pub struct Ezone<'b> {
     pub read_local: bool,
     /// `x-ezone-version`: of a record.
     pub version: Option<&'b [u8]>,
+    /// `x-ezone-token`: where a write is.
+    pub token: Option<&'b [u8]>,
     /// `x-ezone-owner` is there: a router says with it that it has not done the request and who may.
     pub owner: bool,
     /// `x-ezone-outcome`: `unknown`, if a write may or may not have happened.
     pub outcome: Option<&'b [u8]>,
+}
+
+/// Fields that a record store has to obey.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Wants<'b> {
+    /// `if-match`.
+    pub if_match: Option<&'b [u8]>,
+    /// `if-none-match`.
+    pub if_none_match: Option<&'b [u8]>,
+    /// `idempotency-key`.
+    pub once: Option<&'b [u8]>,
+    /// `x-ezone-ack`.
+    pub ack: Option<&'b [u8]>,
+    /// `x-ezone-after`.
+    pub after: Option<&'b [u8]>,
+    /// One of these came more than once: which of them counts is nobody's guess.
+    pub twice: Option<&'b str>,
 }
 
 /// The fields of a head and which of them stay behind.
@@ -218,7 +237,7 @@ pub fn parse_request<'s, 'b>(raw: &'b [u8], room: &'s mut [MaybeUninit<Header<'b
         way: seen.way,
         tag: seen.tag,
         ezone: seen.ezone,
-        condition: seen.condition,
+        wants: seen.wants,
         fields: Fields { all: r.headers, dropped: seen.dropped },
     })
 }

@@ -1,7 +1,7 @@
 //! Looks once at each field of a head: what it says of body, connection and route, and whether it travels on.
 
 use super::Fault;
-use super::head::{Ezone, Fieldset, tokens};
+use super::head::{Ezone, Fieldset, Wants, tokens};
 use httparse::Header;
 
 /// What the fields of one head say.
@@ -18,7 +18,7 @@ pub(super) struct Survey<'b> {
     pub trailers: bool,
     pub tag: Option<&'b [u8]>,
     pub ezone: Ezone<'b>,
-    pub condition: Option<&'b str>,
+    pub wants: Wants<'b>,
     /// Fields about the request's way.
     pub way: Fieldset,
     /// `trailer` fields.
@@ -37,7 +37,7 @@ pub(super) struct Survey<'b> {
 const NOMINATED_MAX: u32 = 64;
 
 /// Fields that `connection` has no say in: they frame or route the request, prove who asks, or are the router's own.
-const KEPT: [&str; 17] = [
+const KEPT: [&str; 18] = [
     "via",
     "host",
     "cookie",
@@ -48,6 +48,7 @@ const KEPT: [&str; 17] = [
     "tracestate",
     "set-cookie",
     "traceparent",
+    "if-none-match",
     "authorization",
     "content-length",
     "idempotency-key",
@@ -107,7 +108,7 @@ impl<'b> Survey<'b> {
                 return Ok(true);
             }
             7 if is("trailer") => self.announced |= 1 << index,
-            8 if is("if-match") => self.condition = Some(name),
+            8 if is("if-match") => note(&mut self.wants.if_match, name, value, &mut self.wants.twice),
             9 if is("forwarded") => self.way |= 1 << index,
             10 if is("connection") => {
                 self.connection(value, index)?;
@@ -125,7 +126,8 @@ impl<'b> Survey<'b> {
                 return Ok(true);
             }
             15 if is("x-forwarded-for") => self.way |= 1 << index,
-            15 if is("idempotency-key") => self.condition = Some(name),
+            13 if is("if-none-match") => note(&mut self.wants.if_none_match, name, value, &mut self.wants.twice),
+            15 if is("idempotency-key") => note(&mut self.wants.once, name, value, &mut self.wants.twice),
             16 if is("x-forwarded-host") => self.way |= 1 << index,
             16 if is("proxy-connection") => return Ok(true),
             17 if is("x-forwarded-proto") => self.way |= 1 << index,
@@ -187,7 +189,9 @@ impl<'b> Survey<'b> {
             "-version" => e.version = Some(value),
             "-owner" => e.owner = true,
             "-outcome" => e.outcome = Some(value),
-            "-ack" => self.condition = Some(name),
+            "-token" => e.token = Some(value),
+            "-ack" => note(&mut self.wants.ack, name, value, &mut self.wants.twice),
+            "-after" => note(&mut self.wants.after, name, value, &mut self.wants.twice),
             _ => {}
         }
         Ok(())
@@ -203,6 +207,13 @@ impl<'b> Survey<'b> {
                 }
             }
         }
+    }
+}
+
+/// Takes a field down, or that it came before.
+fn note<'b>(of: &mut Option<&'b [u8]>, name: &'b str, value: &'b [u8], twice: &mut Option<&'b str>) {
+    if of.replace(value).is_some() {
+        *twice = Some(name);
     }
 }
 

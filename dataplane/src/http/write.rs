@@ -55,6 +55,13 @@ pub fn number_field(out: &mut Vec<u8>, name_colon: &str, value: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// One field.
+pub fn field(out: &mut Vec<u8>, name_colon: &str, value: &[u8]) {
+    for part in [name_colon.as_bytes(), value, b"\r\n"] {
+        out.extend_from_slice(part);
+    }
+}
+
 /// The first line of a request that travels on, and its fields that do, but for some.
 pub fn request(out: &mut Vec<u8>, r: &Request<'_, '_>, without: Fieldset) {
     out.extend_from_slice(r.method.as_bytes());
@@ -93,14 +100,18 @@ pub fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         201 => "Created",
+        304 => "Not Modified",
         400 => "Bad Request",
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        410 => "Gone",
+        412 => "Precondition Failed",
         413 => "Content Too Large",
         414 => "URI Too Long",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
+        422 => "Unprocessable Content",
         423 => "Locked",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

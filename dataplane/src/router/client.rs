@@ -3,12 +3,21 @@
 use super::Core;
 use super::answer::TRY_LATER;
 use super::conn::{About, ConnId, Exchange, Phase, Stage};
-use crate::http::{Body, Fault, Piece, parse_request, scan, slots, target, trailer, write};
+use crate::http::{Body, Fault, Piece, Request, parse_request, scan, slots, target, trailer, write};
 
 /// Empty lines before a head that are forgiven (RFC 9112 §2.2).
 const BLANKS_MAX: u8 = 4;
 /// Body of a request that was answered before its end: so much is read and thrown away to keep the connection.
 const DISCARD_BYTES_MAX: usize = 64 * 1024;
+
+/// Is doing it twice doing it once (RFC 9110 §9.2.2)? Not under a condition: the second attempt would meet what the first has done.
+fn is_idempotent(r: &Request<'_, '_>) -> bool {
+    match r.method {
+        "GET" | "HEAD" | "OPTIONS" | "TRACE" => true,
+        "PUT" | "DELETE" => r.wants.if_match.is_none() && r.wants.if_none_match.is_none(),
+        _ => false,
+    }
+}
 
 impl Core {
     /// Uses as many bytes as can be used now.
@@ -89,7 +98,7 @@ impl Core {
                     http11: r.http11,
                     keep_alive: r.keep_alive && !stopping && !short && c.asked + 1 < limits.requests_max,
                     is_head: r.method == "HEAD",
-                    idempotent: matches!(r.method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE"),
+                    idempotent: is_idempotent(&r),
                     chunked: matches!(r.body, Body::Chunked(_)),
                     expects: r.expects,
                     continued: false,

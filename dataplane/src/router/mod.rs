@@ -45,11 +45,14 @@ pub mod settings;
 pub mod shown;
 pub mod stats;
 mod store;
+mod told;
 mod trace;
 pub mod trial;
 mod tunnel;
+mod tx;
 mod upstream;
 pub mod view;
+mod want;
 
 pub use admit::ShardRates;
 pub use audit::Footprint;

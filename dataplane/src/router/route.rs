@@ -16,32 +16,32 @@ impl Core {
             return self.serve(id, r, None, None);
         }
         let place = Place::of(r.path);
-        if place.is_some() && r.condition.is_some() {
-            let seen = r.condition.unwrap_or("");
-            return self.fail(
-                id,
-                501,
-                "a condition that the record store does not know yet",
-                seen,
-                "a plain read or write",
-            );
-        }
         let wall_ms = self.now.wall_ms;
         let Some((_, c)) = self.client(id) else { return };
         let trusted = c.trusted;
         let Some(map) = &self.map else { return self.hold(id) };
-        let key = place.as_ref().and_then(|p| p.key).map(str::as_bytes);
         let told =
             r.ezone.shard.filter(|_| trusted).map(|s| Found { shard: Shard(s), by: Tagged::Shard, malformed: 0 });
         let epoch = map.epoch();
-        let Some(found) = told.or_else(|| map.route(r.tag, key, trusted, wall_ms)) else {
+        let found = match place {
+            _ if told.is_some() => told,
+            Some(Place::Tx) if r.tag.is_none() => match self.shard_of_keys(id, r, wall_ms) {
+                Some(found) => found,
+                None => return,
+            },
+            Some(Place::Row { key, .. }) => map.route(r.tag, key.map(str::as_bytes), trusted, wall_ms),
+            Some(Place::Tx) | None => map.route(r.tag, None, trusted, wall_ms),
+        };
+        let Some(found) = found else {
             self.counts.malformed_tag_parts += r.tag.map_or(0, |t| u64::from(Tag::parse(t).skipped));
             let seen = r.tag.map_or("no x-shard".into(), String::from_utf8_lossy);
             let expected = "x-shard: eosid=..;shopid=..;loc=lng,lat with at least one part that the map knows";
             return self.fail(id, 400, "the request does not say where it belongs", &seen, expected);
         };
         let shard = found.shard;
-        let Some((entry, kind, owner)) = map.view(shard).map(|e| (e.epoch, e.kind, e.owner)) else {
+        let Some((entry, kind, owner)) =
+            self.map.as_ref().and_then(|m| m.view(shard)).map(|e| (e.epoch, e.kind, e.owner))
+        else {
             return self.fail(id, 400, "unknown shard", &shard.to_string(), "a shard of the map");
         };
         let Some((_, c)) = self.client(id) else { return };
@@ -60,7 +60,9 @@ impl Core {
             }
         }
         // Of the record store only: a service below its path is served by the owner as any other.
-        if r.ezone.read_local && place.is_some() && self.to.service(r.path, Place::PREFIX.len()).is_none() {
+        if let Some(p) = place.filter(|_| r.ezone.read_local)
+            && self.to.service(r.path, p.prefix_len()).is_none()
+        {
             return self.serve(id, r, Some(shard), place);
         }
         let settled = matches!(kind, Kind::Own | Kind::Unlock);
@@ -112,7 +114,7 @@ impl Core {
 
     /// By what this zone has.
     fn serve(&mut self, id: ConnId, r: &Request<'_, '_>, shard: Option<Shard>, place: Option<Place<'_>>) {
-        let than = if place.is_some() { Place::PREFIX.len() } else { 0 };
+        let than = place.map_or(0, |p| p.prefix_len());
         match (self.to.service(r.path, than), place, shard) {
             (Some((cluster, figures)), _, _) => {
                 self.counts_at(id, figures);

@@ -64,6 +64,10 @@ pub struct Limits {
     pub tunnel_idle_ms: u64,
     /// A record's value.
     pub record_bytes_max: usize,
+    /// How long a write with `x-ezone-ack: remote` waits for another zone.
+    pub remote_ack_ms: u64,
+    /// How long a read with `x-ezone-after` waits until that write is applied.
+    pub after_ms: u64,
     /// Body that is kept so that a second attempt is possible.
     pub kept_bytes_max: usize,
     /// Bytes that wait for one connection before its other side is no longer read.
@@ -122,6 +126,8 @@ impl Default for Limits {
             continue_ms: 1000,
             tunnel_idle_ms: 3_600_000,
             record_bytes_max: 1024 * 1024,
+            remote_ack_ms: 2000,
+            after_ms: 2000,
             kept_bytes_max: 64 * 1024,
             buffer_bytes_max: 64 * 1024,
             body_bytes_max: 1 << 30,

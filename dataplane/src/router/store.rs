@@ -3,47 +3,65 @@
 use super::Core;
 use super::answer::TRY_LATER;
 use super::conn::{ConnId, Kind, Phase, PortConn, Stage};
+use super::want::{Wanted, after};
+use super::{Found, Tagged, tx};
 use super::{Order, Target};
-use crate::http::{Body, Request};
+use crate::http::{Body, Fault, Request};
 use bytes::{Bytes, BytesMut};
-use replog::Version;
-use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
-use serde_json::json;
+use replog::commit::{Commit, Condition, Step};
+use replog::port::{Answer, Ask, put_ask, take_answer};
 use shardmap::{MapEpoch, Shard};
 use std::borrow::Cow;
 
 /// The longest key.
-const KEY_BYTES_MAX: usize = 512;
+pub(super) const KEY_BYTES_MAX: usize = 512;
 /// Waiting bytes on one port, beyond which asks are refused.
 const PORT_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Between attempts to reach a port.
 const BACKOFF_MS_MIN: u64 = 20;
 const BACKOFF_MS_MAX: u64 = 1000;
 
-/// What a path under `/records/` names.
+/// What a path of the record store names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Place<'p> {
-    pub table: &'p str,
-    /// As sent: percent-encoded.
-    pub key: Option<&'p str>,
+pub(super) enum Place<'p> {
+    /// Under `/records/`.
+    Row {
+        table: &'p str,
+        /// As sent: percent-encoded.
+        key: Option<&'p str>,
+    },
+    /// `/tx`: several rows, which the body names.
+    Tx,
 }
 
 impl<'p> Place<'p> {
-    pub const PREFIX: &'static str = "/records/";
+    const RECORDS: &'static str = "/records/";
+    const TX: &'static str = "/tx";
 
     pub fn of(path: &'p str) -> Option<Place<'p>> {
-        let rest = path.strip_prefix(Place::PREFIX)?;
-        let rest = rest.split('?').next().unwrap_or(rest);
+        let path = path.split('?').next().unwrap_or(path);
+        if path == Place::TX {
+            return Some(Place::Tx);
+        }
+        let rest = path.strip_prefix(Place::RECORDS)?;
         Some(match rest.split_once('/') {
-            Some((table, key)) => Place { table, key: Some(key) },
-            None => Place { table: rest, key: None },
+            Some((table, key)) => Place::Row { table, key: Some(key) },
+            None => Place::Row { table: rest, key: None },
         })
     }
 
-    fn table_is_legal(&self) -> bool {
-        (1..=64).contains(&self.table.len())
-            && self.table.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+    /// A service with a longer prefix than this has the path.
+    pub fn prefix_len(self) -> usize {
+        match self {
+            Place::Row { .. } => Place::RECORDS.len(),
+            Place::Tx => Place::TX.len(),
+        }
     }
+}
+
+/// May a table have this name?
+pub(super) fn is_table(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
 /// The key in `raw`, percent-decoded; `None`: not a key.
@@ -93,8 +111,18 @@ struct Pending {
     client: Option<ConnId>,
     shard: Shard,
     port: usize,
-    write: bool,
-    minted: bool,
+    shape: Shape,
+}
+
+/// What was asked, as far as its answer depends on it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Shape {
+    Read,
+    /// One row, by its key.
+    Write,
+    /// One row whose id is minted.
+    Mint,
+    Tx,
 }
 
 impl Ports {
@@ -156,41 +184,124 @@ impl Ports {
 }
 
 impl Core {
-    /// Serves a record: reads its body if it has to, then asks the log core of its shard.
+    /// Serves what is at `place`: reads its body if it has to, then asks the log core of its shard.
     pub(super) fn record(&mut self, id: ConnId, r: &Request<'_, '_>, place: Place<'_>, shard: Shard) {
         if self.settings.log_ports.is_empty() {
             return self.fail(id, 404, "no record store in this zone", r.path, "log_ports in the router's settings");
         }
-        if !place.table_is_legal() {
-            return self.fail(id, 400, "illegal table name", place.table, "1 to 64 of a-z, 0-9 and _");
+        let asked = match place {
+            Place::Row { table, key } => self.row(id, r, (table, key), shard),
+            Place::Tx => self.tx(id, r, shard),
+        };
+        match asked {
+            Ok(Some((shape, ask))) => self.ask(id, shard, shape, &ask),
+            // It waits for its body, or was answered.
+            Ok(None) => {}
+            Err(fault) => self.fail(id, fault.status, fault.error, &fault.seen, fault.expected),
         }
-        let key = match place.key.map(decode_key) {
-            Some(None) => return self.fail(id, 400, "illegal key", r.path, "1 to 512 bytes after percent-decoding"),
+    }
+
+    /// One row: what is asked of the log; `None`: not yet, or it was answered.
+    fn row(
+        &mut self,
+        id: ConnId,
+        r: &Request<'_, '_>,
+        (table, key): (&str, Option<&str>),
+        shard: Shard,
+    ) -> Result<Option<(Shape, Ask)>, Fault> {
+        if !is_table(table) {
+            return Err(Fault::bad("illegal table name", table, "1 to 64 of a-z, 0-9 and _"));
+        }
+        let key = match key.map(decode_key) {
+            Some(None) => return Err(Fault::bad("illegal key", r.path, "1 to 512 bytes after percent-decoding")),
             Some(Some(key)) => Some(Bytes::copy_from_slice(&key)),
             None => None,
         };
-        let table = Bytes::copy_from_slice(place.table.as_bytes());
-        let Some(e) = self.exchange(id) else { return };
-        let map_epoch = e.epoch;
-        let ask = match (r.method, key) {
-            ("GET" | "HEAD", Some(key)) => Ask::Read { shard, map_epoch, table, key, local: r.ezone.read_local },
-            ("DELETE", Some(_)) if r.ezone.read_local => return self.wrong_method(id, r.method, "GET or HEAD"),
-            ("DELETE", key @ Some(_)) => Ask::Write { shard, map_epoch, table, key, value: None },
-            ("PUT", Some(_)) | ("POST", None) if r.ezone.read_local => return self.wrong_method(id, r.method, "GET"),
-            ("PUT", key @ Some(_)) | ("POST", key @ None) => {
-                let Some(value) = self.gathered(id, r) else { return };
-                Ask::Write { shard, map_epoch, table, key, value: Some(value) }
-            }
-            (_, Some(_)) => {
-                return self.wrong_method(id, r.method, "GET, HEAD, PUT or DELETE of /records/{table}/{key}");
-            }
-            (_, None) => return self.wrong_method(id, r.method, "POST to /records/{table}"),
+        let table = Bytes::copy_from_slice(table.as_bytes());
+        let local = r.ezone.read_local;
+        let (shape, value) = match (r.method, &key) {
+            ("GET" | "HEAD", Some(_)) => (Shape::Read, None),
+            ("PUT" | "DELETE", Some(_)) | ("POST", None) if local => return Err(method(r, "GET or HEAD")),
+            ("DELETE", Some(_)) => (Shape::Write, None),
+            ("PUT", Some(_)) => (Shape::Write, Some(())),
+            ("POST", None) => (Shape::Mint, Some(())),
+            (_, Some(_)) => return Err(method(r, "GET, HEAD, PUT or DELETE of /records/{table}/{key}")),
+            (_, None) => return Err(method(r, "POST to /records/{table}")),
         };
-        self.ask(id, shard, &ask);
+        let value = match value {
+            None => None,
+            Some(()) => match self.gathered(id, r) {
+                Some(value) => Some(value),
+                None => return Ok(None),
+            },
+        };
+        let Some(map_epoch) = self.exchange(id).map(|e| e.epoch) else { return Ok(None) };
+        if let Some(key) = key.clone().filter(|_| shape == Shape::Read) {
+            let ask = match after(&r.wants)? {
+                None => Ask::Read { shard, map_epoch, table, key, local },
+                Some(after) => {
+                    let wait_ms = u32::try_from(self.limits.after_ms).unwrap_or(u32::MAX);
+                    Ask::ReadAfter { shard, map_epoch, table, key, local, after, wait_ms }
+                }
+            };
+            return Ok(Some((shape, ask)));
+        }
+        let wanted = Wanted::of(r, value.as_deref().unwrap_or_default())?;
+        if shape == Shape::Mint && wanted.only != Condition::Any {
+            return Err(Fault::bad("a condition on a row that is new", "POST", "PUT of /records/{table}/{key}"));
+        }
+        if wanted.is_plain() {
+            return Ok(Some((shape, Ask::Write { shard, map_epoch, table, key, value })));
+        }
+        let steps = vec![Step { table, key, value, only: wanted.only }];
+        Ok(Some((shape, self.commit(id, shard, steps, wanted))))
     }
 
-    fn wrong_method(&mut self, id: ConnId, seen: &str, expected: &str) {
-        self.fail(id, 405, "method not allowed here", seen, expected);
+    /// Several rows.
+    fn tx(&mut self, id: ConnId, r: &Request<'_, '_>, shard: Shard) -> Result<Option<(Shape, Ask)>, Fault> {
+        if r.method != "POST" || r.ezone.read_local {
+            return Err(method(r, "POST to /tx"));
+        }
+        let Some(body) = self.gathered(id, r) else { return Ok(None) };
+        let wanted = Wanted::of(r, &body)?;
+        if wanted.only != Condition::Any {
+            return Err(Fault::bad("a condition on a whole transaction", "POST /tx", "if_match in its operations"));
+        }
+        let steps = tx::steps(&body)?;
+        for (at, step) in steps.iter().enumerate() {
+            let key = step.key.as_deref();
+            if let Some(other) = self.shard_of_key(key, self.now.wall_ms).map(|f| f.shard).filter(|s| *s != shard) {
+                let seen = format!("shard {shard}; operation {at}: shard {other}");
+                return Err(Fault::bad("operations of several shards", seen, "one shard in a transaction"));
+            }
+        }
+        Ok(Some((Shape::Tx, self.commit(id, shard, steps, wanted))))
+    }
+
+    fn commit(&mut self, id: ConnId, shard: Shard, steps: Vec<Step>, wanted: Wanted) -> Ask {
+        let map_epoch = self.exchange(id).map_or(MapEpoch(0), |e| e.epoch);
+        let remote_ms = wanted.remote.then_some(u32::try_from(self.limits.remote_ack_ms).unwrap_or(u32::MAX - 1));
+        Ask::Commit(Commit { shard, map_epoch, steps, once: wanted.once, remote_ms })
+    }
+
+    /// Where a transaction without a tag belongs: by the first of its keys that is an id. `None`: it waits for its body, or was answered.
+    pub(super) fn shard_of_keys(&mut self, id: ConnId, r: &Request<'_, '_>, wall_ms: u64) -> Option<Option<Found>> {
+        let body = self.gathered(id, r)?;
+        match tx::steps(&body) {
+            Ok(steps) => {
+                let by_key = steps.iter().find_map(|s| self.shard_of_key(s.key.as_deref(), wall_ms));
+                Some(by_key.or_else(|| self.map.as_ref()?.route(None, None, false, wall_ms)))
+            }
+            Err(fault) => {
+                self.fail(id, fault.status, fault.error, &fault.seen, fault.expected);
+                None
+            }
+        }
+    }
+
+    /// The shard that a key says itself, if it is an id.
+    fn shard_of_key(&self, key: Option<&[u8]>, wall_ms: u64) -> Option<Found> {
+        self.map.as_ref()?.route(None, Some(key?), false, wall_ms).filter(|f| f.by == Tagged::Order)
     }
 
     /// The whole body, or `None` while it is being read (or too long, which was answered).
@@ -212,16 +323,15 @@ impl Core {
         Some(Bytes::copy_from_slice(&c.kept))
     }
 
-    fn ask(&mut self, id: ConnId, shard: Shard, ask: &Ask) {
+    fn ask(&mut self, id: ConnId, shard: Shard, shape: Shape, ask: &Ask) {
         let ports = self.settings.log_ports.len();
         let port = (u32::from(shard.0) % self.settings.streams.max(1)) as usize % ports;
-        let (write, minted) = (matches!(ask, Ask::Write { .. }), matches!(ask, Ask::Write { key: None, .. }));
         let Some(conn) = self.port(port) else {
             let expected = "the log process on its socket; nothing was done";
             return self.fail_with(id, 503, &TRY_LATER, "the zone's log cannot be reached", "no connection", expected);
         };
         let room = self.conn(conn).is_some_and(|c| c.io.out.len() < PORT_BYTES_MAX);
-        let pending = Pending { client: Some(id), shard, port, write, minted };
+        let pending = Pending { client: Some(id), shard, port, shape };
         let Some(corr) = room.then(|| self.ports.put(pending, self.limits.asks_max)).flatten() else {
             return self.fail_with(
                 id,
@@ -289,7 +399,8 @@ impl Core {
             self.arrive(Some(pending.shard));
             let Some(client) = pending.client.filter(|_| self.stands(pending.client, corr)) else { continue };
             self.wait_ends(client);
-            self.lost_ask(client, pending.write && was_up, pending.write);
+            let write = pending.shape != Shape::Read;
+            self.lost_ask(client, write && was_up, write);
         }
     }
 
@@ -341,64 +452,12 @@ impl Core {
         if let Some(e) = self.exchange(id) {
             e.stage = Stage::New;
         }
-        match answer {
-            Answer::Written { key, version, seq } => self.written(id, pending.minted, &key, version, seq),
-            Answer::Row { version, value } => self.answer(id, 200, &[("x-ezone-version", &shown(version))], &value),
-            Answer::Absent => self.fail(id, 404, "no such record", "", ""),
-            Answer::Refused(why) => self.refused(id, why),
-        }
-    }
-
-    fn written(&mut self, id: ConnId, minted: bool, key: &Bytes, version: Version, seq: u64) {
-        let (key, version) = (String::from_utf8_lossy(key), shown(version));
-        if !minted {
-            let body = json!({ "key": key, "version": version, "seq": seq }).to_string();
-            return self.answer(id, 200, &[("x-ezone-version", &version)], body.as_bytes());
-        }
-        let body = json!({ "id": key, "version": version, "seq": seq }).to_string();
-        let Some((_, c)) = self.client(id) else { return };
-        let path = c.head.split(|b| *b == b' ').nth(1).unwrap_or_default();
-        let path = path.split(|b| *b == b'?').next().unwrap_or_default();
-        let location = format!("{}/{key}", String::from_utf8_lossy(path));
-        let fields = [("x-ezone-version", version.as_str()), ("location", location.as_str())];
-        self.answer(id, 201, &fields, body.as_bytes());
-    }
-
-    fn refused(&mut self, id: ConnId, why: Refused) {
-        let text = |b: &Bytes| String::from_utf8_lossy(b).into_owned();
-        match why {
-            Refused::NotOwner { map_epoch, owner } => self.not_owner(id, map_epoch, owner),
-            Refused::ReadOnly => {
-                let error = "the zone's log has restarted and does not know yet what it owns";
-                self.fail_with(id, 503, &TRY_LATER, error, "read-only", "a log that has reached the others");
-            }
-            Refused::Locked => self.fail(id, 423, "the record is in doubt until a lost zone returns", "locked", ""),
-            Refused::Behind { map_epoch } => {
-                let seen = format!("map epoch {map_epoch}");
-                self.fail_with(id, 503, &TRY_LATER, "the zone's log waits for a newer map", &seen, "the router's map");
-            }
-            Refused::Full => {
-                self.fail(id, 507, "the zone's log or its record store has no room", "", "free space on its volume")
-            }
-            Refused::Busy => self.fail_with(id, 503, &TRY_LATER, "too many writes wait", "", "fewer; nothing was done"),
-            Refused::Invalid(why) => self.fail(id, 400, "not a legal record", &text(&why), ""),
-            Refused::Failed(why) => self.fail(id, 500, "the zone's log or store failed", &text(&why), ""),
-        }
-    }
-
-    /// A hop says so to the router that sent it; at the first router it is tried again.
-    fn not_owner(&mut self, id: ConnId, map_epoch: MapEpoch, owner: Option<shardmap::Zone>) {
-        match self.exchange(id).map(|e| e.hop) {
-            Some(true) => self.misdirected(id, map_epoch.0, owner),
-            Some(false) => self.wrong_zone(id, map_epoch),
-            None => {}
-        }
+        self.tell(id, pending.shape, answer);
     }
 }
 
-/// `owner epoch.hlc.zone.stream`.
-fn shown(v: Version) -> String {
-    format!("{}.{}.{}.{}", v.owner_epoch, v.hlc.0, v.zone, v.stream)
+fn method(r: &Request<'_, '_>, expected: &'static str) -> Fault {
+    Fault { status: 405, ..Fault::bad("method not allowed here", r.method, expected) }
 }
 
 #[cfg(test)]
@@ -407,13 +466,15 @@ mod tests {
 
     #[test]
     fn a_path_names_a_table_and_a_key() {
-        let place = |path| Place::of(path).map(|p| (p.table, p.key));
-        assert_eq!(place("/records/orders/17?x=1"), Some(("orders", Some("17"))));
-        assert_eq!(place("/records/orders"), Some(("orders", None)));
-        assert_eq!(place("/records/a/b/c"), Some(("a", Some("b/c"))));
-        assert_eq!(place("/record"), None);
-        assert!(Place { table: "a_1", key: None }.table_is_legal());
-        assert!(!Place { table: "A", key: None }.table_is_legal() && !Place { table: "", key: None }.table_is_legal());
+        let row = |table, key| Some(Place::Row { table, key });
+        assert_eq!(Place::of("/records/orders/17?x=1"), row("orders", Some("17")));
+        assert_eq!(Place::of("/records/orders"), row("orders", None));
+        assert_eq!(Place::of("/records/a/b/c"), row("a", Some("b/c")));
+        assert_eq!((Place::of("/tx"), Place::of("/tx?a=/b")), (Some(Place::Tx), Some(Place::Tx)));
+        for none in ["/record", "/tx/", "/txs", "/", "/a/tx"] {
+            assert_eq!(Place::of(none), None);
+        }
+        assert!(is_table("a_1") && !is_table("A") && !is_table("") && !is_table(".answers"));
     }
 
     #[test]

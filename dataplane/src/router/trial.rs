@@ -42,7 +42,10 @@ pub enum Went {
 
 /// The key of a record that `path` names, as sent.
 pub fn record_key(path: &str) -> Option<&str> {
-    Place::of(path)?.key
+    match Place::of(path)? {
+        Place::Row { key, .. } => key,
+        Place::Tx => None,
+    }
 }
 
 /// Gives `request`, a whole head, to a core.

@@ -75,6 +75,9 @@ impl Core {
         self.hop_fields(out, r, expects, pool);
         if self.to.pools[pool].peer {
             out.extend_from_slice(b"x-ezone-hop: 1\r\n");
+            for (name, value) in [("x-ezone-ack: ", r.wants.ack), ("x-ezone-after: ", r.wants.after)] {
+                value.into_iter().for_each(|v| write::field(out, name, v));
+            }
         }
         stamp(out, &self.name, shard, epoch);
         out.extend_from_slice(b"\r\n");
@@ -221,12 +224,13 @@ impl Core {
             Some(zone) => stamp(&mut out, zone, shard, r.ezone.epoch.unwrap_or(epoch)),
             None => stamp(&mut out, &self.name, shard, epoch),
         }
-        for (name, value) in [("x-ezone-version: ", r.ezone.version), ("x-ezone-outcome: ", r.ezone.outcome)] {
-            if let Some(value) = value.filter(|_| peer) {
-                for part in [name.as_bytes(), value, b"\r\n"] {
-                    out.extend_from_slice(part);
-                }
-            }
+        let kept = [
+            ("x-ezone-version: ", r.ezone.version),
+            ("x-ezone-token: ", r.ezone.token),
+            ("x-ezone-outcome: ", r.ezone.outcome),
+        ];
+        for (name, value) in kept {
+            value.into_iter().filter(|_| peer).for_each(|v| write::field(&mut out, name, v));
         }
         if !keep_alive {
             out.extend_from_slice(b"connection: close\r\n");

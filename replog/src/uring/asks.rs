@@ -1,24 +1,27 @@
 //! Answers what routers ask: judges by the gate, appends or reads, and says nothing at all where it cannot know.
 
+use super::commit::Appended;
 use super::core::{Core, Stream};
 use super::keeper::{Job, NoRoom};
 use super::now_ms;
 use super::signal::{Budget, Share};
 use super::stream;
+use crate::commit::{Made, Token};
 use crate::gate::{Decision, Row, Write};
 use crate::log;
 use crate::port::{Answer, Ask, Refused};
 use crate::record::Record;
-use crate::{Version, store};
+use crate::store;
+use crate::watch::RowKey;
 use bytes::Bytes;
 use futures_lite::future::or;
 use glommio::timer::sleep;
-use shardmap::{MapEpoch, OwnerEpoch, Shard};
+use shardmap::{MapEpoch, Shard};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 /// How long a write or a read may wait for the map that its router knows.
-const MAP_WAIT: Duration = Duration::from_secs(2);
+pub(super) const MAP_WAIT: Duration = Duration::from_secs(2);
 
 impl Core {
     /// Answers one ask; it ends when there is an answer. A row that was read holds its share of `rows`.
@@ -28,21 +31,61 @@ impl Core {
             Ask::Write { shard, map_epoch, table, key, value } => {
                 (self.write(Write { shard, map_epoch, table, key, value }).await, None)
             }
+            Ask::Commit(commit) => (self.commit(commit).await, None),
             Ask::Read { shard, map_epoch, table, key, local } => {
-                let stream = match self.readable(shard, map_epoch, local).await {
-                    Ok(stream) => stream,
-                    Err(answer) => return (answer, None),
-                };
-                let share = rows.take().await;
-                let answer = match self.row(stream, table, key).await {
-                    Some(Ok(Some(row))) if !row.deleted => Answer::Row { version: row.version, value: row.value },
-                    Some(Ok(_)) => Answer::Absent,
-                    Some(Err(NoRoom)) => Answer::Refused(Refused::Full),
-                    None => failed("the store does not answer"),
-                };
-                (answer, Some(share))
+                self.read((shard, map_epoch, local), None, (table, key), rows).await
+            }
+            Ask::ReadAfter { shard, map_epoch, table, key, local, after, wait_ms } => {
+                self.read((shard, map_epoch, local), Some((after, wait_ms)), (table, key), rows).await
             }
         }
+    }
+
+    async fn read(
+        &self,
+        (shard, map_epoch, local): (Shard, MapEpoch, bool),
+        after: Option<(Token, u32)>,
+        (table, key): RowKey,
+        rows: &Rc<Budget>,
+    ) -> (Answer, Option<Share>) {
+        let stream = match self.readable(shard, map_epoch, local).await {
+            Ok(stream) => stream,
+            Err(answer) => return (answer, None),
+        };
+        if let Some((token, wait_ms)) = after
+            && let Err(why) = self.is_applied(stream, token, Duration::from_millis(wait_ms.into())).await
+        {
+            return (Answer::Refused(why), None);
+        }
+        let share = rows.take().await;
+        let answer = match self.row(stream, table, key).await {
+            Some(Ok(Some(row))) if !row.deleted => Answer::Row { version: row.version, value: row.value },
+            Some(Ok(_)) => Answer::Absent,
+            Some(Err(NoRoom)) => Answer::Refused(Refused::Full),
+            None => failed("the store does not answer"),
+        };
+        (answer, Some(share))
+    }
+
+    /// Waits, no longer than `limit`, until what `token` stands for is applied here.
+    async fn is_applied(&self, stream: &Stream, token: Token, limit: Duration) -> Result<(), Refused> {
+        let Token { zone, stream: number, seq } = token;
+        if number != stream.number {
+            let why = format!(
+                "a token of stream {number}, and a record of stream {}: one says nothing of the other",
+                stream.number
+            );
+            return Err(Refused::Invalid(why.into()));
+        }
+        if zone != stream.zone && !stream.mirrors.contains_key(&zone) {
+            return Err(Refused::Invalid(format!("a token of zone {zone}, whose log this zone does not get").into()));
+        }
+        let there = stream.applied_changed.wait(|| (stream.applied_seq(zone) >= seq).then_some(true));
+        let late = async {
+            sleep(limit).await;
+            false
+        };
+        if or(there, late).await { Ok(()) } else { Err(Refused::NotYet { applied: stream.applied_seq(zone) }) }
     }
 
     async fn write(&self, write: Write) -> Answer {
@@ -99,16 +142,16 @@ impl Core {
     }
 
     /// Ends when there is another map, or at the deadline.
-    async fn next_map(&self, deadline: Instant) {
+    pub(super) async fn next_map(&self, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
         or(self.map_beyond(self.epoch()), async { sleep(left).await }).await;
     }
 
-    fn is_late(&self, deadline: Instant) -> bool {
+    pub(super) fn is_late(&self, deadline: Instant) -> bool {
         self.stopping.get() || Instant::now() >= deadline
     }
 
-    fn behind(&self) -> Answer {
+    pub(super) fn behind(&self) -> Answer {
         Answer::Refused(Refused::Behind { map_epoch: self.epoch() })
     }
 }
@@ -116,27 +159,22 @@ impl Core {
 impl Stream {
     /// Appends one record; ends when it is durable.
     async fn append(&self, record: Record) -> Answer {
-        let Record { owner_epoch, hlc, .. } = record;
-        let (key, version) = (record.key.clone(), self.version(owner_epoch, hlc));
-        let durable = match self.log.begin_append(vec![record]) {
-            Ok((_, durable)) => durable,
+        let (appended, made) = match self.begin(vec![record]) {
+            Ok(Appended { durable, mut rows }) => (durable, rows.pop()),
             Err(why) => return Answer::Refused(refused(&why)),
         };
-        match durable.await {
-            Ok(seq) => Answer::Written { key, version, seq },
-            Err(why @ stream::Error::Refused(log::Refused::Full)) => Answer::Refused(refused(&why)),
+        match (appended.await, made) {
+            (Ok(seq), Some(Made { key, version, .. })) => Answer::Written { key, version, seq },
+            (Ok(_), None) => failed("a write without a row"),
+            (Err(why @ stream::Error::Refused(log::Refused::Full)), _) => Answer::Refused(refused(&why)),
             // It may be in the log or not, and a refusal would say that it is not. The process ends; the router sees that.
-            Err(_) => std::future::pending().await,
+            (Err(_), _) => std::future::pending().await,
         }
-    }
-
-    fn version(&self, owner_epoch: OwnerEpoch, hlc: crate::Hlc) -> Version {
-        Version { owner_epoch, hlc, zone: self.zone, stream: self.number }
     }
 }
 
 /// Why nothing was appended.
-fn refused(why: &stream::Error) -> Refused {
+pub(super) fn refused(why: &stream::Error) -> Refused {
     match why {
         stream::Error::Refused(log::Refused::Full) | stream::Error::NoRoom { .. } => Refused::Full,
         // A log that closes takes no more; the client may try again in a moment, as when it is busy.
@@ -145,10 +183,10 @@ fn refused(why: &stream::Error) -> Refused {
     }
 }
 
-fn elsewhere(shard: Shard) -> Answer {
+pub(super) fn elsewhere(shard: Shard) -> Answer {
     failed(&format!("shard {shard} lives on another log core: router and log disagree about their number"))
 }
 
-fn failed(why: &str) -> Answer {
+pub(super) fn failed(why: &str) -> Answer {
     Answer::Refused(Refused::Failed(Bytes::copy_from_slice(why.as_bytes())))
 }

@@ -10,7 +10,7 @@ use super::keeper::{Job, Keeper, Kept, News};
 use super::mirror::Mirror;
 use super::node::{Command, CoreFigures, LogFigures, Options, StreamFigures, Told};
 use super::open::{Begin, open_stream};
-use super::signal::Signal;
+use super::signal::{Budget, Signal};
 use super::stream::StreamLog;
 use super::{lend, link, now_ms, port, retain, seed};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
@@ -158,6 +158,7 @@ impl Boot {
             map_changed: Signal::default(),
             gzs: Cell::new(None),
             asked: Cell::new(0),
+            confirming: Budget::of(super::commit::CONFIRMING_MAX),
             stopping: Cell::new(false),
             store_full: Cell::new(false),
             holds_back: Cell::new(false),

@@ -9,7 +9,7 @@ use super::mirror::Mirror;
 use super::node::{Options, Peer, Told};
 use super::now_ms;
 use super::seed::Hold;
-use super::signal::Signal;
+use super::signal::{Budget, Signal};
 use super::stream::{self, Durable, StreamLog};
 use crate::gate::Gate;
 use crate::link;
@@ -18,6 +18,7 @@ use crate::owners::stream_of;
 use crate::record::Record;
 use crate::seed::Plan;
 use crate::store::Scan;
+use crate::watch::Watches;
 use bytes::Bytes;
 use futures_channel::mpsc::UnboundedSender;
 use futures_channel::oneshot;
@@ -53,6 +54,8 @@ pub(super) struct Core {
     pub holds_back: Cell<bool>,
     /// How many asks have come.
     pub asked: Cell<u64>,
+    /// Writes that may wait for another zone at once.
+    pub confirming: Rc<Budget>,
     pub jobs: Sender<Job>,
     /// Why the log can no longer keep its promises; the first one ends the core.
     pub faults: UnboundedSender<String>,
@@ -74,6 +77,8 @@ pub(super) struct Stream {
     pub applied: RefCell<Positions>,
     pub applied_changed: Signal,
     pub links: RefCell<BTreeMap<Zone, Link>>,
+    /// A link has heard of its peer.
+    pub links_changed: Signal,
     /// What nobody will want of the own log: every peer has it applied, and no cut below it can come.
     pub everywhere: Cell<u64>,
     /// What the own log keeps for peers that are being seeded.
@@ -85,6 +90,8 @@ pub(super) struct Stream {
     /// Scans under way, or of which the rest is not kept.
     pub scans: RefCell<BTreeMap<Zone, Scan>>,
     pub scans_changed: Signal,
+    /// Rows that are being looked up, while the log goes on.
+    pub watches: RefCell<Watches>,
 }
 
 /// What this core knows of one outgoing link.

@@ -430,6 +430,7 @@ fn note(stream: &Stream, peer: Zone, sender: &Sender, state: &str, figures: &Lin
         line: figures.of(sender),
     };
     stream.links.borrow_mut().insert(peer, link);
+    stream.links_changed.notify();
     if stream.gate.borrow().is_read_only() {
         let links = stream.links.borrow();
         let live: Vec<_> = links.iter().filter_map(|(zone, l)| l.map_epoch.map(|epoch| (*zone, epoch))).collect();

@@ -5,6 +5,7 @@
 mod asks;
 mod boot;
 pub mod borrow;
+mod commit;
 mod connection;
 mod core;
 pub mod dir;

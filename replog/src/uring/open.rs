@@ -16,6 +16,7 @@ use crate::log::Opened;
 use crate::open::Floor;
 use crate::seed::Plan;
 use crate::store::Store;
+use crate::watch::Watches;
 use bytes::Bytes;
 use shardmap::map::Map;
 use shardmap::{Positions, Shard, Zone};
@@ -126,12 +127,14 @@ pub(super) async fn open_stream(
         applied: RefCell::new(begin.applied),
         applied_changed: Signal::default(),
         links: RefCell::default(),
+        links_changed: Signal::default(),
         everywhere: Cell::new(0),
         holds: RefCell::default(),
         seeded: Cell::new(0),
         unrecorded: RefCell::new(unrecorded),
         scans: RefCell::new(begin.scans),
         scans_changed: Signal::default(),
+        watches: RefCell::new(Watches::new(options.zone, number)),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use super::core::Core;
 use super::signal::{Budget, Signal};
+use crate::commit::Step;
 use crate::port::{Answer, Ask, Refused, put_answer, take_ask};
 use bytes::{Bytes, BytesMut};
 use futures_lite::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf, split};
@@ -100,7 +101,11 @@ fn weight(ask: &Ask) -> usize {
     let optional = |b: &Option<Bytes>| b.as_ref().map_or(0, Bytes::len);
     match ask {
         Ask::Write { table, key, value, .. } => table.len() + optional(key) + optional(value),
-        Ask::Read { table, key, .. } => table.len() + key.len(),
+        Ask::Read { table, key, .. } | Ask::ReadAfter { table, key, .. } => table.len() + key.len(),
+        Ask::Commit(c) => {
+            let step = |s: &Step| s.table.len() + optional(&s.key) + optional(&s.value);
+            c.steps.iter().map(step).sum::<usize>() + c.once.as_ref().map_or(0, |o| o.key.len())
+        }
     }
 }
 

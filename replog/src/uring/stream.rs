@@ -87,6 +87,8 @@ struct State {
     recent: VecDeque<Batch>,
     recent_bytes: usize,
     waiters: Vec<Rc<Waiter>>,
+    /// How often appends were taken back for want of room.
+    refusals: u64,
     /// More has become durable than those who wait for it were told.
     untold: bool,
     reader: Option<(String, Rc<DmaFile>)>,
@@ -126,6 +128,7 @@ impl StreamLog {
             recent: VecDeque::new(),
             recent_bytes: 0,
             waiters: Vec::new(),
+            refusals: 0,
             untold: false,
             reader: None,
             last_failure: String::new(),
@@ -181,6 +184,14 @@ impl StreamLog {
         Ok(self.durable_seq())
     }
 
+    /// Resolves when everything up to `seq`, which is appended, is durable, or was taken back for want of room: `Refused::Full`.
+    pub async fn settled(&self, seq: u64) -> Result<(), Error> {
+        if self.durable_seq() < seq {
+            self.wait(seq, true).await?;
+        }
+        Ok(())
+    }
+
     /// Everything up to this seq is durable here.
     pub fn durable_seq(&self) -> u64 {
         self.shared.state.borrow().log.durable_seq()
@@ -189,6 +200,11 @@ impl StreamLog {
     /// Runs `ask` on the machine, for its other positions.
     pub fn with<T>(&self, ask: impl FnOnce(&Log) -> T) -> T {
         ask(&self.shared.state.borrow().log)
+    }
+
+    /// How often appends were taken back: as long as this stays, what was appended is in the log, in its order.
+    pub fn refusals(&self) -> u64 {
+        self.shared.state.borrow().refusals
     }
 
     /// What the scrub has seen.
@@ -287,6 +303,7 @@ impl Shared {
                 None => break,
                 Some(Order::Refuse { from_seq }) => {
                     let mut state = self.state.borrow_mut();
+                    state.refusals += 1;
                     state.tell_durable();
                     state.wake(Waiting::TakenBack, |w| w.appended && w.seq >= from_seq);
                 }

@@ -3,6 +3,7 @@
 use crate::proxy::{Tampering, between};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::block_on;
+use replog::commit::Commit;
 use replog::link::{Frame, take};
 use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
 use replog::retain::{Policy, WORTH};
@@ -295,7 +296,10 @@ impl Site {
 
     /// Asks, all in one go, about shards of one stream; answers in the order of the asks.
     pub fn ask_all(&self, asks: &[Ask]) -> Vec<Answer> {
-        let (Ask::Write { shard, .. } | Ask::Read { shard, .. }) = &asks[0];
+        let (Ask::Write { shard, .. }
+        | Ask::Read { shard, .. }
+        | Ask::ReadAfter { shard, .. }
+        | Ask::Commit(Commit { shard, .. })) = &asks[0];
         let core = (u32::from(shard.0) % STREAMS) as usize % self.cores.len();
         let mut port = UnixStream::connect(self.port(core)).unwrap();
         port.set_read_timeout(Some(PATIENCE)).unwrap();

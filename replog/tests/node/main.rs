@@ -2,6 +2,7 @@
 #![cfg(feature = "uring")]
 
 mod cluster;
+mod commit;
 mod damage;
 mod hold;
 mod mend;
@@ -151,7 +152,7 @@ fn a_fence_bars_writes_at_once_and_waits_for_room_behind_a_burst() {
     let legal = |a: &Answer| match a {
         Answer::Written { .. } => true,
         Answer::Refused(why) => matches!(why, Refused::Busy | Refused::NotOwner { owner: Some(B), .. }),
-        Answer::Row { .. } | Answer::Absent => false,
+        Answer::Row { .. } | Answer::Absent | Answer::Committed(_) => false,
     };
     assert!(answers.iter().all(legal), "{answers:?}");
     cluster.wait("a has the map", || cluster.a.map_epoch() == moving.epoch());

@@ -34,6 +34,10 @@ const TICK: Duration = Duration::from_millis(5);
 /// The same while nothing happens: each time that an executor wakes costs some 80 us.
 const IDLE_TICK: Duration = Duration::from_millis(20);
 
+/// How long an executor may take until it runs, and how many are started for one core.
+const BEGIN_MAX: Duration = Duration::from_secs(2);
+const EXECUTORS_MAX: usize = 5;
+
 /// A log core that was started.
 pub(super) struct Running {
     commands: UnboundedSender<Command>,
@@ -92,6 +96,9 @@ pub(super) fn start_core(
 }
 
 /// Runs `boot` on an executor pinned to `cpu`; a thread of its own sees that and `keeper` end, however they do.
+///
+/// On a busy machine glommio may sleep before it has run its first task (its preemption timer of 10 ms fires between being set and the
+/// task), and then nothing ever wakes it. So another executor is started for what has not begun in time; the first that runs takes it.
 fn start_watched<F: Future<Output = Result<(), String>> + 'static>(
     index: usize,
     cpu: usize,
@@ -99,16 +106,33 @@ fn start_watched<F: Future<Output = Result<(), String>> + 'static>(
     keeper: thread::JoinHandle<()>,
     tell: impl Fn(Told) + Send + 'static,
 ) -> Result<oneshot::Receiver<()>, String> {
-    // At the lowest latency glommio's queues lose wake-ups when the executor goes idle, so the default one is used.
-    let executor = LocalExecutorBuilder::new(Placement::Fixed(cpu))
-        .name(&format!("log-{index}"))
-        .preempt_timer(Duration::from_millis(10))
-        .io_memory(4 << 20)
-        .spawn(move || async move { boot().await })
-        .map_err(|e| format!("its executor cannot be started: {e}"))?;
+    let (turn, (begun, began)) = (Arc::new(Mutex::new(Some(boot))), channel());
+    let start = move |number: usize| {
+        let (turn, begun) = (turn.clone(), begun.clone());
+        let work = move || async move {
+            let Some(boot) = turn.lock().expect("no one panics while holding it").take() else { return Ok(()) };
+            let _ = begun.send(number); // nobody asks any more: it has been given up
+            boot().await
+        };
+        // At the lowest latency glommio's queues lose wake-ups when the executor goes idle, so the default one is used.
+        LocalExecutorBuilder::new(Placement::Fixed(cpu))
+            .name(&format!("log-{index}"))
+            .preempt_timer(Duration::from_millis(10))
+            .io_memory(4 << 20)
+            .spawn(work)
+    };
+    let mut executors = vec![start(0).map_err(|e| format!("its executor cannot be started: {e}"))?];
     let (all, ended) = oneshot::channel();
     let watch = move || {
-        match executor.join() {
+        let number = loop {
+            match began.recv_timeout(BEGIN_MAX) {
+                Ok(number) => break number,
+                // Without room for another one, the first may still begin.
+                Err(_) if executors.len() < EXECUTORS_MAX => executors.extend(start(executors.len())),
+                Err(_) => break 0,
+            }
+        };
+        match executors.swap_remove(number).join() {
             Ok(Ok(())) => {}
             Ok(Err(why)) => return tell(Told::Fault(why)),
             Err(_) => return tell(Told::Fault(format!("log core {index} panicked; its message is above"))),

@@ -29,6 +29,8 @@ pub struct Log {
     pub scrub_bytes_per_s: u64,
     /// Hours from one such pass to the next.
     pub scrub_every_h: u64,
+    /// Links speak no TLS: there is no [cluster], or an operator's word.
+    pub plain_links: bool,
     /// The congestion control that is asked of the kernel for each link; `None`: the kernel's own choice.
     pub congestion: Option<String>,
     /// Whether links gather and compress.
@@ -98,10 +100,10 @@ fn default_window() -> Spanned<u64> {
 }
 
 impl Check<'_> {
-    pub(super) fn log(&mut self, raw: RawLog, layout: &Layout) -> Option<Log> {
+    pub(super) fn log(&mut self, raw: RawLog, in_cluster: bool, layout: &Layout) -> Option<Log> {
         let (listen, admin) = (self.own_address(&raw.listen)?, self.own_address(&raw.admin)?);
-        if !listen.ip().is_loopback() && !raw.allow_plain_links {
-            self.say(&raw.listen, format!("{listen} is not on loopback and links have no TLS yet. Put it on a private network and say allow_plain_links = true"));
+        if !listen.ip().is_loopback() && !in_cluster && !raw.allow_plain_links {
+            self.say(&raw.listen, format!("{listen} is not on loopback and has no TLS: whoever reaches it can send and read logs. Add [cluster] with certificates; or put it on a private network and say allow_plain_links = true"));
         }
         let (streams, mib) = (*raw.streams.get_ref(), *raw.segment_mib.get_ref());
         if !(1..=1024).contains(&streams) {
@@ -154,6 +156,7 @@ impl Check<'_> {
             peers_until,
             scrub_bytes_per_s: scrub_mib << 20,
             scrub_every_h,
+            plain_links: raw.allow_plain_links || !in_cluster,
             congestion: (!congestion.is_empty()).then_some(congestion),
             compress,
             window_bytes: window_mib << 20,

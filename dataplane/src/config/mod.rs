@@ -222,7 +222,7 @@ impl Check<'_> {
         });
         let layout = self.layout(&raw.layout, raw.router.as_ref(), raw.log.as_ref());
         let router = raw.router.map(|r| self.router(r, cluster.is_some(), &layout));
-        let log = raw.log.map(|l| self.log(l, &layout));
+        let log = raw.log.map(|l| self.log(l, cluster.is_some(), &layout));
         self.told_apart();
         if edge && log.is_some() {
             self.say(&raw.node.zone, "an edge (zone = \"none\") stores nothing: remove [log], or name the zone");

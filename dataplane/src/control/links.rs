@@ -1,13 +1,15 @@
 //! Connections of other zones' logs: each is read until it says which stream it is for, and goes to that stream's core.
 
+use super::doors::{self, Doors};
 use bytes::BytesMut;
 use replog::link::{self, Frame};
 use replog::uring::node::{Adopted, Node};
+use rustls::ServerConnection;
+use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -17,6 +19,9 @@ const HELLO_WAIT: Duration = Duration::from_secs(5);
 const HELLOS_MAX: usize = 256;
 /// A HELLO is a cluster's name and some numbers.
 const HELLO_BYTES_MAX: usize = 4096;
+
+/// How a TLS handshake begins: its record's type, and version 3.x (RFC 8446 §5.1). No HELLO is so long that it would begin so.
+const TLS_HELLO: [u8; 2] = [22, 3];
 
 /// What is refused is told at most so often: whoever scans ports must not fill a disk with messages.
 const TELL_EVERY: Duration = Duration::from_secs(1);
@@ -50,17 +55,17 @@ impl Refused {
 }
 
 /// Reads of each connection which stream it is for, and hands it to that stream's core.
-pub async fn accept(links: TcpListener, node: Arc<Node>, refused: Arc<Refused>) {
+pub async fn accept(links: TcpListener, node: Arc<Node>, doors: Option<Arc<Doors>>, refused: Arc<Refused>) {
     let waiting = Arc::new(Semaphore::new(HELLOS_MAX));
     loop {
         // The oldest connection gives way within `HELLO_WAIT`; until then the kernel keeps the next ones.
         let turn = waiting.clone().acquire_owned().await.expect("this semaphore is never closed");
         match links.accept().await {
             Ok((socket, from)) => {
-                let (node, refused) = (node.clone(), refused.clone());
+                let (node, doors, refused) = (node.clone(), doors.clone(), refused.clone());
                 tokio::spawn(async move {
                     let _turn = turn;
-                    match tokio::time::timeout(HELLO_WAIT, hello(socket)).await {
+                    match tokio::time::timeout(HELLO_WAIT, hello(socket, doors.as_deref())).await {
                         Ok(Ok(adopted)) => node.adopt(adopted),
                         Ok(Err(why)) => refused.one(from, &why),
                         Err(_) => refused.one(from, &format!("no HELLO within {} s", HELLO_WAIT.as_secs())),
@@ -75,30 +80,68 @@ pub async fn accept(links: TcpListener, node: Arc<Node>, refused: Arc<Refused>) 
     }
 }
 
-async fn hello(mut socket: TcpStream) -> Result<Adopted, String> {
-    let mut read = BytesMut::new();
+/// Reads what a connection begins with, behind its handshake if links speak TLS.
+async fn hello(socket: TcpStream, doors: Option<&Doors>) -> Result<Adopted, String> {
+    let (mut read, mut tls, mut who) = (BytesMut::new(), None, None);
+    if let Some(doors) = doors {
+        let (session, member) = doors.greet(&socket).await.map_err(|fault| fault.to_string())?;
+        (tls, who) = (Some(Box::new(session)), Some(member));
+    }
     loop {
-        if socket.read_buf(&mut read).await.map_err(|e| e.to_string())? == 0 {
-            return Err("it ended before its HELLO".into());
+        if let Some(frame) = begun(&read)? {
+            let (asks, stream, origin) = match &frame {
+                Frame::Hello(h) => (false, h.stream, h.origin),
+                Frame::Ask(a) => (true, a.stream, a.origin),
+                Frame::Seed(s) => (true, s.ask.stream, s.ask.origin),
+                _ => return Err("its first frame is none of HELLO, ASK and SEED".into()),
+            };
+            if let (Some(doors), Some(who)) = (doors, &who) {
+                doors.judge(who, &frame)?;
+            }
+            let socket = socket.into_std().map_err(|e| e.to_string())?;
+            return Ok(Adopted { asks, stream, origin, socket, tls, read: read.to_vec() });
         }
-        // The core's receiver gets the bytes as they came; here they are only looked into.
-        match link::take(&mut read.clone()).map_err(|e| e.to_string())? {
-            Some(Frame::Hello(h)) => {
-                let socket = socket.into_std().map_err(|e| e.to_string())?;
-                return Ok(Adopted { asks: false, stream: h.stream, origin: h.origin, socket, read: read.to_vec() });
+        match &mut tls {
+            Some(tls) => {
+                if drain(tls, &mut read)? == 0 {
+                    doors::receive(tls, &socket).await.map_err(|fault| fault.to_string())?;
+                    drain(tls, &mut read)?;
+                }
             }
-            Some(Frame::Ask(a)) => {
-                let socket = socket.into_std().map_err(|e| e.to_string())?;
-                return Ok(Adopted { asks: true, stream: a.stream, origin: a.origin, socket, read: read.to_vec() });
+            None => {
+                socket.readable().await.map_err(|e| e.to_string())?;
+                match socket.try_read_buf(&mut read) {
+                    Ok(0) => return Err("it ended before its HELLO".into()),
+                    Ok(_) => {}
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                    Err(e) => return Err(e.to_string()),
+                }
             }
-            Some(Frame::Seed(s)) => {
-                let socket = socket.into_std().map_err(|e| e.to_string())?;
-                let (stream, origin) = (s.ask.stream, s.ask.origin);
-                return Ok(Adopted { asks: true, stream, origin, socket, read: read.to_vec() });
-            }
-            Some(_) => return Err("its first frame is none of HELLO, ASK and SEED".into()),
-            None if read.len() > HELLO_BYTES_MAX => return Err(format!("no HELLO in {} bytes", read.len())),
-            None => {}
+        }
+    }
+}
+
+/// The first frame, once it is whole. The core's receiver gets the bytes as they came; here they are only looked into.
+fn begun(read: &BytesMut) -> Result<Option<Frame>, String> {
+    if read.starts_with(&TLS_HELLO) {
+        return Err("TLS at a port that speaks none: this node has no [cluster], or allow_plain_links".into());
+    }
+    match link::take(&mut read.clone()).map_err(|e| e.to_string())? {
+        None if read.len() > HELLO_BYTES_MAX => Err(format!("no HELLO in {} bytes", read.len())),
+        frame => Ok(frame),
+    }
+}
+
+/// Moves what a session has to say behind `read`; returns how much.
+fn drain(tls: &mut ServerConnection, read: &mut BytesMut) -> Result<usize, String> {
+    let mut part = [0; 4096];
+    let before = read.len();
+    loop {
+        match tls.reader().read(&mut part) {
+            Ok(0) => return Err("it ended before its HELLO".into()),
+            Ok(n) => read.extend_from_slice(&part[..n]),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(read.len() - before),
+            Err(e) => return Err(e.to_string()),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! `ezone log`: control of a node's log. Maps in, links accepted, status and reports out.
 
+use super::doors::Doors;
 use super::links::{self, Refused};
 use super::maps::{self, Kept, News};
 use super::metrics::Page;
 use super::report::{KeptLog, Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
+use super::secrets::LOOK_EVERY;
 use super::signals::{Asked, Signals};
 use super::visit::Visitors;
 use super::{Failed, agree, machine, notify, runtime, seed};
@@ -79,7 +81,8 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let zone = zone.ok_or_else(|| Failed::Input("an edge (zone = \"none\") has no log".into()))?;
     let (telling, mut told) = mpsc::unbounded_channel();
     let tell = move |what| drop(telling.send(what));
-    let options = options(config, log, zone, &first).map_err(Failed::Input)?;
+    let doors = Doors::open(config, &first).map_err(Failed::Input)?.map(Arc::new);
+    let options = options(config, log, zone, &first, doors.as_deref()).map_err(Failed::Input)?;
     let started = Node::start(options, first.clone(), tell);
     let node = Arc::new(started.map_err(|e| match e {
         node::Error::Streams { .. } => Failed::Input(e.to_string()),
@@ -88,11 +91,18 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     if matches!(config.map, MapSource::File(_)) {
         node.on_gzs(first.epoch()); // the map never changes: nobody else can own what it gives to this zone
     }
-    tracing::info!("zone {}: log open, map {}, links on {}", first.zone_name(zone), first.epoch(), log.listen);
+    tracing::info!(
+        "zone {}: log open, map {}, links on {} ({})",
+        first.zone_name(zone),
+        first.epoch(),
+        log.listen,
+        if doors.is_some() { "TLS" } else { "plain" }
+    );
     let layout = config.layout.sentence().into();
     let refused = Arc::default();
     let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone, layout, refused };
-    tokio::spawn(links::accept(link_listener, node.clone(), shown.refused.clone()));
+    tokio::spawn(links::accept(link_listener, node.clone(), doors.clone(), shown.refused.clone()));
+    let mut files = tokio::time::interval(LOOK_EVERY);
     let pages = pages(shown.clone());
     notify::tell(notify::READY);
     tokio::spawn(async move { axum::serve(Visitors::new(admin), pages).await });
@@ -107,13 +117,17 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
                         why = fault(&mut told) => Err(Failed::Fault(why)),
                     };
                 }
-                Asked::Reload | Asked::Upgrade => tracing::info!("the log reads its configuration at its start only"),
+                Asked::Reload | Asked::Upgrade => {
+                    doors.iter().for_each(|doors| doors.look());
+                    tracing::info!("the log reads its configuration at its start only; changed certificates are read in any case");
+                }
             },
             Some(what) = told.recv() => match what {
                 Told::Fault(why) => return Err(Failed::Fault(why)),
                 Told::Map(bytes) => shown.take_from_peer(&bytes, &kept),
             },
             Some(news) = newer.recv() => shown.take(news),
+            _ = files.tick() => doors.iter().for_each(|doors| doors.look()),
         }
     }
 }
@@ -153,7 +167,7 @@ impl Shown {
     }
 }
 
-fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options, String> {
+fn options(config: &Config, log: &Log, zone: Zone, map: &Map, doors: Option<&Doors>) -> Result<Options, String> {
     let mut peers = vec![];
     for peer in &config.zones {
         let Some(link) = peer.link else { continue };
@@ -171,7 +185,12 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map) -> Result<Options,
         cores: log.cores.clone(),
         ports: (0..log.cores.len()).map(|i| config.port_path(i)).collect(),
         peers,
-        line: Line { congestion: log.congestion.clone(), window_bytes: log.window_bytes, compress: log.compress },
+        line: Line {
+            congestion: log.congestion.clone(),
+            window_bytes: log.window_bytes,
+            compress: log.compress,
+            towards: doors.map(Doors::towards),
+        },
         start_alone: log.start_alone,
     })
 }

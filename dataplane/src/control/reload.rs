@@ -38,6 +38,10 @@ const FIXED: &[(&str, Needs, Shown)] = &[
     ("[log] peers_until", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.peers_until))),
     ("[log] scrub_mib_per_s", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.scrub_bytes_per_s >> 20))),
     ("[log] scrub_every_h", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.scrub_every_h))),
+    ("[log] congestion", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.congestion.clone()))),
+    ("[log] compress", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.compress))),
+    ("[log] window_mib", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.window_bytes >> 20))),
+    ("[log] allow_plain_links", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.plain_links))),
     ("[log] start_alone", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.start_alone))),
     ("[zones] link", Needs::Restart, |c| format!("{:?}", links(c))),
 ];

@@ -2,6 +2,7 @@
 
 use super::dir::random;
 use super::repair::{Repaired, repair};
+use super::secure::{Socket, Towards};
 use crate::batch::Batch;
 use crate::link::{Ask, Frame, Held, put, take};
 use crate::open::Floor;
@@ -10,8 +11,9 @@ use bytes::{Bytes, BytesMut};
 use shardmap::Zone;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Before a log is opened: who is not there, or does not answer, within this vouches for nothing. It may be starting too, and wait for
@@ -21,7 +23,7 @@ const SURVEY_MAX: Duration = Duration::from_secs(1);
 pub(super) const REPAIR_MAX: Duration = Duration::from_secs(10);
 
 /// Which copy of which log.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Copy {
     /// The cluster's name.
     pub cluster: String,
@@ -35,12 +37,14 @@ pub struct Copy {
     pub stream: u32,
     /// The number of streams.
     pub streams: u32,
+    /// How TLS is spoken to it; `None`: it is not.
+    pub towards: Option<Arc<Towards>>,
 }
 
 /// A connection to a node that has a copy.
 pub struct Lender {
     copy: Copy,
-    socket: TcpStream,
+    socket: Socket,
     inbox: BytesMut,
     /// What came with the last answer and was not wanted yet.
     ahead: VecDeque<Batch>,
@@ -49,10 +53,7 @@ pub struct Lender {
 impl Lender {
     /// Connects; each step may take `patience`.
     pub fn connect(copy: Copy, patience: Duration) -> io::Result<Lender> {
-        let socket = TcpStream::connect_timeout(&copy.link, patience)?;
-        socket.set_read_timeout(Some(patience))?;
-        socket.set_write_timeout(Some(patience))?;
-        socket.set_nodelay(true)?;
+        let socket = Socket::connect(copy.towards.as_deref(), copy.peer, copy.link, patience)?;
         Ok(Lender { copy, socket, inbox: BytesMut::new(), ahead: VecDeque::new() })
     }
 

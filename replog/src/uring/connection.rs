@@ -3,6 +3,7 @@
 
 use super::line::{Line, tune};
 use super::now_us;
+use super::secure::{Session, plain_to_tls};
 use super::signal::Signal;
 use crate::link::SILENT_MAX_US;
 use bytes::Bytes;
@@ -38,11 +39,16 @@ pub(super) struct Connection {
     /// The socket takes nothing more.
     closed: Cell<bool>,
     heard_us: Cell<u64>,
+    /// Has anything come?
+    has_heard: Cell<bool>,
     congestion: String,
+    tls: RefCell<Option<Session>>,
+    /// Why it ended, where that is more than an end.
+    fault: RefCell<Option<String>>,
 }
 
 impl Connection {
-    pub fn new(socket: TcpStream, line: &Line) -> Rc<Connection> {
+    pub fn new(socket: TcpStream, line: &Line, tls: Option<Session>) -> Rc<Connection> {
         let congestion = tune(&socket, line);
         let (read, write) = split(socket);
         let connection = Rc::new(Connection {
@@ -55,7 +61,10 @@ impl Connection {
             ended_us: Cell::new(None),
             closed: Cell::new(false),
             heard_us: Cell::new(now_us()),
+            has_heard: Cell::new(false),
             congestion,
+            tls: RefCell::new(tls),
+            fault: RefCell::default(),
         });
         glommio::spawn_local(reader(connection.clone(), read)).detach();
         glommio::spawn_local(writer(connection.clone(), write)).detach();
@@ -65,6 +74,42 @@ impl Connection {
     /// The congestion control that is in use.
     pub fn congestion(&self) -> &str {
         &self.congestion
+    }
+
+    /// Why it ended, if there is more to say than that it did.
+    pub fn fault(&self) -> Option<String> {
+        self.fault.borrow().clone()
+    }
+
+    /// Bytes that have arrived on the wire.
+    fn receive(&self, bytes: &[u8]) {
+        let mut tls = self.tls.borrow_mut();
+        let Some(session) = tls.as_mut() else {
+            return match plain_to_tls(bytes).filter(|_| !self.has_heard.replace(true)) {
+                Some(fault) => self.fail(fault),
+                None => self.put(Bytes::copy_from_slice(bytes)),
+            };
+        };
+        match session.on_bytes(bytes) {
+            Ok(all) => {
+                let answer = session.seal(b"");
+                drop(tls);
+                self.heard_us.set(now_us());
+                all.into_iter().for_each(|plain| self.put(plain));
+                self.queue(answer);
+            }
+            Err(fault) => {
+                let alert = session.seal(b"");
+                drop(tls);
+                self.queue(alert);
+                self.fail(fault);
+            }
+        }
+    }
+
+    fn fail(&self, fault: String) {
+        self.fault.borrow_mut().get_or_insert(fault);
+        self.end();
     }
 
     /// Bytes that have arrived.
@@ -85,6 +130,14 @@ impl Connection {
 
     /// Has `bytes` written behind what waits already. Whoever sends much asks for `room` first.
     pub fn send(&self, bytes: Bytes) {
+        if bytes.is_empty() || self.has_ended() {
+            return;
+        }
+        let sealed = self.tls.borrow_mut().as_mut().map(|session| session.seal(&bytes));
+        self.queue(sealed.unwrap_or(bytes));
+    }
+
+    fn queue(&self, bytes: Bytes) {
         if !bytes.is_empty() && !self.has_ended() {
             self.outbox_bytes.set(self.outbox_bytes.get() + bytes.len());
             self.outbox.borrow_mut().push_back(bytes);
@@ -192,7 +245,7 @@ async fn reader(connection: Rc<Connection>, mut read: ReadHalf<TcpStream>) {
         )
         .await;
         match read {
-            Some(n) => connection.put(Bytes::copy_from_slice(&part[..n])),
+            Some(n) => connection.receive(&part[..n]),
             None => return connection.end(),
         }
     }

@@ -9,6 +9,7 @@ use super::connection::Connection;
 use super::core::Core;
 use super::node::Adopted;
 use super::now_us;
+use super::secure::Session;
 use super::stream::StreamLog;
 use crate::Batch;
 use crate::link::{Ask, Frame, Held, Stop, Why, put, take};
@@ -29,7 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) async fn serve(core: Rc<Core>, adopted: Adopted) {
     // SAFETY: the descriptor was just given up by its only owner, and this stream becomes its only owner.
     let socket = unsafe { TcpStream::from_raw_fd(adopted.socket.into_raw_fd()) };
-    let connection = Connection::new(socket, &core.options.line);
+    let connection = Connection::new(socket, &core.options.line, adopted.tls.map(|tls| Session::of(*tls)));
     connection.put(adopted.read.into());
     let mut inbox = BytesMut::new();
     while !core.stopping.get() && !connection.has_ended() {

@@ -1,9 +1,11 @@
 //! How links use the lines between zones: the socket's options, and what a link shows of itself.
 
+use super::secure::Towards;
 use crate::link::{Compress, Sender, Shipped};
 use glommio::net::TcpStream;
 use socket2::SockRef;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What the kernel may hold that it has not sent yet. Bytes beyond are kept here, where a map or a BEAT is not stuck behind them for long: at
@@ -24,11 +26,18 @@ pub struct Line {
     pub window_bytes: u64,
     /// Whether batches are gathered and compressed.
     pub compress: Compress,
+    /// How TLS is spoken to the other zones' logs; `None`: it is not.
+    pub towards: Option<Arc<Towards>>,
 }
 
 impl Default for Line {
     fn default() -> Line {
-        Line { congestion: Some("bbr".into()), window_bytes: crate::link::CREDIT_BYTES, compress: Compress::Auto }
+        Line {
+            congestion: Some("bbr".into()),
+            window_bytes: crate::link::CREDIT_BYTES,
+            compress: Compress::Auto,
+            towards: None,
+        }
     }
 }
 
@@ -37,6 +46,8 @@ impl Default for Line {
 pub struct LineFigures {
     /// Connections that were made.
     pub connects: u64,
+    /// Attempts that failed: nobody there, a handshake that was refused, a session that broke.
+    pub failures: u64,
     /// The congestion control of the newest one; empty: there was none yet.
     pub congestion: String,
     /// What was shipped.

@@ -6,6 +6,7 @@ use super::line::LineFigures;
 use super::mirror::Mirror;
 use super::node::{Adopted, Peer, Told};
 use super::now_us;
+use super::secure::Session;
 use super::stream::{self, StreamLog};
 use crate::Batch;
 use crate::link::{Codec, Log, Order, Pack, Place, Receiver, Sender, Why};
@@ -47,13 +48,18 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     let mut figures = LineFigures::default();
     while !core.stopping.get() {
         note(&stream, peer.zone, &sender, damaged.as_deref().unwrap_or("connecting"), &figures);
-        if let Ok(socket) = TcpStream::connect_timeout(peer.link, CONNECT_MAX).await {
+        let connected = connect(&core, &peer).await;
+        if let Err(why) = &connected {
+            figures.failures += 1;
+            tell(&stream, &peer, &mut damaged, why);
+        }
+        if let Ok(connection) = connected {
             let mut link = Outgoing {
                 core: &core,
                 stream: &stream,
                 peer: &peer,
                 sender: &mut sender,
-                connection: Connection::new(socket, &core.options.line),
+                connection,
                 ahead: Ahead::default(),
                 waits: damaged.as_deref().unwrap_or("connecting"),
                 damaged: None,
@@ -62,17 +68,18 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
             figures.congestion = link.connection.congestion().to_owned();
             let was_live = link.run(&figures).await;
             link.connection.close().await;
-            let found = link.damaged.take();
+            let found = link.damaged.take().or(link.connection.fault());
+            figures.failures += u64::from(found.is_some());
             pause = match &found {
                 Some(_) => RECONNECT_MAX,
                 None if was_live => RECONNECT,
                 None => pause,
             };
-            // Nothing is skipped: it is tried again until it is mended, and writers are served all the same. Said once, shown all the time.
-            if let Some(why) = found.as_ref().filter(|why| damaged.as_ref() != Some(*why)) {
-                tracing::error!("stream {}: the link to zone {} waits: {why}", stream.number, peer.name);
+            // Nothing is skipped: it is tried again until it is mended, and writers are served all the same.
+            match &found {
+                Some(why) => tell(&stream, &peer, &mut damaged, why),
+                None => damaged = None,
             }
-            damaged = found;
             sender.on_disconnect();
         }
         if let Some(stop) = sender.stopped() {
@@ -93,6 +100,26 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
         }
         sleep(pause).await;
         pause = (pause * 2).min(RECONNECT_MAX);
+    }
+}
+
+/// A connection to the peer, behind its TLS handshake if there is one. The error says why there is none.
+async fn connect(core: &Core, peer: &Peer) -> Result<Rc<Connection>, String> {
+    let line = &core.options.line;
+    let socket = TcpStream::connect_timeout(peer.link, CONNECT_MAX).await;
+    let mut socket = socket.map_err(|e| format!("{} cannot be reached: {e}", peer.link))?;
+    let tls = match &line.towards {
+        Some(towards) => Some(Session::begin(towards, peer.zone, peer.link, &mut socket).await?),
+        None => None,
+    };
+    Ok(Connection::new(socket, line, tls))
+}
+
+/// Said once, shown all the time.
+fn tell(stream: &Stream, peer: &Peer, waits: &mut Option<String>, why: &str) {
+    if waits.as_deref() != Some(why) {
+        tracing::error!("stream {}: the link to zone {} waits: {why}", stream.number, peer.name);
+        *waits = Some(why.to_owned());
     }
 }
 
@@ -291,7 +318,7 @@ pub(super) async fn receive(core: Rc<Core>, adopted: Adopted) {
     }
     // SAFETY: the descriptor was just given up by its only owner, and this stream becomes its only owner.
     let socket = unsafe { TcpStream::from_raw_fd(adopted.socket.into_raw_fd()) };
-    let connection = Connection::new(socket, &core.options.line);
+    let connection = Connection::new(socket, &core.options.line, adopted.tls.map(|tls| Session::of(*tls)));
     connection.put(adopted.read.into());
     let number = mirror.connect();
     let breaks = mirror.breaks();

@@ -22,6 +22,7 @@ mod open;
 mod port;
 pub mod repair;
 mod retain;
+pub mod secure;
 mod seed;
 mod signal;
 pub mod sqlite;

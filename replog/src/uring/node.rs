@@ -17,6 +17,7 @@ use crate::link::{Frame, take};
 use crate::store::Digests;
 use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
+use rustls::ServerConnection;
 use shardmap::map::Map;
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::collections::BTreeMap;
@@ -181,7 +182,15 @@ impl Options {
     /// Where copies of `origin`'s stream may be had, its own zone's first.
     pub(super) fn copies(&self, origin: Zone, stream: u32) -> Vec<Copy> {
         let (cluster, streams) = (&self.cluster, self.streams);
-        let copy = |p: &Peer| Copy { cluster: cluster.clone(), origin, peer: p.zone, link: p.link, stream, streams };
+        let copy = |p: &Peer| Copy {
+            cluster: cluster.clone(),
+            origin,
+            peer: p.zone,
+            link: p.link,
+            stream,
+            streams,
+            towards: self.line.towards.clone(),
+        };
         let mut all: Vec<Copy> = self.peers.iter().map(copy).collect();
         all.sort_by_key(|c| c.peer != origin);
         all
@@ -198,6 +207,8 @@ pub struct Adopted {
     pub origin: Zone,
     /// The connection.
     pub socket: TcpStream,
+    /// Its TLS session, of which the handshake is done and the zone's certificate was judged; `None`: it is plain.
+    pub tls: Option<Box<ServerConnection>>,
     /// What was read.
     pub read: Vec<u8>,
 }

@@ -363,6 +363,6 @@ fn adopt(node: &Node, mut socket: TcpStream, tampering: &Tampering) {
         };
         socket.set_read_timeout(None).unwrap();
         socket.set_nonblocking(true).unwrap();
-        return node.adopt(Adopted { asks, stream, origin, socket, read: read.to_vec() });
+        return node.adopt(Adopted { asks, stream, origin, socket, tls: None, read: read.to_vec() });
     }
 }

@@ -2,6 +2,7 @@
 
 use super::super::node::Adopted;
 use super::super::now_us;
+use super::super::secure::Socket;
 use super::super::sqlite::Snapshot;
 use super::{Command, Lent, Party, READY_WAIT, Running, SILENT_MAX, Way};
 use crate::apply::Unseeded;
@@ -12,7 +13,6 @@ use bytes::{Bytes, BytesMut};
 use shardmap::map::Map;
 use shardmap::{MapEpoch, Zone};
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 /// How soon an origin that is not ready looks again.
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// Answers one SEED, to the end of its connection. Blocks: on a thread of its own.
 pub fn lend(party: &Party, adopted: Adopted, seed: &SeedAsk) {
     let (ask, stream, peer) = (&seed.ask, seed.ask.stream, seed.asker);
-    let mut lending = Lending { party, ask, socket: adopted.socket };
+    let mut lending = Lending { party, ask, socket: Socket::adopted(adopted.socket, adopted.tls) };
     let outcome = match lending.begin(peer) {
         Ok(running) => {
             tracing::warn!("stream {stream}: zone {peer} asks for a snapshot, to be seeded");
@@ -45,7 +45,7 @@ pub fn lend(party: &Party, adopted: Adopted, seed: &SeedAsk) {
 struct Lending<'a> {
     party: &'a Party,
     ask: &'a Ask,
-    socket: TcpStream,
+    socket: Socket,
 }
 
 /// Segments stay for the peer; however this thread ends, they do not stay for ever.
@@ -75,7 +75,7 @@ impl Lending<'_> {
     /// Is it this zone's own log that is asked for, by a zone that is known?
     fn begin(&mut self, asker: Zone) -> Result<Running, String> {
         let (o, a) = (&self.party.options, self.ask);
-        let s = &self.socket;
+        let s = self.socket.tcp();
         let io = |e: std::io::Error| e.to_string();
         s.set_nonblocking(false).and_then(|()| s.set_write_timeout(Some(SILENT_MAX))).map_err(io)?;
         s.set_read_timeout(Some(SILENT_MAX)).and_then(|()| s.set_nodelay(true)).map_err(io)?;

@@ -67,6 +67,16 @@ pub enum Ask {
     Commit(Commit),
 }
 
+impl Ask {
+    /// The shard that it is about.
+    pub fn shard(&self) -> Shard {
+        match self {
+            Ask::Write { shard, .. } | Ask::Read { shard, .. } | Ask::ReadAfter { shard, .. } => *shard,
+            Ask::Commit(commit) => commit.shard,
+        }
+    }
+}
+
 /// What a log core answers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {

@@ -36,6 +36,15 @@ pub struct Entry {
     pub row: Row,
 }
 
+/// The table in which operators' words on entries of the ledger lie, replicated as any row; no client can name it. The key is
+/// `conflict_key`, the value JSON.
+pub const RESOLVED: &[u8] = b".resolved";
+
+/// The key of an operator's word on an entry of the ledger of its stream.
+pub fn conflict_key(zone: Zone, seq: u64) -> Bytes {
+    Bytes::from(format!("{}-{seq}", zone.0))
+}
+
 /// A record that could not be applied yet.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Parked {

@@ -1,5 +1,7 @@
 //! `ezctl`: inspect and operate.
 
+mod admin;
+mod conflicts;
 mod log;
 mod map;
 mod route;
@@ -28,6 +30,9 @@ enum Command {
         after_help = "Example: ezctl route explain --admin 127.0.0.1:8082 --header \"x-shard: loc=121.5,31.2\""
     )]
     Route(route::Command),
+    /// What was written on the wrong side of a change of owner
+    #[command(subcommand, after_help = "Example: ezctl conflicts list --admin 127.0.0.1:8083")]
+    Conflicts(conflicts::Command),
     /// Look into a log
     #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
@@ -37,6 +42,7 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Map(command) => map::run(command),
         Command::Route(command) => route::run(command),
+        Command::Conflicts(command) => conflicts::run(command),
         Command::Log(command) => log::run(command),
     }
 }

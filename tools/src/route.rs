@@ -1,19 +1,16 @@
 //! `ezctl route`: where a request would go, and why, as a running router says it, or by a map alone.
 
+use crate::admin;
 use crate::map::{Fault, read_sound};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use shardmap::explain::{by_name, explain};
 use shardmap::ownership::Kind;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// How long a router may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
-const ANSWER_BYTES_MAX: u64 = 4 << 20;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -116,32 +113,15 @@ fn of_map(path: &Path, headers: &[(&str, &str)], ask: &Explain) -> Result<Value,
 }
 
 /// Asks the router's admin page.
-fn of_router(admin: SocketAddr, body: &str) -> Result<Value, Fault> {
-    let wrong = |what: String| Fault::Input(format!("the router at {admin}: {what}"));
-    let (status, answer) = post(admin, "/explain", body).map_err(|e| wrong(e.to_string()))?;
+fn of_router(at: SocketAddr, body: &str) -> Result<Value, Fault> {
+    let wrong = |what: String| Fault::Input(format!("the router at {at}: {what}"));
+    let (status, answer) = admin::post(at, "/explain", body).map_err(|e| wrong(e.to_string()))?;
     let value: Value =
         serde_json::from_str(&answer).map_err(|_| wrong(format!("answered {status} and no JSON: {answer:?}")))?;
     match status {
         200 => Ok(value),
         _ => Err(wrong(format!("{status}: {}", value["error"].as_str().unwrap_or("no reason given")))),
     }
-}
-
-fn post(at: SocketAddr, path: &str, body: &str) -> io::Result<(u16, String)> {
-    let mut stream = TcpStream::connect_timeout(&at, PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    let len = body.len();
-    write!(
-        stream,
-        "POST {path} HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
-    )?;
-    let mut answer = String::new();
-    stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    let malformed = || io::Error::other("its answer is no HTTP");
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or_else(malformed)?;
-    let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(malformed)?;
-    Ok((status, body.into()))
 }
 
 /// Prints the answer; 0: the request would be routed.

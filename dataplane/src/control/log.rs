@@ -8,7 +8,7 @@ use super::report::{KeptLog, Lag, LinkStatus, LogStatus, Report, ReportAsk, Shar
 use super::secrets::LOOK_EVERY;
 use super::signals::{Asked, Signals};
 use super::visit::Visitors;
-use super::{Failed, agree, machine, notify, runtime, seed};
+use super::{Failed, agree, conflicts, machine, notify, runtime, seed};
 use crate::config::{Config, Kind, Layout, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
@@ -144,6 +144,11 @@ async fn fault(told: &mut mpsc::UnboundedReceiver<Told>) -> String {
 }
 
 impl Shown {
+    #[cfg(test)]
+    pub(super) fn of(node: Arc<Node>, map: Arc<Map>, zone: Zone) -> Shown {
+        Shown { node, map: Arc::new(Mutex::new(map)), zone, layout: "".into(), refused: Arc::default() }
+    }
+
     fn take(&self, news: News) {
         match news {
             News::Map(newer) => {
@@ -203,6 +208,7 @@ fn pages(shown: Shown) -> Router {
         .route("/metrics", get(async |State(s): State<Shown>| metrics(&status(&s).await)))
         .route("/healthz", get(async || "ok\n"))
         .merge(seed::routes())
+        .merge(conflicts::routes())
         .with_state(shown)
 }
 

@@ -5,6 +5,7 @@ pub mod admin;
 pub mod agree;
 pub mod assemble;
 pub mod cert;
+pub mod conflicts;
 pub mod dns;
 pub mod doors;
 pub mod durable;

@@ -136,9 +136,8 @@ impl Receiver {
     /// log has a beginning of it, so what one has and another lacks is the same log. Frozen or not, the caller appends what is
     /// returned; it is acknowledged to the origin once the origin has brought it, or named it, as well. `None`: it does not follow
     /// what is here.
-    pub fn on_lent(&mut self, log_uuid: u128, bytes: Bytes) -> Result<Option<Batch>, Stop> {
+    pub fn on_lent(&mut self, log_uuid: u128, batch: Batch) -> Result<Option<Batch>, Stop> {
         let stop = |why, seen, expected| Err(Stop { why, seen, expected });
-        let Ok(batch) = Batch::parse(bytes) else { return stop(Why::Garbled, 0, 0) };
         if (batch.zone, batch.stream) != (self.place.origin, self.place.stream) {
             return stop(Why::Foreign, batch.zone.0.into(), self.place.origin.0.into());
         }
@@ -146,7 +145,7 @@ impl Receiver {
         if known != log_uuid || known as u64 != batch.log_uuid_lo {
             return stop(Why::Incarnation, batch.log_uuid_lo, known as u64);
         }
-        if batch.first_seq != self.accepted + 1 || self.pending_bytes > CREDIT_BYTES {
+        if batch.first_seq != self.accepted + 1 || self.pending_bytes > self.window_bytes {
             return Ok(None);
         }
         if batch.prev_chain != self.accepted_chain {

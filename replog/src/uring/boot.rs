@@ -12,7 +12,7 @@ use super::node::{Command, CoreFigures, LogFigures, Options, StreamFigures, Told
 use super::open::{Begin, open_stream};
 use super::signal::{Budget, Signal};
 use super::stream::StreamLog;
-use super::{lend, link, now_ms, port, retain, seed};
+use super::{collect, complete, lend, link, now_ms, port, retain, seed};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_lite::StreamExt;
@@ -224,6 +224,7 @@ fn spawn_tasks(core: &Rc<Core>, news: UnboundedReceiver<News>) {
             spawn(Box::pin(async move { core.watch(core.clone().feed(stream, zone).await) }) as Task);
         }
         for zone in stream.mirrors.keys() {
+            spawn(Box::pin(complete::run(core.clone(), stream.clone(), *zone)) as Task);
             let (core, stream, zone) = (core.clone(), stream.clone(), *zone);
             spawn(Box::pin(async move {
                 let why = stream.mirrors[&zone].write().await;
@@ -238,6 +239,7 @@ fn spawn_tasks(core: &Rc<Core>, news: UnboundedReceiver<News>) {
     }
     spawn(Box::pin(hear(core.clone(), news)));
     spawn(Box::pin(retain::run(core.clone())));
+    spawn(Box::pin(collect::run(core.clone())));
     spawn(Box::pin(super::mend::run(core.clone())));
 }
 
@@ -334,6 +336,15 @@ async fn carry_out(core: Rc<Core>, command: Command) {
         Command::Figures(done) => {
             if let Some(figures) = figures(&core).await {
                 let _ = done.send(figures);
+            }
+        }
+        Command::Ask(ask, done) => {
+            let (answer, _row) = core.answer(ask, &Budget::of(1)).await;
+            let _ = done.send(answer);
+        }
+        Command::Conflicts { stream, asked, done } => {
+            if let Some(found) = core.ask(|done| Job::Conflicts { stream, asked, done }).await {
+                let _ = done.send(found);
             }
         }
         Command::Digests(done) => {

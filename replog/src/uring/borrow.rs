@@ -62,6 +62,11 @@ impl Lender {
         self.ask(0).map(|(held, _)| held)
     }
 
+    /// What it has of the log, and batches from `seq` on.
+    pub(super) fn from(&mut self, seq: u64) -> io::Result<(Held, Vec<Batch>)> {
+        self.ask(seq).map(|(held, batches)| (held, batches.into()))
+    }
+
     fn ask(&mut self, seq: u64) -> io::Result<(Held, VecDeque<Batch>)> {
         let Copy { cluster, origin, peer, stream, streams, .. } = &self.copy;
         let cluster = Bytes::copy_from_slice(cluster.as_bytes());

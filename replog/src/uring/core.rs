@@ -267,13 +267,17 @@ impl Core {
         all
     }
 
-    /// Has this zone, which takes writes, applied all that it has taken of the lost owner's log? (It takes no more: `freeze`.)
+    /// Has this zone, which takes writes, applied all that it has taken of the lost owner's log, and that the other survivors have of it? (It
+    /// takes no more from its owner: `freeze`.)
     fn has_all_of_lost(&self, stream: &Stream, shard: Shard) -> bool {
         let map = self.map.borrow();
-        let lost = map.history(shard).and_then(|h| h.view().lost);
-        lost.and_then(|(zone, _)| stream.mirrors.get(&zone).map(|m| (zone, m))).is_some_and(|(zone, mirror)| {
-            !stream.gate.borrow().is_read_only() && stream.applied_seq(zone) >= mirror.taken_seq()
-        })
+        let Some(view) = map.history(shard).map(|h| h.view()) else { return false };
+        let Some((zone, mirror)) = view.lost.and_then(|(zone, _)| Some((zone, stream.mirrors.get(&zone)?))) else {
+            return false;
+        };
+        // With two zones there is nobody to ask.
+        let asked = self.options.peers.len() == 1 || mirror.completed() >= view.epoch;
+        asked && !stream.gate.borrow().is_read_only() && stream.applied_seq(zone) >= mirror.taken_seq()
     }
 }
 

@@ -4,9 +4,11 @@
 //! holds up what is to be stored, in its order; reads are refused meanwhile, and figures are told all the same.
 
 mod job;
+mod ledger;
 
 pub(super) use job::{Applied, Job, News, NoRoom};
 pub use job::{Figures, Reported};
+pub use ledger::{Asked, Conflict};
 
 use super::now_ns;
 use super::sqlite::Sqlite;
@@ -18,7 +20,7 @@ use futures_channel::mpsc::UnboundedSender;
 use futures_channel::oneshot::Sender;
 use hdrhistogram::Histogram;
 use shardmap::{Positions, Shard, Zone};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +38,8 @@ pub(super) struct Kept {
     pub ledger: Option<u64>,
     /// What is applied and stored: the applier is ahead while a store has no room.
     pub stored: Positions,
+    /// For each zone's tombstones: from where they are looked at next.
+    pub looked: BTreeMap<Zone, u64>,
 }
 
 pub(super) struct Keeper {
@@ -46,6 +50,8 @@ pub(super) struct Keeper {
     later: VecDeque<Job>,
     news: UnboundedSender<News>,
     lag_us: Histogram<u64>,
+    /// Tombstones that were dropped since the start.
+    collected: u64,
     retry_at: Instant,
 }
 
@@ -68,14 +74,15 @@ impl From<String> for End {
 impl Kept {
     /// The applier and the store that it began with.
     pub fn new(stream: u32, applier: Applier, store: Sqlite) -> Kept {
-        Kept { stream, stored: applier.positions().clone(), applier, store, ledger: None }
+        Kept { stream, stored: applier.positions().clone(), applier, store, ledger: None, looked: BTreeMap::new() }
     }
 }
 
 impl Keeper {
     pub fn new(zone: Zone, kept: Vec<Kept>, jobs: Receiver<Job>, news: UnboundedSender<News>) -> Keeper {
         let lag_us = Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("these bounds are legal");
-        Keeper { zone, kept, jobs, later: VecDeque::new(), news, lag_us, retry_at: Instant::now() + RETRY_EVERY }
+        let retry_at = Instant::now() + RETRY_EVERY;
+        Keeper { zone, kept, jobs, later: VecDeque::new(), news, lag_us, collected: 0, retry_at }
     }
 
     /// Does jobs until the last one, or until the core is gone.
@@ -171,6 +178,11 @@ impl Keeper {
                 Ok(Job::Digests { done }) => {
                     let _ = done.send(self.digests()?); // whoever asked may be gone
                 }
+                Ok(Job::Conflicts { stream, asked, done }) => {
+                    let _ = done.send(self.conflicts(stream, asked)?); // whoever asked may be gone
+                }
+                // There may be more of them another time.
+                Ok(Job::Collect { done, .. }) => drop(done.send(false)),
                 Ok(
                     job @ (Job::Apply { .. }
                     | Job::Scan { .. }
@@ -236,6 +248,14 @@ impl Keeper {
                 let figures = self.figures(false)?;
                 let _ = done.send(figures);
             }
+            Job::Collect { stream, everywhere, done } => {
+                let more = self.collect(stream, &everywhere)?;
+                let _ = done.send(more);
+            }
+            Job::Conflicts { stream, asked, done } => {
+                let found = self.conflicts(stream, asked)?;
+                let _ = done.send(found);
+            }
             Job::Digests { done } => {
                 let digests = self.digests()?;
                 let _ = done.send(digests);
@@ -300,6 +320,7 @@ impl Keeper {
             applied: self.kept.iter().map(|k| (k.stream, k.stored.clone())).collect(),
             parked: self.kept.iter().map(|k| k.applier.parked() as u64).sum(),
             ledger,
+            collected: self.collected,
             is_full,
             lag_us: self.lag_us.clone(),
         })

@@ -322,19 +322,29 @@ pub(super) async fn receive(core: Rc<Core>, adopted: Adopted) {
     connection.put(adopted.read.into());
     let number = mirror.connect();
     let breaks = mirror.breaks();
+    let receiver = receiver(&core, &stream, mirror, origin).await;
+    let link = Incoming { core: &core, stream: &stream, origin, mirror, number, breaks, receiver, connection };
+    link.run().await;
+    link.connection.close().await;
+}
+
+/// The receiver of `origin`'s log, which outlives its connections.
+pub(super) async fn receiver(
+    core: &Rc<Core>,
+    stream: &Rc<Stream>,
+    mirror: &Mirror,
+    origin: Zone,
+) -> Rc<RefCell<Receiver>> {
     let new = |held| {
         let (epoch, map) = core.map_bytes();
         let applied = stream.applied_seq(origin);
-        let place = place(&core, &stream, origin, core.options.zone);
+        let place = place(core, stream, origin, core.options.zone);
         let window = core.options.line.window_bytes;
         let mut receiver = Receiver::new(place, held, applied, epoch, map).with_window(window);
         receiver.on_frozen(core.is_lost(stream.number, origin));
         receiver
     };
-    let receiver = mirror.receiver(new).await;
-    let link = Incoming { core: &core, stream: &stream, origin, mirror, number, breaks, receiver, connection };
-    link.run().await;
-    link.connection.close().await;
+    mirror.receiver(new).await
 }
 
 /// One connection of a receiver.

@@ -15,6 +15,7 @@ use crate::seed::Plan;
 use crate::{Batch, log};
 use futures_lite::future::or;
 use glommio::timer::sleep;
+use shardmap::MapEpoch;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,8 @@ pub(super) struct Mirror {
     feeding: Cell<bool>,
     /// Why the origin's link could not go on, last.
     stopped: Cell<Option<Stop>>,
+    /// The map at which the other survivors were last asked for what they have of it.
+    completed: Cell<MapEpoch>,
 }
 
 impl Mirror {
@@ -78,6 +81,7 @@ impl Mirror {
             paused: Cell::new(false),
             feeding: Cell::new(false),
             stopped: Cell::new(None),
+            completed: Cell::new(MapEpoch(0)),
         })
     }
 
@@ -254,6 +258,21 @@ impl Mirror {
         if let Some((_, receiver)) = &*self.receiver.borrow() {
             receiver.borrow_mut().on_frozen(frozen);
         }
+    }
+
+    /// Is the origin there?
+    pub fn is_live(&self) -> bool {
+        self.receiver.borrow().as_ref().is_some_and(|(_, receiver)| receiver.borrow().live().is_some())
+    }
+
+    /// The map at which the other survivors were last asked for what they have of it.
+    pub fn completed(&self) -> MapEpoch {
+        self.completed.get()
+    }
+
+    /// They were asked, since this map.
+    pub fn on_completed(&self, since: MapEpoch) {
+        self.completed.set(since);
     }
 
     /// Takes the next batch of the incarnation `log_uuid`.

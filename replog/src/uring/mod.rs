@@ -5,7 +5,9 @@
 mod asks;
 mod boot;
 pub mod borrow;
+mod collect;
 mod commit;
+mod complete;
 mod connection;
 mod core;
 pub mod dir;
@@ -29,7 +31,7 @@ pub mod sqlite;
 pub mod stream;
 
 pub use core::Link;
-pub use keeper::{Figures, Reported};
+pub use keeper::{Asked, Conflict, Figures, Reported};
 pub use seed::{SeedFigures, Way};
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};

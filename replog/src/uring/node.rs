@@ -8,12 +8,14 @@
 use super::boot::{self, Running};
 use super::borrow::{Copy, Survey};
 use super::core::Link;
-use super::keeper::{Figures, Reported};
+use super::keeper::{Asked, Conflict, Figures, Reported};
 use super::line::Line;
 use super::open;
 use super::seed::{self, Party, SeedFigures, Seeds, Way};
 use super::stream::{Scrub, Scrubbed};
 use crate::link::{Frame, take};
+use crate::owners::stream_of;
+use crate::port::{Answer, Ask, Refused};
 use crate::store::Digests;
 use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
@@ -221,6 +223,8 @@ pub(super) enum Command {
     Report { shards: Vec<Shard>, take_over: bool, done: oneshot::Sender<Vec<Reported>> },
     Figures(oneshot::Sender<CoreFigures>),
     Digests(oneshot::Sender<Vec<Digests>>),
+    Ask(Ask, oneshot::Sender<Answer>),
+    Conflicts { stream: u32, asked: Asked, done: oneshot::Sender<Vec<Conflict>> },
     Stop(oneshot::Sender<()>),
 }
 
@@ -325,6 +329,23 @@ impl Node {
     /// Digests of every stream.
     pub async fn digests(&self) -> Vec<Digests> {
         self.all(Command::Digests).await.into_iter().flatten().collect()
+    }
+
+    /// What a router may ask over the port, asked by control; a node that ends answers that it does not know.
+    pub async fn ask(&self, ask: Ask) -> Answer {
+        let (done, answer) = oneshot::channel();
+        self.core_of(stream_of(ask.shard(), self.options.streams)).send(Command::Ask(ask, done));
+        answer.await.unwrap_or_else(|_| Answer::Refused(Refused::Failed("the node ends".into())))
+    }
+
+    /// Entries of the conflict ledger of `stream`; `None`: there is no such stream, or the node ends.
+    pub async fn conflicts(&self, stream: u32, asked: Asked) -> Option<Vec<Conflict>> {
+        if stream >= self.options.streams {
+            return None;
+        }
+        let (done, answer) = oneshot::channel();
+        self.core_of(stream).send(Command::Conflicts { stream, asked, done });
+        answer.await.ok()
     }
 
     /// Takes no more, makes durable what was taken, ends every stream with a marker and a checkpoint, closes the stores. Ends when

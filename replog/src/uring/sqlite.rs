@@ -53,8 +53,7 @@ insert into rows values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) on conflict (t
 where (excluded.owner_epoch, excluded.hlc, excluded.zone, excluded.stream)
     > (rows.owner_epoch, rows.hlc, rows.zone, rows.stream)";
 const ROW: &str = "value, deleted, owner_epoch, hlc, zone, stream, shard, seq";
-const LEDGER: &str =
-    "select tab, key, value, deleted, owner_epoch, hlc, zone, stream, shard, seq from ledger order by zone, seq";
+const LEDGER: &str = "select tab, key, value, deleted, owner_epoch, hlc, zone, stream, shard, seq from ledger";
 
 /// The store of one stream.
 #[derive(Debug)]
@@ -117,6 +116,18 @@ impl Sqlite {
             Ok(())
         });
         each.map_err(said).map(|()| applied)
+    }
+
+    /// The first `most` entries of the ledger behind `after`, by (zone, seq).
+    pub(super) fn ledger_from(&self, after: Option<(Zone, u64)>, most: usize) -> Result<Vec<Entry>, Failed> {
+        let (zone, seq) = after.map_or((-1, 0), |(zone, seq)| (i64::from(zone.0), signed(seq)));
+        let all = || {
+            let sql = format!("{LEDGER} where (zone, seq) > (?1, ?2) order by zone, seq limit ?3");
+            let mut statement = self.db.prepare_cached(&sql)?;
+            statement.query_map(params![zone, seq, most as i64], entry)?.collect()
+        };
+        let all: rusqlite::Result<Vec<Entry>> = all();
+        all.map_err(failed)
     }
 
     /// As if the disk were full beyond so many pages of 4 KiB.
@@ -207,7 +218,7 @@ impl Store for Sqlite {
     }
 
     fn ledger(&self, visit: &mut dyn FnMut(&Entry)) -> Result<(), Failed> {
-        let each = self.each(LEDGER, |r| {
+        let each = self.each(&format!("{LEDGER} order by zone, seq"), |r| {
             visit(&entry(r)?);
             Ok(())
         });

@@ -5,6 +5,7 @@ mod cluster;
 mod commit;
 mod damage;
 mod hold;
+mod ledger;
 mod mend;
 mod proxy;
 mod seed;

@@ -293,7 +293,7 @@ impl Node {
         let Some(live) = self.live.as_mut() else { return Ok(false) };
         let next = live.receivers[of].accepted() + 1;
         let Some(block) = mirror.iter().find(|b| b.batch.first_seq == next) else { return Ok(false) };
-        let lent = live.receivers[of].on_lent(of as u128 + 1, block.batch.bytes.clone());
+        let lent = live.receivers[of].on_lent(of as u128 + 1, block.batch.clone());
         let lent = lent.map_err(|stop| Fail(format!("{} is lent {of}'s log: {stop}", self.id)))?;
         let taken = lent.is_some();
         live.written[of].extend(lent.map(Block::of));

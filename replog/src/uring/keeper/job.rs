@@ -1,5 +1,6 @@
 //! What a keeper is asked, what it answers, and what it tells unasked.
 
+use super::ledger::{Asked, Conflict};
 use crate::apply::{Seed, Unseeded, Wait};
 use crate::batch::Batch;
 use crate::store::{Changes, Digests, Row, Scan};
@@ -28,6 +29,10 @@ pub(in crate::uring) enum Job {
     Map { map: Arc<Map>, bytes: Bytes, done: Sender<Vec<(u32, Zone, Scan)>> },
     /// What this zone has of some shards.
     Report { stream: u32, shards: Vec<Shard>, take_over: bool, done: Sender<Vec<Reported>> },
+    /// Drop tombstones that may go, by what every zone has applied of each log; the answer: are there more to look at?
+    Collect { stream: u32, everywhere: Positions, done: Sender<bool> },
+    /// Entries of a stream's ledger.
+    Conflicts { stream: u32, asked: Asked, done: Sender<Vec<Conflict>> },
     /// Figures of all streams.
     Figures { done: Sender<Figures> },
     /// Digests of all streams, in their order.
@@ -82,6 +87,8 @@ pub struct Figures {
     pub parked: u64,
     /// Entries of the ledger.
     pub ledger: u64,
+    /// Tombstones that were dropped since the start.
+    pub collected: u64,
     /// A store has no room: nothing is applied, and no row is told, until there is some.
     pub is_full: bool,
     /// Microseconds from the commit of another zone's record there until it was visible here.

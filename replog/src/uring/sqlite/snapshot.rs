@@ -46,7 +46,7 @@ impl Snapshot {
 
     /// Visits the ledger by (zone, seq) until one visit says no.
     pub fn ledger(&self, visit: &mut dyn FnMut(&Entry) -> bool) -> Result<(), Failed> {
-        let each = self.db.each(LEDGER, |r| on(visit(&entry(r)?)));
+        let each = self.db.each(&format!("{LEDGER} order by zone, seq"), |r| on(visit(&entry(r)?)));
         ended(each)
     }
 }

@@ -578,6 +578,31 @@ fn while_its_origin_is_lost_a_mirror_takes_no_data_and_then_goes_on_where_it_was
 }
 
 #[test]
+fn a_hello_that_is_overtaken_by_what_a_third_zone_lends_is_no_divergence() {
+    let log = some_log(4, 1);
+    let mut pair = Pair::new(log[..2].to_vec(), vec![]);
+    pair.connect();
+    pair.orders(); // HELLO is on its way, and names two batches
+    for batch in &log[2..] {
+        pair.log.push(batch.clone());
+        pair.s.on_durable(batch.last_seq(), batch.chain, Hlc(batch.last_seq()));
+    }
+    for batch in &log {
+        let lent = pair.r.on_lent(UUID, batch.clone()).unwrap().expect("it follows");
+        pair.mirror.push(lent);
+        pair.r.on_durable(batch.last_seq());
+    }
+    assert_eq!(pair.r.on_lent(UUID, log[0].clone()), Ok(None), "it is here already");
+    pair.settle();
+    assert_eq!((pair.s.stopped(), pair.r.stopped(), pair.s.acked()), (None, None, log[3].last_seq()));
+    let other = batch(log[3].last_seq() + 1, log[3].chain ^ 1, 1, 1);
+    let why = pair.r.on_lent(UUID, other).unwrap_err().why;
+    assert_eq!(why, Why::Diverged, "what does not fit is not taken, wherever it comes from");
+    let rebuilt = batch(log[3].last_seq() + 1, log[3].chain, 1, 1);
+    assert_eq!(pair.r.on_lent(UUID + 1, rebuilt).unwrap_err().why, Why::Incarnation);
+}
+
+#[test]
 fn an_idle_link_beats_and_a_silent_one_is_given_up() {
     let mut p = Pair::new(vec![], vec![]);
     p.connect();

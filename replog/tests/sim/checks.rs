@@ -16,6 +16,8 @@ pub struct Acked {
     pub seq: u64,
     pub token: u64,
     pub key: Bytes,
+    /// Its client asked that one more zone have it.
+    pub remote: bool,
 }
 
 /// A write: its shard's ownerships have one writer each, and a writer's clock never repeats itself.
@@ -185,6 +187,12 @@ impl World {
         for a in &self.truth.acked {
             let blocks = self.log_of(usize::from(a.zone.0));
             if self.destroyed[usize::from(a.zone.0)] && a.seq > crate::zone::last_seq(blocks) {
+                if a.remote {
+                    return Err(Fail(format!(
+                        "9: write {} was confirmed by another zone, and no survivor has it",
+                        a.token
+                    )));
+                }
                 self.truth.gone.set(self.truth.gone.get() + 1);
                 continue;
             }

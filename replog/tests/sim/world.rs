@@ -26,6 +26,7 @@ pub enum Broken {
     NoLocks,
     NoScan,
     TombstonesByAge,
+    RemoteBeforePeer,
 }
 
 /// What may happen in a world.
@@ -110,6 +111,7 @@ pub struct Seen {
     pub lent: u64,
     pub stale: u64,
     pub destroyed: u64,
+    pub confirmed: u64,
 }
 
 const BEGIN_MS: u64 = 1_790_000_000_000;
@@ -300,7 +302,7 @@ impl World {
             |zone: Zone, seq| move |(z, a): (usize, &Positions)| z == usize::from(zone.0) || a.get(zone) >= Some(seq);
         let everyone = |zone, seq| states.iter().enumerate().all(has(zone, seq));
         self.truth.appended(&self.nodes[z], self.maps.last().expect("there is one"), &record, known, everyone)?;
-        let acked = Acked { zone: Zone(z as u8), seq, token, key };
+        let acked = Acked { zone: Zone(z as u8), seq, token, key, remote: self.rng.one_in(3) };
         if self.broken == Broken::AckBeforeDurable {
             self.truth.acked.push(acked);
         } else {
@@ -313,17 +315,26 @@ impl World {
         self.nodes[z].write_batch(&mut self.rng);
     }
 
+    /// Tells clients of `z` what they wait for: that it is durable here, or, if they asked for that, in one more zone.
+    fn acknowledge(&mut self, z: usize) {
+        let durable = last_seq(&self.nodes[z].disk.logs[z]);
+        let confirmed = self.nodes[z].confirmed();
+        let blind = self.broken == Broken::RemoteBeforePeer;
+        let is_done = |a: &Acked| a.seq <= durable && (!a.remote || blind || confirmed.iter().any(|by| by(a.seq)));
+        let (done, left) = self.waiting.drain(..).partition(|(w, a)| *w == z && is_done(a));
+        self.waiting = left;
+        let done: Vec<(usize, Acked)> = done;
+        self.seen.confirmed += done.iter().filter(|(_, a)| a.remote).count() as u64;
+        self.truth.acked.extend(done.into_iter().map(|(_, a)| a));
+    }
+
     fn flush(&mut self, z: usize, of: usize) {
         if z != of && self.slow[z] && !self.rng.one_in(12) {
             return;
         }
         self.nodes[z].flush(of);
         if z == of {
-            let durable = last_seq(&self.nodes[z].disk.logs[z]);
-            let (done, left) = self.waiting.drain(..).partition(|(w, a)| *w == z && a.seq <= durable);
-            self.waiting = left;
-            let done: Vec<(usize, Acked)> = done;
-            self.truth.acked.extend(done.into_iter().map(|(_, a)| a));
+            self.acknowledge(z);
         }
     }
 
@@ -366,7 +377,9 @@ impl World {
         let to_origin: Vec<u8> = conn.to_origin.drain(..conn.to_origin.len() / part).collect();
         self.nodes[p].live.as_mut().expect("up").receivers[o].on_bytes(&to_peer, self.now_us);
         self.nodes[o].live.as_mut().expect("up").senders[p].on_bytes(&to_origin, self.now_us);
-        self.orders(o, p)
+        self.orders(o, p)?;
+        self.acknowledge(o);
+        Ok(())
     }
 
     fn orders(&mut self, o: usize, p: usize) -> Result<(), Fail> {

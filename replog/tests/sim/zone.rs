@@ -4,6 +4,7 @@ use crate::world::{Broken, Fail, Rng};
 use bytes::Bytes;
 use replog::apply::Applier;
 use replog::batch::Origin;
+use replog::commit::confirms;
 use replog::gate::{Decision, Gate, Row, Start, Write};
 use replog::link::{Compress, Log, Mirror, Order, Place, Receiver, Sender};
 use replog::owners::Owners;
@@ -280,6 +281,14 @@ impl Node {
         let me = self.me();
         let senders = self.live.iter().flat_map(|l| l.senders.iter().enumerate());
         senders.filter(|(p, _)| *p != me).map(|(_, s)| s.applied()).min().unwrap_or(0)
+    }
+
+    /// For each link, whether its zone confirms a seq of the own log.
+    pub fn confirmed(&self) -> Vec<impl Fn(u64) -> bool + use<>> {
+        let (me, live) = (self.me(), self.live.iter());
+        let senders = live.flat_map(|l| l.senders.iter().map(|s| (s.acked(), s.live(), l.gate.map().epoch())));
+        let peers = senders.enumerate().filter(|(p, _)| *p != me).map(|(_, of)| of);
+        peers.map(|(acked, its_map, map)| move |seq| confirms(acked, its_map, seq, map)).collect()
     }
 
     /// What the links say of it.

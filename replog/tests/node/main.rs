@@ -4,6 +4,7 @@
 mod cluster;
 mod commit;
 mod damage;
+mod history;
 mod hold;
 mod ledger;
 mod mend;

@@ -2,6 +2,7 @@
 
 mod admin;
 mod conflicts;
+mod link;
 mod log;
 mod map;
 mod route;
@@ -33,6 +34,9 @@ enum Command {
     /// What was written on the wrong side of a change of owner
     #[command(subcommand, after_help = "Example: ezctl conflicts list --admin 127.0.0.1:8083")]
     Conflicts(conflicts::Command),
+    /// The links of a running log: list, pause, throttle, clear
+    #[command(subcommand, after_help = "Example: ezctl link ls --admin 127.0.0.1:8092")]
+    Link(link::Command),
     /// Look into a log
     #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
@@ -43,6 +47,7 @@ fn main() -> ExitCode {
         Command::Map(command) => map::run(command),
         Command::Route(command) => route::run(command),
         Command::Conflicts(command) => conflicts::run(command),
+        Command::Link(command) => link::run(command),
         Command::Log(command) => log::run(command),
     }
 }

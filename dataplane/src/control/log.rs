@@ -4,11 +4,12 @@ use super::doors::Doors;
 use super::links::{self, Refused};
 use super::maps::{self, Kept, News};
 use super::metrics::Page;
-use super::report::{KeptLog, Lag, LinkStatus, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
+use super::report::{KeptLog, Lag, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
 use super::secrets::LOOK_EVERY;
 use super::signals::{Asked, Signals};
+use super::steer::Steer;
 use super::visit::Visitors;
-use super::{Failed, agree, conflicts, machine, notify, runtime, seed};
+use super::{Failed, agree, conflicts, machine, notify, runtime, seed, steer};
 use crate::config::{Config, Kind, Layout, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
@@ -64,6 +65,7 @@ pub struct Shown {
     layout: Arc<str>,
     /// Connections that were closed because no HELLO came.
     refused: Arc<Refused>,
+    pub(super) steer: Arc<Steer>,
 }
 
 async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), Failed> {
@@ -82,7 +84,9 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let (telling, mut told) = mpsc::unbounded_channel();
     let tell = move |what| drop(telling.send(what));
     let doors = Doors::open(config, &first).map_err(Failed::Input)?.map(Arc::new);
-    let options = options(config, log, zone, &first, doors.as_deref()).map_err(Failed::Input)?;
+    let steer = Arc::new(Steer::open(config, &first, log.streams).map_err(Failed::Input)?);
+    let mut options = options(config, log, zone, &first, doors.as_deref()).map_err(Failed::Input)?;
+    options.line.controls = steer.controls();
     let started = Node::start(options, first.clone(), tell);
     let node = Arc::new(started.map_err(|e| match e {
         node::Error::Streams { .. } => Failed::Input(e.to_string()),
@@ -100,7 +104,8 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     );
     let layout = config.layout.sentence().into();
     let refused = Arc::default();
-    let shown = Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone, layout, refused };
+    let shown =
+        Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone, layout, refused, steer: steer.clone() };
     tokio::spawn(links::accept(link_listener, node.clone(), doors.clone(), shown.refused.clone()));
     let mut files = tokio::time::interval(LOOK_EVERY);
     let pages = pages(shown.clone());
@@ -127,7 +132,10 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
                 Told::Map(bytes) => shown.take_from_peer(&bytes, &kept),
             },
             Some(news) = newer.recv() => shown.take(news),
-            _ = files.tick() => doors.iter().for_each(|doors| doors.look()),
+            _ = files.tick() => {
+                doors.iter().for_each(|doors| doors.look());
+                steer.steer();
+            }
         }
     }
 }
@@ -146,7 +154,8 @@ async fn fault(told: &mut mpsc::UnboundedReceiver<Told>) -> String {
 impl Shown {
     #[cfg(test)]
     pub(super) fn of(node: Arc<Node>, map: Arc<Map>, zone: Zone) -> Shown {
-        Shown { node, map: Arc::new(Mutex::new(map)), zone, layout: "".into(), refused: Arc::default() }
+        let steer = Arc::default();
+        Shown { node, map: Arc::new(Mutex::new(map)), zone, layout: "".into(), refused: Arc::default(), steer }
     }
 
     fn take(&self, news: News) {
@@ -195,6 +204,7 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map, doors: Option<&Doo
             window_bytes: log.window_bytes,
             compress: log.compress,
             towards: doors.map(Doors::towards),
+            ..Line::default()
         },
         start_alone: log.start_alone,
     })
@@ -209,6 +219,7 @@ fn pages(shown: Shown) -> Router {
         .route("/healthz", get(async || "ok\n"))
         .merge(seed::routes())
         .merge(conflicts::routes())
+        .merge(steer::routes())
         .with_state(shown)
 }
 
@@ -249,7 +260,7 @@ async fn status(shown: &Shown) -> LogStatus {
     for core in &cores {
         lag.add(&core.kept.lag_us).expect("all have the same bounds");
     }
-    let mut streams: Vec<StreamStatus> = cores.iter().flat_map(|c| stream_statuses(c, &map)).collect();
+    let mut streams: Vec<StreamStatus> = cores.iter().flat_map(|c| stream_statuses(c, &map, &shown.steer)).collect();
     streams.sort_by_key(|s| s.stream);
     LogStatus {
         zone: map.zone_name(shown.zone).to_owned(),
@@ -273,7 +284,11 @@ async fn status(shown: &Shown) -> LogStatus {
     }
 }
 
-fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Item = StreamStatus> + 'a {
+fn stream_statuses<'a>(
+    core: &'a CoreFigures,
+    map: &'a Map,
+    steer: &'a Steer,
+) -> impl Iterator<Item = StreamStatus> + 'a {
     let name = |zone: Zone| map.zone_name(zone).to_owned();
     core.streams.iter().map(move |s| StreamStatus {
         stream: s.stream,
@@ -288,12 +303,19 @@ fn stream_statuses<'a>(core: &'a CoreFigures, map: &'a Map) -> impl Iterator<Ite
             .links
             .iter()
             .map(|(z, l)| {
-                let (state, congestion) = (l.state.clone(), l.line.congestion.clone());
-                let (durable_seq, applied_seq, connects) = (l.durable_seq, l.applied_seq, l.line.connects);
-                (name(*z), LinkStatus { state, durable_seq, applied_seq, connects, congestion })
+                let zone = name(*z);
+                let rate_max = steer.rate_now(&zone);
+                (zone, steer::status(l, s.durable_seq, rate_max))
             })
             .collect(),
     })
+}
+
+/// Each link of each stream.
+pub(super) async fn links(shown: &Shown) -> serde_json::Value {
+    let status = status(shown).await;
+    let one = |s: &StreamStatus| serde_json::json!({"stream": s.stream, "durable_seq": s.durable_seq, "links": s.links, "incoming": s.incoming});
+    serde_json::json!({"zone": status.zone, "streams": status.streams.iter().map(one).collect::<Vec<_>>()})
 }
 
 fn kept(log: &LogFigures) -> KeptLog {
@@ -347,6 +369,7 @@ fn metrics(status: &LogStatus) -> String {
             );
         }
         seed::metrics(&mut page, s);
+        steer::metrics(&mut page, s);
         for (zone, link) in &s.links {
             let labels = [("stream", stream.as_str()), ("zone", zone), ("state", &link.state)];
             page.labelled(

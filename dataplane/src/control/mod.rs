@@ -31,6 +31,7 @@ pub mod secrets;
 pub mod seed;
 pub mod signals;
 pub mod state;
+mod steer;
 pub mod threads;
 pub mod upgrade;
 pub mod upstreams;

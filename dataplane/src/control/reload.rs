@@ -43,6 +43,7 @@ const FIXED: &[(&str, Needs, Shown)] = &[
     ("[log] window_mib", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.window_bytes >> 20))),
     ("[log] allow_plain_links", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.plain_links))),
     ("[log] start_alone", Needs::Restart, |c| format!("{:?}", c.log.as_ref().map(|l| l.start_alone))),
+    ("[zones] limits", Needs::Restart, |c| format!("{:?}", c.zones.iter().map(|z| &z.limits).collect::<Vec<_>>())),
     ("[zones] link", Needs::Restart, |c| format!("{:?}", links(c))),
 ];
 

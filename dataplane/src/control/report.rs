@@ -147,9 +147,61 @@ pub struct LinkStatus {
     /// Connections that were made since the start.
     #[serde(default)]
     pub connects: u64,
+    /// Attempts at one, and connections, that failed with a reason.
+    #[serde(default)]
+    pub failures: u64,
+    /// Why it cannot go on until an operator clears it: `diverged`, `gap`, `fenced`, `incarnation`, `foreign`, `garbled`, and the two numbers.
+    #[serde(default)]
+    pub stopped: Option<StopStatus>,
+    /// It ships nothing, by an operator's word.
+    #[serde(default)]
+    pub paused: bool,
+    /// Bytes a second that all links to this zone may ship now; `None`: no limit.
+    #[serde(default)]
+    pub rate_max: Option<u64>,
+    /// Records that are durable here and not there.
+    #[serde(default)]
+    pub durable_lag: u64,
+    /// Records that are durable here and not applied there.
+    #[serde(default)]
+    pub applied_lag: u64,
+    /// From sending to the answer, the newest.
+    #[serde(default)]
+    pub round_trip_us: Option<u64>,
+    /// Bytes of the log that were shipped since the start, and what they took on the line: their quotient is what compressing brings.
+    #[serde(default)]
+    pub log_bytes: u64,
+    /// See there.
+    #[serde(default)]
+    pub line_bytes: u64,
+    /// Frames with several batches, or compressed.
+    #[serde(default)]
+    pub packs: u64,
+    /// Bytes of the log that are not acknowledged ..
+    #[serde(default)]
+    pub flight_bytes: u64,
+    /// .. and how many may be.
+    #[serde(default)]
+    pub credit_bytes: u64,
+    /// Bytes a second that the line takes, measured while it was the bottleneck.
+    #[serde(default)]
+    pub line_rate: Option<u64>,
     /// TCP's congestion control of the newest connection.
     #[serde(default)]
     pub congestion: String,
+}
+
+/// Why a link cannot go on.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct StopStatus {
+    /// In one word.
+    pub why: String,
+    /// What was seen ..
+    pub seen: u64,
+    /// .. and what was expected.
+    pub expected: u64,
+    /// In a sentence, with what to do.
+    pub text: String,
 }
 
 /// How long changes took from their commit at the origin until they were visible here.

@@ -11,6 +11,7 @@
 //! Both are machines: bytes and `now_us` in, orders out. They know one connection at a time; `on_connect` forgets the one before.
 
 mod frame;
+pub mod pace;
 pub mod pack;
 mod receiver;
 mod sender;
@@ -94,6 +95,20 @@ pub struct Stop {
     pub seen: u64,
     /// What was expected.
     pub expected: u64,
+}
+
+impl Why {
+    /// In one word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Why::Foreign => "foreign",
+            Why::Incarnation => "incarnation",
+            Why::Diverged => "diverged",
+            Why::Gap => "gap",
+            Why::Fenced => "fenced",
+            Why::Garbled => "garbled",
+        }
+    }
 }
 
 impl fmt::Display for Stop {

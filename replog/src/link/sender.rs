@@ -7,6 +7,7 @@
 //! It never skips: a peer that needs what is not kept, or holds other bytes, stops the link. It never sends what is not durable
 //! here, and it never makes a writer wait: without credit the log just grows.
 
+use super::pace::Bucket;
 use super::pack::{CODECS, Codec, PACK_BYTES, Pack, RAW_BYTES_MIN};
 use super::squeeze::{Compress, Squeeze};
 use super::{Ack, BEAT_AFTER_US, Frame, Hello, Order, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire};
@@ -14,6 +15,7 @@ use crate::{Batch, Hlc};
 use bytes::Bytes;
 use shardmap::MapEpoch;
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
 
 /// The log that is shipped, as its open found it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -72,6 +74,10 @@ pub struct Sender {
     /// A pack is being made of the batches up to this seq.
     packing: Option<u64>,
     squeeze: Squeeze,
+    /// What all links to this peer may send.
+    bucket: Arc<Mutex<Bucket>>,
+    /// An operator's word: no DATA and no PACK; maps and BEATs go on.
+    paused: bool,
     /// What a record of this log takes, about.
     record_bytes: u64,
     shipped: Shipped,
@@ -108,6 +114,8 @@ impl Sender {
             codec: Codec::None,
             packing: None,
             squeeze: Squeeze::new(Compress::Auto),
+            bucket: Arc::default(),
+            paused: false,
             record_bytes: 0,
             shipped: Shipped::default(),
             round_trip_us: None,
@@ -120,6 +128,16 @@ impl Sender {
     /// The same, which gathers and compresses as an operator wants it.
     pub fn with_compress(self, wish: Compress) -> Sender {
         Sender { squeeze: Squeeze::new(wish), ..self }
+    }
+
+    /// The same, which sends no faster than `bucket` gives, together with whoever has it too.
+    pub fn with_bucket(self, bucket: Arc<Mutex<Bucket>>) -> Sender {
+        Sender { bucket, ..self }
+    }
+
+    /// No more of the log is sent, or it is again.
+    pub fn on_pause(&mut self, paused: bool) {
+        self.paused = paused;
     }
 
     /// A connection to the peer.
@@ -251,6 +269,7 @@ impl Sender {
     fn say_batches(&mut self, frame: &Frame, last: u64, now_us: u64) {
         let bytes = self.wire.say(frame, now_us);
         self.shipped.line_bytes += bytes;
+        self.bucket.lock().expect("no one panics while holding it").take(bytes, now_us);
         self.frames.push_back((last, bytes));
     }
 
@@ -270,13 +289,15 @@ impl Sender {
         if !self.wire.up || !self.welcomed || self.packing.is_some() {
             return None;
         }
-        let whole = self.gathered_bytes >= PACK_BYTES || self.sent == self.log.durable || !self.has_credit();
+        let rests = self.sent == self.log.durable || !self.has_credit() || self.paused;
+        let whole = self.gathered_bytes >= PACK_BYTES || rests || self.ready_us(now_us).is_some();
         if !self.gathered.is_empty() && !self.reading && whole {
             self.gathered_bytes = 0;
             self.packing = Some(self.sent);
             return Some(Order::Pack(std::mem::take(&mut self.gathered), self.codec));
         }
-        if self.sent < self.log.durable && !self.reading && self.has_credit() {
+        let may = !self.paused && self.ready_us(now_us).is_none();
+        if may && self.sent < self.log.durable && !self.reading && self.has_credit() {
             if self.sent + 1 < self.log.first_kept {
                 self.wire.stop(Why::Gap, self.sent + 1, self.log.first_kept, now_us);
                 return self.wire.orders.pop_front();
@@ -297,7 +318,14 @@ impl Sender {
     /// When `next_order` may have something without an event.
     pub fn deadline(&self) -> Option<u64> {
         let beat = self.wire.said_us + if self.welcomed { BEAT_AFTER_US } else { SILENT_MAX_US };
-        self.wire.up.then(|| beat.min(self.wire.heard_us + SILENT_MAX_US))
+        let waits = self.welcomed && !self.paused && self.sent < self.log.durable && self.has_credit();
+        let ready = waits.then(|| self.ready_us(self.wire.said_us)).flatten().unwrap_or(u64::MAX);
+        self.wire.up.then(|| beat.min(self.wire.heard_us + SILENT_MAX_US).min(ready))
+    }
+
+    /// When the bucket gives something; `None`: now.
+    fn ready_us(&self, now_us: u64) -> Option<u64> {
+        self.bucket.lock().expect("no one panics while holding it").ready_us(now_us)
     }
 
     /// Is the peer answering? With which map?

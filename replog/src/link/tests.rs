@@ -617,3 +617,72 @@ fn an_idle_link_beats_and_a_silent_one_is_given_up() {
     p.orders();
     assert!(!p.open && p.s.live().is_none());
 }
+
+#[test]
+fn a_paused_link_ships_nothing_while_maps_and_beats_go_on() {
+    let mut p = Pair::new(some_log(20, 9), vec![]);
+    p.s.on_pause(true);
+    p.connect();
+    p.settle();
+    p.s.on_map(MapEpoch(2), Bytes::from_static(b"map2"), p.now);
+    for _ in 0..100 {
+        p.now += BEAT_AFTER_US;
+        p.orders();
+        p.deliver(|n| n);
+    }
+    assert_eq!((p.open, p.mirror.len(), &p.maps_taken[..]), (true, 0, &[MapEpoch(2)][..]));
+    assert_eq!(p.r.origin().0, p.log.last().unwrap().last_seq(), "the lag is known all the same");
+    p.s.on_pause(false);
+    p.settle();
+    assert!(p.mirror == p.log);
+}
+
+#[test]
+fn links_that_share_a_bucket_ship_no_more_than_it_gives_and_all_of_it_in_the_end() {
+    let log = orders(100, 20);
+    let bytes: u64 = log.iter().map(|b| b.bytes.len() as u64).sum();
+    for wish in [Compress::Never, Compress::Always] {
+        let bucket = std::sync::Arc::new(std::sync::Mutex::new(pace::Bucket::default()));
+        let mut pairs: Vec<Pair> = (0..2).map(|_| Pair::new(log.clone(), vec![])).collect();
+        for p in &mut pairs {
+            p.s = sender(logged(&log, 9)).with_compress(wish).with_bucket(bucket.clone());
+            p.connect();
+        }
+        let rate = bytes / 4;
+        bucket.lock().unwrap().set(Some(rate), 1);
+        let line = |pairs: &[Pair]| pairs.iter().map(|p| p.s.shipped().line_bytes).sum::<u64>();
+        let mut now = 1;
+        while pairs.iter().any(|p| p.mirror.len() < log.len()) {
+            now += ACK_AFTER_US;
+            for p in &mut pairs {
+                p.now = now;
+                p.orders();
+                p.deliver(|n| n);
+                p.flush();
+            }
+            // A frame may pass that is longer than what was left.
+            let most = rate * now / 1_000_000 + rate / 10 + 2 * (pack::PACK_BYTES as u64);
+            assert!(line(&pairs) <= most.max(bytes / 2) && now < 60_000_000, "{} at {now}", line(&pairs));
+        }
+        let due = line(&pairs) * 1_000_000 / rate;
+        assert!(wish == Compress::Always || now * 10 > due * 9, "{now} us for what takes {due}");
+    }
+}
+
+#[test]
+fn a_link_that_stopped_asks_again_only_when_it_is_told_to() {
+    let mut p = Pair::new(some_log(6, 9), some_log(4, 8));
+    p.connect();
+    p.settle();
+    assert_eq!(p.s.stopped().map(|s| s.why.name()), Some("diverged"));
+    // The peer's copy was repaired.
+    p.r = receiver(mirrored(&p.log[..2]));
+    p.mirror = p.log[..2].to_vec();
+    p.connect();
+    p.settle();
+    assert_eq!(p.mirror.len(), 2, "nobody has said so");
+    p.s.try_again();
+    p.connect();
+    p.settle();
+    assert!(p.mirror == p.log && p.s.stopped().is_none());
+}

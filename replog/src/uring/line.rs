@@ -1,11 +1,14 @@
 //! How links use the lines between zones: the socket's options, and what a link shows of itself.
 
 use super::secure::Towards;
-use crate::link::{Compress, Sender, Shipped};
+use crate::link::pace::Bucket;
+use crate::link::{Compress, Sender, Shipped, Stop};
 use glommio::net::TcpStream;
+use shardmap::Zone;
 use socket2::SockRef;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// What the kernel may hold that it has not sent yet. Bytes beyond are kept here, where a map or a BEAT is not stuck behind them for long: at
@@ -28,6 +31,62 @@ pub struct Line {
     pub compress: Compress,
     /// How TLS is spoken to the other zones' logs; `None`: it is not.
     pub towards: Option<Arc<Towards>>,
+    /// What an operator wants of links; control changes it at any time.
+    pub controls: Arc<Controls>,
+}
+
+/// What an operator wants of links. Links look at it several times a second.
+#[derive(Default, Debug)]
+pub struct Controls(Mutex<BTreeMap<Zone, Control>>);
+
+#[derive(Default, Debug)]
+struct Control {
+    is_paused: bool,
+    paused: BTreeSet<u32>,
+    bucket: Arc<Mutex<Bucket>>,
+    cleared: BTreeMap<u32, u64>,
+}
+
+impl Controls {
+    /// Links to `peer` ship nothing of their logs, or do again; of one stream, or of all.
+    pub fn pause(&self, peer: Zone, stream: Option<u32>, paused: bool) {
+        self.with(peer, |c| match (stream, paused) {
+            (None, _) => (c.is_paused, c.paused) = (paused, BTreeSet::new()),
+            (Some(stream), true) => drop(c.paused.insert(stream)),
+            (Some(stream), false) => drop(c.paused.remove(&stream)),
+        });
+    }
+
+    /// All links to `peer` together ship so many bytes a second; `None`: as many as the line takes.
+    pub fn limit(&self, peer: Zone, rate: Option<u64>) {
+        let bucket = self.bucket(peer);
+        let mut bucket = bucket.lock().expect("no one panics while holding it");
+        if bucket.rate() != rate {
+            bucket.set(rate, super::now_us());
+        }
+    }
+
+    /// Something was done about what stopped the link: the peer is asked again.
+    pub fn clear(&self, peer: Zone, stream: u32) {
+        self.with(peer, |c| *c.cleared.entry(stream).or_default() += 1);
+    }
+
+    pub(super) fn is_paused(&self, peer: Zone, stream: u32) -> bool {
+        self.with(peer, |c| c.is_paused || c.paused.contains(&stream))
+    }
+
+    pub(super) fn bucket(&self, peer: Zone) -> Arc<Mutex<Bucket>> {
+        self.with(peer, |c| c.bucket.clone())
+    }
+
+    /// How often it was cleared.
+    pub(super) fn cleared(&self, peer: Zone, stream: u32) -> u64 {
+        self.with(peer, |c| c.cleared.get(&stream).copied().unwrap_or(0))
+    }
+
+    fn with<T>(&self, peer: Zone, change: impl FnOnce(&mut Control) -> T) -> T {
+        change(self.0.lock().expect("no one panics while holding it").entry(peer).or_default())
+    }
 }
 
 impl Default for Line {
@@ -37,6 +96,7 @@ impl Default for Line {
             window_bytes: crate::link::CREDIT_BYTES,
             compress: Compress::Auto,
             towards: None,
+            controls: Arc::default(),
         }
     }
 }
@@ -50,6 +110,10 @@ pub struct LineFigures {
     pub failures: u64,
     /// The congestion control of the newest one; empty: there was none yet.
     pub congestion: String,
+    /// It ships nothing, by an operator's word.
+    pub is_paused: bool,
+    /// Why it cannot go on, until an operator clears it.
+    pub stopped: Option<Stop>,
     /// What was shipped.
     pub shipped: Shipped,
     /// Bytes that are not acknowledged, and how many the peer allows.
@@ -67,7 +131,8 @@ impl LineFigures {
     pub(super) fn of(&self, sender: &Sender) -> LineFigures {
         let (flight_bytes, credit_bytes) = sender.credit();
         let (shipped, round_trip_us, line_rate) = (sender.shipped(), sender.round_trip_us(), sender.line_rate());
-        LineFigures { shipped, flight_bytes, credit_bytes, round_trip_us, line_rate, ..self.clone() }
+        let stopped = sender.stopped();
+        LineFigures { stopped, shipped, flight_bytes, credit_bytes, round_trip_us, line_rate, ..self.clone() }
     }
 }
 

@@ -29,6 +29,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(1);
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// A peer that has a gap is asked again after this long, or once it has been lent a snapshot: an operator ends it there.
 const GAP_RETRY: Duration = Duration::from_secs(5);
+/// How soon an operator's word about a link that stopped is noticed.
+const CLEARED_LOOK: Duration = Duration::from_millis(200);
 /// How much of the log is read at a time.
 const SHIP_BYTES: usize = 1 << 20;
 /// With less than this at hand the next is read, while this is sent.
@@ -43,10 +45,13 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     let log = shipped(&stream.log);
     let (epoch, map) = core.map_bytes();
     let sender = Sender::new(place(&core, &stream, core.options.zone, peer.zone), log, epoch, map);
+    let controls = core.options.line.controls.clone();
+    let sender = sender.with_bucket(controls.bucket(peer.zone));
     let mut sender = sender.with_compress(core.options.line.compress);
     let (mut pause, mut damaged): (_, Option<String>) = (RECONNECT, None);
     let mut figures = LineFigures::default();
     while !core.stopping.get() {
+        figures.is_paused = controls.is_paused(peer.zone, stream.number);
         note(&stream, peer.zone, &sender, damaged.as_deref().unwrap_or("connecting"), &figures);
         let connected = connect(&core, &peer).await;
         if let Err(why) = &connected {
@@ -88,12 +93,23 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
                 tracing::error!("stream {}: the link to zone {} stops: {stop}", stream.number, peer.name);
             }
             note(&stream, peer.zone, &sender, &text, &figures);
-            if stop.why != Why::Gap {
-                return;
+            let (lent, cleared) = (stream.seeded.get(), controls.cleared(peer.zone, stream.number));
+            let word = async {
+                while !core.stopping.get() && controls.cleared(peer.zone, stream.number) == cleared {
+                    sleep(CLEARED_LOOK).await;
+                }
+            };
+            if stop.why == Why::Gap {
+                let seeded = stream.applied_changed.wait(|| (stream.seeded.get() > lent).then_some(()));
+                or(or(seeded, sleep(GAP_RETRY)), word).await;
+            } else {
+                word.await; // nothing but an operator's word ends it
+                tracing::warn!(
+                    "stream {}: the link to zone {} is cleared: it is asked again",
+                    stream.number,
+                    peer.name
+                );
             }
-            let lent = stream.seeded.get();
-            let seeded = stream.applied_changed.wait(|| (stream.seeded.get() > lent).then_some(()));
-            or(seeded, sleep(GAP_RETRY)).await;
             sender.try_again();
             damaged = Some(text);
             continue;
@@ -165,7 +181,13 @@ impl Outgoing<'_> {
             };
             let live = self.sender.live().is_some();
             was_live |= live;
-            note(self.stream, self.peer.zone, self.sender, if live { "live" } else { self.waits }, figures);
+            let is_paused = self.core.options.line.controls.is_paused(self.peer.zone, self.stream.number);
+            let state = match (live, is_paused) {
+                (true, false) => "live",
+                (true, true) => "paused",
+                (false, _) => self.waits,
+            };
+            note(self.stream, self.peer.zone, self.sender, state, &LineFigures { is_paused, ..figures.clone() });
             if self.connection.has_ended() {
                 break;
             }
@@ -191,6 +213,8 @@ impl Outgoing<'_> {
             let (epoch, map) = self.core.map_bytes();
             self.sender.on_map(epoch, map, now_us());
         }
+        let controls = &self.core.options.line.controls;
+        self.sender.on_pause(controls.is_paused(self.peer.zone, self.stream.number));
         self.sender.on_line(self.connection.is_busy(), now_us());
         self.sender.on_everywhere(self.stream.everywhere.get());
         epoch

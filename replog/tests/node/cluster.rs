@@ -34,6 +34,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// One test at a time: each executor locks memory, and two cores are all there are.
 static ONE: Mutex<()> = Mutex::new(());
 
+/// Whoever has it is the one test that runs.
+pub fn alone() -> MutexGuard<'static, ()> {
+    ONE.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// Shards 0 to 3 belong to A, 4 to 7 to B.
 pub fn first_map() -> Map {
     let p = |x, y| Point { lng_e7: x * 10_000_000, lat_e7: y * 10_000_000 };
@@ -104,7 +109,7 @@ impl Cluster {
     }
 
     fn of(name: &str, keeping: (u64, Policy, Scrub)) -> (Cluster, Arc<Map>) {
-        let one = ONE.lock().unwrap_or_else(|e| e.into_inner());
+        let one = alone();
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}-{}", std::process::id()));
         let _ = std::fs::remove_dir_all(&dir);
         let (at_a, at_b) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());

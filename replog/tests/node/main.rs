@@ -8,6 +8,7 @@ mod history;
 mod hold;
 mod ledger;
 mod mend;
+mod mesh;
 mod proxy;
 mod seed;
 

@@ -243,3 +243,126 @@ fn a_token_of_a_write_makes_a_read_wait_for_it_and_a_zone_alone_confirms_nothing
     assert!(alone["expected"].as_str().unwrap().contains("nothing was done"), "{alone}");
     put("x-ezone-ack: everyone\r\n").is(400);
 }
+
+/// A reader of `/changes`: lines as they come.
+struct Reader {
+    stream: std::io::BufReader<TcpStream>,
+    left: usize,
+}
+
+impl Reader {
+    fn new(node: &Node, query: &str) -> Reader {
+        let mut stream = TcpStream::connect(node.router).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        write!(stream, "GET /changes{query} HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let head = process_kit::read_head(&mut stream).unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("application/x-ndjson"), "{head}");
+        Reader { stream: std::io::BufReader::new(stream), left: 0 }
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        if self.left == 0 {
+            let mut size = String::new();
+            while size.trim().is_empty() {
+                size.clear();
+                std::io::BufRead::read_line(&mut self.stream, &mut size).unwrap();
+            }
+            self.left = usize::from_str_radix(size.trim(), 16).unwrap();
+            if self.left == 0 {
+                return None;
+            }
+        }
+        let mut byte = [0];
+        self.stream.read_exact(&mut byte).unwrap();
+        self.left -= 1;
+        Some(byte[0])
+    }
+
+    /// The next line; `None`: the answer has ended.
+    fn line(&mut self) -> Option<Value> {
+        let mut line = vec![];
+        while let Some(byte) = self.byte() {
+            if byte == b'\n' {
+                return Some(serde_json::from_slice(&line).unwrap());
+            }
+            line.push(byte);
+        }
+        assert!(line.is_empty(), "half a line at the end");
+        None
+    }
+
+    /// The next change.
+    fn change(&mut self) -> Value {
+        loop {
+            let line = self.line().expect("it goes on");
+            if line["token"].is_null() {
+                return line;
+            }
+        }
+    }
+}
+
+#[test]
+fn changes_come_as_lines_and_go_on_from_a_token() {
+    let node = Node::start("changes");
+    let mut all = Reader::new(&node, "?values=true");
+    assert!(all.line().unwrap()["token"].is_string(), "where it begins is told at once");
+    let mut orders = Reader::new(&node, "?table=orders");
+    assert!(orders.line().unwrap()["token"].is_string());
+    let put = node.ask("PUT /records/orders/a%2Fb", TAG, "{\"n\": 1.0}").is(200).json();
+    let change = all.change();
+    let first = all.line().unwrap()["token"].as_str().expect("a token follows").to_owned();
+    assert_eq!((change["key"].as_str(), change["value"]["n"].as_f64()), (Some("a/b"), Some(1.0)));
+    for name in ["version", "seq"] {
+        assert_eq!(change[name], put[name], "{name}");
+    }
+    assert_eq!(
+        (change["table"].as_str(), change["zone"].as_str(), change["deleted"].as_bool()),
+        (Some("orders"), Some("bj"), Some(false))
+    );
+    let change = orders.change();
+    assert!(change["key"] == "a/b" && change["value"].is_null(), "values are for who asks: {change}");
+    node.ask("PUT /records/notes/n", TAG, "two\nlines").is(200);
+    node.ask("DELETE /records/orders/a%2Fb", &format!("{TAG}idempotency-key: d\r\n"), "").is(200);
+    let change = all.change();
+    assert_eq!(change["text"], "two\nlines");
+    let change = all.change();
+    assert!(change["deleted"] == true && change["value"].is_null(), "{change}");
+    let change = orders.change();
+    assert_eq!(change["deleted"], true, "another table's change is passed over");
+    drop((all, orders));
+    let mut again = Reader::new(&node, &format!("?from={first}&values=1"));
+    let keys: Vec<_> = (0..2).map(|_| again.line().unwrap()["key"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(keys, ["n", "a/b"], "what came after the token, no first answers of the store's own, nothing twice");
+    for (query, expected) in [
+        ("?table=Orders", 400),
+        ("?from=1.2", 400),
+        ("?from=9.0.1", 400),
+        ("?from=0.77.1", 400),
+        ("?values=maybe", 400),
+        ("?what=1", 400),
+    ] {
+        let refused = node.ask(&format!("GET /changes{query}"), "", "").is(expected).json();
+        assert!(refused["seen"].is_string() && refused["expected"].is_string(), "{refused}");
+    }
+    node.ask("PUT /changes", "", "x").is(405);
+}
+
+#[test]
+fn a_reader_that_takes_nothing_holds_nobody_up() {
+    let node = Node::start("stuck");
+    let mut stuck = TcpStream::connect(node.router).unwrap();
+    write!(stuck, "GET /changes?values=true HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    let mut reads = Reader::new(&node, "");
+    reads.line().unwrap();
+    let value = "x".repeat(100_000);
+    for i in 0..200 {
+        node.ask(&format!("PUT /records/orders/k{i}"), TAG, &value).is(200);
+    }
+    // 20 MB went past the one that takes nothing; the other one, the writers and the applier did not notice.
+    for i in 0..200 {
+        assert_eq!(reads.change()["key"].as_str(), Some(format!("k{i}").as_str()));
+    }
+    assert_eq!(node.ask("GET /records/orders/k199", TAG, "").is(200).body.len(), value.len());
+    drop(stuck);
+}

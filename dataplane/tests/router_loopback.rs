@@ -147,7 +147,9 @@ fn log_port(name: &str, zone: Zone) -> PathBuf {
                             Some((version, value)) => Answer::Row { version: *version, value: value.clone() },
                             None => Answer::Absent,
                         },
-                        other @ (Ask::ReadAfter { .. } | Ask::Commit(_)) => panic!("not asked for here: {other:?}"),
+                        other @ (Ask::ReadAfter { .. } | Ask::Commit(_) | Ask::Changes(_)) => {
+                            panic!("not asked for here: {other:?}")
+                        }
                     };
                     put_answer(&mut out, corr, &answer);
                 }

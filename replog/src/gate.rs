@@ -96,6 +96,8 @@ pub struct Gate {
     /// True from every start until the zone knows what it still owns.
     read_only: bool,
     mint: Mint,
+    /// How long first answers to idempotency keys are kept.
+    answers_kept_ms: u64,
 }
 
 /// A map older than the one that is stored: nobody goes back an epoch.
@@ -120,6 +122,7 @@ impl Gate {
             fences_applied: HashMap::new(),
             read_only: true,
             mint: Mint::above(start.newest),
+            answers_kept_ms: crate::commit::ANSWER_KEPT_MS,
         };
         for (shard, epoch) in start.fences {
             gate.on_own_fence(shard, epoch);

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod batch;
+pub mod changes;
 pub mod commit;
 pub mod gate;
 pub mod hlc;

@@ -8,6 +8,7 @@
 //! messages out of whatever arrived. Answers come in any order and carry the correlation number of their request.
 
 use crate::Version;
+use crate::changes::{Told, Wish, get_told, get_wish, put_told, put_wish};
 use crate::commit::{
     Commit, Committed, Token, get_commit, get_committed, get_version, put_commit, put_committed, put_version,
 };
@@ -63,16 +64,19 @@ pub enum Ask {
         /// How long to wait until it is applied here.
         wait_ms: u32,
     },
+    /// Tell what follows in the logs, as far as it is applied here.
+    Changes(Wish),
     /// Make several writes, or one under a condition; answered when it is durable here, or as it says.
     Commit(Commit),
 }
 
 impl Ask {
-    /// The shard that it is about.
+    /// The shard that it is about; of changes, one of the first stream that they are asked of.
     pub fn shard(&self) -> Shard {
         match self {
             Ask::Write { shard, .. } | Ask::Read { shard, .. } | Ask::ReadAfter { shard, .. } => *shard,
             Ask::Commit(commit) => commit.shard,
+            Ask::Changes(wish) => Shard(wish.after.iter().flatten().next().map_or(0, |t| t.stream as u16)),
         }
     }
 }
@@ -102,6 +106,8 @@ pub enum Answer {
     Refused(Refused),
     /// A commit is durable.
     Committed(Committed),
+    /// What follows in the logs.
+    Changes(Told),
 }
 
 /// Why nothing was done.
@@ -147,6 +153,13 @@ pub enum Refused {
         /// The last of that zone's log that is.
         applied: u64,
     },
+    /// 410: what follows this place is no longer kept.
+    Forgotten {
+        /// The place.
+        after: Token,
+        /// The first of that log that is kept.
+        first: u64,
+    },
 }
 
 /// A message that cannot be read: the connection is closed.
@@ -188,6 +201,10 @@ pub fn put_ask(out: &mut BytesMut, corr: u64, ask: &Ask) {
             out.put_u64_le(after.seq);
             out.put_u32_le(*wait_ms);
         }
+        Ask::Changes(wish) => {
+            out[4] = 5;
+            put_wish(out, wish);
+        }
         Ask::Commit(commit) => {
             put_place(out, 3, commit.shard, commit.map_epoch);
             put_commit(out, commit);
@@ -218,6 +235,7 @@ pub fn take_ask(from: &mut BytesMut) -> Result<Option<(u64, Ask)>, Malformed> {
             let after = Token { zone: Zone(get_u8(m)?), stream: get_u32(m)?, seq: get_u64(m)? };
             Ask::ReadAfter { shard, map_epoch, table, key, local, after, wait_ms: get_u32(m)? }
         }
+        5 => Ask::Changes(get_wish(m)?),
         other => return Err(Malformed::Kind(other)),
     };
     if m.is_empty() { Ok(Some((corr, ask))) } else { Err(Malformed::Fields) }
@@ -246,6 +264,10 @@ pub fn put_answer(out: &mut BytesMut, corr: u64, answer: &Answer) {
             out[4] = 5;
             put_committed(out, done);
         }
+        Answer::Changes(told) => {
+            out[4] = 6;
+            put_told(out, told);
+        }
     });
 }
 
@@ -262,6 +284,7 @@ pub fn take_answer(from: &mut BytesMut) -> Result<Option<(u64, Answer)>, Malform
         3 => Answer::Absent,
         4 => Answer::Refused(get_refused(m)?),
         5 => Answer::Committed(get_committed(m)?),
+        6 => Answer::Changes(get_told(m)?),
         other => return Err(Malformed::Kind(other)),
     };
     if m.is_empty() { Ok(Some((corr, answer))) } else { Err(Malformed::Fields) }
@@ -304,6 +327,13 @@ fn put_refused(out: &mut BytesMut, why: &Refused) {
             out.put_u8(12);
             out.put_u64_le(*applied);
         }
+        Refused::Forgotten { after, first } => {
+            out.put_u8(13);
+            out.put_u8(after.zone.0);
+            out.put_u32_le(after.stream);
+            out.put_u64_le(after.seq);
+            out.put_u64_le(*first);
+        }
     }
 }
 
@@ -327,6 +357,10 @@ fn get_refused(m: &mut Bytes) -> Result<Refused, Malformed> {
         10 => Refused::Reused,
         11 => Refused::NoPeer,
         12 => Refused::NotYet { applied: get_u64(m)? },
+        13 => Refused::Forgotten {
+            after: Token { zone: Zone(get_u8(m)?), stream: get_u32(m)?, seq: get_u64(m)? },
+            first: get_u64(m)?,
+        },
         other => return Err(Malformed::Kind(other)),
     })
 }
@@ -412,6 +446,7 @@ pub(crate) fn get_u64(m: &mut Bytes) -> Result<u64, Malformed> {
 mod tests {
     use super::*;
     use crate::Hlc;
+    use crate::changes::Change;
     use crate::commit::{Condition, Held, Made, Once, Step};
     use shardmap::OwnerEpoch;
 
@@ -421,6 +456,7 @@ mod tests {
 
     fn asks() -> Vec<Ask> {
         let (shard, map_epoch, table) = (Shard(9), MapEpoch(4), Bytes::from_static(b"orders"));
+        let after = vec![Token { zone: Zone(1), stream: 3, seq: 77 }, Token { zone: Zone(0), stream: 3, seq: 0 }];
         vec![
             Ask::Write { shard, map_epoch, table: table.clone(), key: None, value: Some(Bytes::from_static(b"{}")) },
             Ask::Write { shard, map_epoch, table: table.clone(), key: Some(Bytes::from_static(b"k")), value: None },
@@ -435,6 +471,8 @@ mod tests {
                 after: Token { zone: Zone(1), stream: 3, seq: 77 },
                 wait_ms: 5,
             },
+            Ask::Changes(Wish { after: None, table: Some("t".into()), values: true, wait_ms: 7 }),
+            Ask::Changes(Wish { after: Some(after), table: None, values: false, wait_ms: 0 }),
         ]
     }
 
@@ -472,6 +510,7 @@ mod tests {
             Refused::Reused,
             Refused::NoPeer,
             Refused::NotYet { applied: 3 },
+            Refused::Forgotten { after: Token { zone: Zone(1), stream: 3, seq: 77 }, first: 90 },
         ];
         let mut all = vec![
             Answer::Written { key: text.clone(), version: version(), seq: 77 },
@@ -479,6 +518,17 @@ mod tests {
             Answer::Absent,
         ];
         let rows = vec![Made { key: text.clone(), version: version(), seq: 8 }];
+        let change = Change {
+            table: text.clone(),
+            key: text.clone(),
+            version: version(),
+            seq: 5,
+            shard: Shard(4),
+            deleted: false,
+            value: Some(text.clone()),
+        };
+        let after = vec![Token { zone: Zone(1), stream: 3, seq: 77 }];
+        all.push(Answer::Changes(Told { changes: vec![change.clone(), Change { value: None, ..change }], after }));
         for held in [Held::Here, Held::Elsewhere, Held::Late(text)] {
             all.push(Answer::Committed(Committed { rows: rows.clone(), replayed: held == Held::Here, held }));
         }

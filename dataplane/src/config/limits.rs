@@ -53,6 +53,8 @@ limits! {
     remote_ack_ms_max = 2_000, 1..=60_000 => remote_ack_ms;
     /// How long a read with `x-ezone-after` waits until that write is applied in this zone.
     after_ms_max = 2_000, 0..=60_000 => after_ms;
+    /// Readers of `/changes` on one core.
+    changes_max = 64, 0..=100_000 => changes_max;
     /// Bytes of a request's body.
     body_bytes_max = 1 << 30, 0..=1 << 50 => body_bytes_max;
     /// Clients' connections of one core.

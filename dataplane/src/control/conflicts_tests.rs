@@ -73,6 +73,7 @@ async fn what_a_lost_zone_wrote_behind_the_cut_is_listed_shown_and_resolved() {
         peers: vec![],
         line: replog::uring::line::Line::default(),
         start_alone: true,
+        answers_kept_ms: replog::commit::ANSWER_KEPT_MS,
     };
     let port = options.ports[0].clone();
     let map = Arc::new(first());

@@ -41,7 +41,7 @@ type As = (&'static str, Kind, &'static str, Option<(&'static str, &'static str)
 use Kind::{Counter, Gauge};
 
 /// A field that is not here is shown as `ezone_core_<field>`, untyped.
-const SHOWN_AS: [As; 43] = [
+const SHOWN_AS: [As; 44] = [
     ("accepted", Counter, "ezone_connections_accepted_total", None, "Connections accepted"),
     ("connections", Gauge, "ezone_connections", None, "Connections open now, both sides"),
     ("clients", Gauge, "ezone_client_connections", None, "Clients' connections open now: their spread over the cores"),
@@ -67,6 +67,13 @@ const SHOWN_AS: [As; 43] = [
         "ezone_in_flight_unsettled_requests",
         None,
         "Requests in flight on moving or ownerless shards",
+    ),
+    (
+        "changes_cut",
+        Counter,
+        "ezone_changes_cut_total",
+        None,
+        "Readers of changes cut off because they did not take what they were sent",
     ),
     ("proxy_malformed", Counter, "ezone_proxy_malformed_total", None, "Connections without a PROXY header as expected"),
     ("tunnels", Gauge, "ezone_tunnels", None, "Tunnels open now"),

@@ -207,6 +207,7 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map, doors: Option<&Doo
             ..Line::default()
         },
         start_alone: log.start_alone,
+        answers_kept_ms: replog::commit::ANSWER_KEPT_MS,
     })
 }
 

@@ -416,6 +416,7 @@ impl Core {
                     "a head within head_ms_max, each piece of a body within read_ms_max",
                 );
             }
+            (Phase::Await, Some(Stage::New)) if self.reads_changes(id) => self.feed_late(id),
             (Phase::Await, _) => {
                 if let Some(Stage::Upstream(up)) = stage {
                     self.owed(id, up);

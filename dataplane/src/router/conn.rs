@@ -1,5 +1,6 @@
 //! The connections of a core: what is known of each, by kind, in a table whose places are used again under new generations.
 
+use super::changes::Feed;
 use super::forward::Origin;
 use super::trace::{Done, Trace};
 use crate::http::Body;
@@ -173,6 +174,8 @@ pub(super) struct Exchange {
     pub held_bytes: usize,
     /// Counted once in the statistics of tags.
     pub tagged: bool,
+    /// It reads changes.
+    pub feed: Option<Box<Feed>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -279,6 +282,7 @@ impl Exchange {
             held_since: None,
             held_bytes: 0,
             tagged: false,
+            feed: None,
         }
     }
 }

@@ -321,6 +321,9 @@ impl Core {
         if drained && own_stash {
             self.ready(id);
         }
+        if drained && !finishing && self.rests_between_changes(id) {
+            self.feed_on(id);
+        }
         if let Some(other) = other.filter(|_| drained)
             && self.conn(other).is_some_and(|c| !c.io.stash.is_empty())
         {

@@ -22,6 +22,7 @@ mod audit;
 mod balance;
 mod bucket;
 mod budget;
+mod changes;
 mod client;
 mod cluster;
 mod conn;

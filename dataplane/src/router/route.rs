@@ -16,6 +16,10 @@ impl Core {
             return self.serve(id, r, None, None);
         }
         let place = Place::of(r.path);
+        if place == Some(Place::Changes) && self.has_changes(r.path) {
+            self.counts_at(id, RECORDS);
+            return self.changes(id, r);
+        }
         let wall_ms = self.now.wall_ms;
         let Some((_, c)) = self.client(id) else { return };
         let trusted = c.trusted;
@@ -30,7 +34,7 @@ impl Core {
                 None => return,
             },
             Some(Place::Row { key, .. }) => map.route(r.tag, key.map(str::as_bytes), trusted, wall_ms),
-            Some(Place::Tx) | None => map.route(r.tag, None, trusted, wall_ms),
+            Some(Place::Tx | Place::Changes) | None => map.route(r.tag, None, trusted, wall_ms),
         };
         let Some(found) = found else {
             self.counts.malformed_tag_parts += r.tag.map_or(0, |t| u64::from(Tag::parse(t).skipped));
@@ -126,6 +130,11 @@ impl Core {
             }
             (None, _, _) => self.fail(id, 404, "no service for this path", r.path, "a path under a configured prefix"),
         }
+    }
+
+    /// Is `/changes` this zone's own, and not a service's?
+    fn has_changes(&self, path: &str) -> bool {
+        !self.settings.log_ports.is_empty() && self.to.service(path, Place::Changes.prefix_len()).is_none()
     }
 
     /// The request counts under the service at `place` of the figures.

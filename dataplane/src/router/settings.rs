@@ -68,6 +68,8 @@ pub struct Limits {
     pub remote_ack_ms: u64,
     /// How long a read with `x-ezone-after` waits until that write is applied.
     pub after_ms: u64,
+    /// Readers of `/changes` on one core.
+    pub changes_max: usize,
     /// Body that is kept so that a second attempt is possible.
     pub kept_bytes_max: usize,
     /// Bytes that wait for one connection before its other side is no longer read.
@@ -128,6 +130,7 @@ impl Default for Limits {
             record_bytes_max: 1024 * 1024,
             remote_ack_ms: 2000,
             after_ms: 2000,
+            changes_max: 64,
             kept_bytes_max: 64 * 1024,
             buffer_bytes_max: 64 * 1024,
             body_bytes_max: 1 << 30,

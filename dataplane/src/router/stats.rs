@@ -43,6 +43,8 @@ counts! {
     taken_over,
     /// Clients that were still served when the time to drain was over.
     cut_off,
+    /// Readers of changes that were cut off because they did not take what they were sent.
+    changes_cut,
     /// Answers 1xx to 3xx.
     answered_2xx_3xx,
     /// Answers 4xx.

@@ -32,16 +32,22 @@ pub(super) enum Place<'p> {
     },
     /// `/tx`: several rows, which the body names.
     Tx,
+    /// `/changes`: what is applied in this zone, whoever owns it.
+    Changes,
 }
 
 impl<'p> Place<'p> {
     const RECORDS: &'static str = "/records/";
     const TX: &'static str = "/tx";
+    const CHANGES: &'static str = "/changes";
 
     pub fn of(path: &'p str) -> Option<Place<'p>> {
         let path = path.split('?').next().unwrap_or(path);
         if path == Place::TX {
             return Some(Place::Tx);
+        }
+        if path == Place::CHANGES {
+            return Some(Place::Changes);
         }
         let rest = path.strip_prefix(Place::RECORDS)?;
         Some(match rest.split_once('/') {
@@ -55,6 +61,7 @@ impl<'p> Place<'p> {
         match self {
             Place::Row { .. } => Place::RECORDS.len(),
             Place::Tx => Place::TX.len(),
+            Place::Changes => Place::CHANGES.len(),
         }
     }
 }
@@ -66,22 +73,26 @@ pub(super) fn is_table(name: &str) -> bool {
 
 /// The key in `raw`, percent-decoded; `None`: not a key.
 fn decode_key(raw: &str) -> Option<Cow<'_, [u8]>> {
-    let mut out = Cow::Borrowed(raw.as_bytes());
-    if raw.contains('%') {
-        let (bytes, mut decoded, mut at) = (raw.as_bytes(), Vec::with_capacity(raw.len()), 0);
-        while let Some(&b) = bytes.get(at) {
-            if b == b'%' {
-                let hex = std::str::from_utf8(bytes.get(at + 1..at + 3)?).ok()?;
-                decoded.push(u8::from_str_radix(hex, 16).ok().filter(|_| !hex.starts_with('+'))?);
-                at += 3;
-            } else {
-                decoded.push(b);
-                at += 1;
-            }
-        }
-        out = Cow::Owned(decoded);
+    decode(raw).filter(|key| (1..=KEY_BYTES_MAX).contains(&key.len()))
+}
+
+/// `raw`, percent-decoded.
+pub(super) fn decode(raw: &str) -> Option<Cow<'_, [u8]>> {
+    if !raw.contains('%') {
+        return Some(Cow::Borrowed(raw.as_bytes()));
     }
-    (1..=KEY_BYTES_MAX).contains(&out.len()).then_some(out)
+    let (bytes, mut decoded, mut at) = (raw.as_bytes(), Vec::with_capacity(raw.len()), 0);
+    while let Some(&b) = bytes.get(at) {
+        if b == b'%' {
+            let hex = std::str::from_utf8(bytes.get(at + 1..at + 3)?).ok()?;
+            decoded.push(u8::from_str_radix(hex, 16).ok().filter(|_| !hex.starts_with('+'))?);
+            at += 3;
+        } else {
+            decoded.push(b);
+            at += 1;
+        }
+    }
+    Some(Cow::Owned(decoded))
 }
 
 /// The ports of this node's log cores, and what was asked there.
@@ -109,7 +120,7 @@ struct Slot {
 struct Pending {
     /// `None`: the client has gone; the shard's request is in flight all the same.
     client: Option<ConnId>,
-    shard: Shard,
+    shard: Option<Shard>,
     port: usize,
     shape: Shape,
 }
@@ -123,6 +134,7 @@ pub(super) enum Shape {
     /// One row whose id is minted.
     Mint,
     Tx,
+    Changes,
 }
 
 impl Ports {
@@ -192,6 +204,7 @@ impl Core {
         let asked = match place {
             Place::Row { table, key } => self.row(id, r, (table, key), shard),
             Place::Tx => self.tx(id, r, shard),
+            Place::Changes => return self.changes(id, r),
         };
         match asked {
             Ok(Some((shape, ask))) => self.ask(id, shard, shape, &ask),
@@ -326,6 +339,11 @@ impl Core {
     fn ask(&mut self, id: ConnId, shard: Shard, shape: Shape, ask: &Ask) {
         let ports = self.settings.log_ports.len();
         let port = (u32::from(shard.0) % self.settings.streams.max(1)) as usize % ports;
+        self.ask_at(id, Some(shard), port, shape, ask);
+    }
+
+    /// Asks one log core.
+    pub(super) fn ask_at(&mut self, id: ConnId, shard: Option<Shard>, port: usize, shape: Shape, ask: &Ask) {
         let Some(conn) = self.port(port) else {
             let expected = "the log process on its socket; nothing was done";
             return self.fail_with(id, 503, &TRY_LATER, "the zone's log cannot be reached", "no connection", expected);
@@ -356,7 +374,7 @@ impl Core {
             c.io.out.extend_from_slice(&scratch);
         }
         self.ports.scratch = scratch;
-        self.depart(Some(shard));
+        self.depart(shard);
         self.wait_begins(id);
         self.send(conn);
     }
@@ -396,9 +414,19 @@ impl Core {
         p.retry_at_ms = self.now.ms + p.backoff_ms;
         for corr in self.ports.of_port(port) {
             let Some(pending) = self.ports.take(corr) else { continue };
-            self.arrive(Some(pending.shard));
+            self.arrive(pending.shard);
             let Some(client) = pending.client.filter(|_| self.stands(pending.client, corr)) else { continue };
             self.wait_ends(client);
+            if pending.shape == Shape::Changes {
+                self.fail(
+                    client,
+                    503,
+                    "the zone's log cannot be reached",
+                    "no connection",
+                    "the log process on its socket",
+                );
+                continue;
+            }
             let write = pending.shape != Shape::Read;
             self.lost_ask(client, write && was_up, write);
         }
@@ -446,13 +474,16 @@ impl Core {
 
     fn answered(&mut self, corr: u64, answer: Answer) {
         let Some(pending) = self.ports.take(corr) else { return };
-        self.arrive(Some(pending.shard));
+        self.arrive(pending.shard);
         let Some(id) = pending.client.filter(|_| self.stands(pending.client, corr)) else { return };
         self.wait_ends(id);
         if let Some(e) = self.exchange(id) {
             e.stage = Stage::New;
         }
-        self.tell(id, pending.shape, answer);
+        match pending.shape {
+            Shape::Changes => self.fed(id, answer),
+            Shape::Read | Shape::Write | Shape::Mint | Shape::Tx => self.tell(id, pending.shape, answer),
+        }
     }
 }
 
@@ -471,7 +502,8 @@ mod tests {
         assert_eq!(Place::of("/records/orders"), row("orders", None));
         assert_eq!(Place::of("/records/a/b/c"), row("a", Some("b/c")));
         assert_eq!((Place::of("/tx"), Place::of("/tx?a=/b")), (Some(Place::Tx), Some(Place::Tx)));
-        for none in ["/record", "/tx/", "/txs", "/", "/a/tx"] {
+        assert_eq!(Place::of("/changes?table=t"), Some(Place::Changes));
+        for none in ["/record", "/changes/", "/tx/", "/txs", "/", "/a/tx"] {
             assert_eq!(Place::of(none), None);
         }
         assert!(is_table("a_1") && !is_table("A") && !is_table("") && !is_table(".answers"));

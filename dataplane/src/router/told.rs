@@ -27,6 +27,9 @@ impl Core {
                 let (text, tag) = shown(version);
                 self.answer(id, 200, &[("x-ezone-version", &text), ("etag", &tag)], &value);
             }
+            Answer::Changes(_) => {
+                self.fail(id, 500, "the zone's log or store failed", "changes", "an answer to what was asked")
+            }
             Answer::Absent => self.fail(id, 404, "no such record", "", ""),
             Answer::Refused(why) => self.refused(id, shape, why),
         }
@@ -53,7 +56,7 @@ impl Core {
         let mut body = match shape {
             Shape::Tx => json!({ "rows": done.rows.iter().map(|m| row("key", m)).collect::<Vec<_>>() }),
             Shape::Mint => row("id", last),
-            Shape::Write | Shape::Read => row("key", last),
+            Shape::Write | Shape::Read | Shape::Changes => row("key", last),
         };
         let status = match &done.held {
             Held::Late(links) => {
@@ -106,6 +109,9 @@ impl Core {
             Refused::NoPeer => {
                 let expected = "another zone in the log's configuration; nothing was done";
                 self.fail(id, 501, "no other zone can confirm a write", "no peer", expected);
+            }
+            Refused::Forgotten { after, .. } => {
+                self.fail(id, 410, "the changes that follow are no longer kept", &after.to_string(), "a later token");
             }
             Refused::NotYet { applied } => {
                 let expected = "the write of x-ezone-after within after_ms_max";

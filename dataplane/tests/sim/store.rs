@@ -83,7 +83,9 @@ impl Store {
                 ledger.done(token);
                 Answer::Written { key: key.expect("matched above"), version: self.version(), seq: 1 }
             }
-            other @ (Ask::ReadAfter { .. } | Ask::Commit(_)) => panic!("nobody asks for this here: {other:?}"),
+            other @ (Ask::ReadAfter { .. } | Ask::Commit(_) | Ask::Changes(_)) => {
+                panic!("nobody asks for this here: {other:?}")
+            }
         }
     }
 

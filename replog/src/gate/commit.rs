@@ -1,9 +1,7 @@
 //! Decides a commit: several writes of one shard under their conditions, once for each idempotency key.
 
 use super::{Gate, Write};
-use crate::commit::{
-    ANSWER_KEPT_MS, ANSWERS, Commit, First, Made, ONCE_KEY_MAX, Once, STEPS_MAX, Seen, Step, answer_key,
-};
+use crate::commit::{ANSWERS, Commit, First, Made, ONCE_KEY_MAX, Once, STEPS_MAX, Seen, Step, answer_key};
 use crate::limits::APPEND_BYTES_MAX;
 use crate::port::Refused;
 use crate::watch::RowKey;
@@ -68,6 +66,25 @@ impl Gate {
         if let Some(why) = self.malformed_commit(ask) {
             return Ruling::Refused(Refused::Invalid(why.into()));
         }
+        self.ruled(ask, known, now_ms)
+    }
+
+    /// First answers are kept for this long.
+    pub fn keep_answers_for(&mut self, ms: u64) {
+        self.answers_kept_ms = ms;
+    }
+
+    /// First answers that were given before this are no longer kept: by the stream's own clock, which never goes back.
+    pub fn forgotten_below(&self, now_ms: u64) -> Hlc {
+        Hlc::new(self.mint.newest().ms().max(now_ms).saturating_sub(self.answers_kept_ms), 0)
+    }
+
+    /// Decides the removal of first answers: a commit of the log's own, which no client can ask for.
+    pub fn forget(&mut self, ask: &Commit, known: Option<&Known>, now_ms: u64) -> Ruling {
+        self.ruled(ask, known, now_ms)
+    }
+
+    fn ruled(&mut self, ask: &Commit, known: Option<&Known>, now_ms: u64) -> Ruling {
         if ask.map_epoch > self.map.epoch() {
             return Ruling::WaitMap;
         }
@@ -98,7 +115,7 @@ impl Gate {
 
     /// The first answer, unless it is older than answers are kept.
     fn again(&self, once: &Once, found: &Found, now_ms: u64) -> Option<Ruling> {
-        if self.is_forgotten(found.version.hlc, now_ms) {
+        if found.version.hlc < self.forgotten_below(now_ms) {
             return None;
         }
         Some(match First::of(found.value.clone()) {
@@ -106,11 +123,6 @@ impl Gate {
             Some(_) => Ruling::Refused(Refused::Reused),
             None => Ruling::Refused(Refused::Failed(Bytes::from_static(b"a stored answer that cannot be read"))),
         })
-    }
-
-    /// Is an answer of then no longer kept? By the stream's own clock, which never goes back.
-    fn is_forgotten(&self, then: Hlc, now_ms: u64) -> bool {
-        then.ms() + ANSWER_KEPT_MS < self.mint.newest().ms().max(now_ms)
     }
 
     /// The records of one transaction: each step's, then the answer.

@@ -3,7 +3,7 @@
 use super::super::Decision;
 use super::super::tests::{A, B, NOW_MS, S, first, gate, moving, taken_over, then};
 use super::*;
-use crate::commit::Condition;
+use crate::commit::{ANSWER_KEPT_MS, Condition};
 use bytes::Bytes;
 use shardmap::{MapEpoch, Positions, Zone};
 use std::sync::Arc;

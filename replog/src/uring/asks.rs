@@ -32,6 +32,7 @@ impl Core {
                 (self.write(Write { shard, map_epoch, table, key, value }).await, None)
             }
             Ask::Commit(commit) => (self.commit(commit).await, None),
+            Ask::Changes(wish) => (self.changes(wish).await, None),
             Ask::Read { shard, map_epoch, table, key, local } => {
                 self.read((shard, map_epoch, local), None, (table, key), rows).await
             }

@@ -12,7 +12,7 @@ use super::node::{Command, CoreFigures, LogFigures, Options, StreamFigures, Told
 use super::open::{Begin, open_stream};
 use super::signal::{Budget, Signal};
 use super::stream::StreamLog;
-use super::{collect, complete, lend, link, now_ms, port, retain, seed};
+use super::{collect, complete, forget, lend, link, now_ms, port, retain, seed};
 use futures_channel::mpsc::{UnboundedReceiver, UnboundedSender, unbounded};
 use futures_channel::oneshot;
 use futures_lite::StreamExt;
@@ -183,6 +183,7 @@ impl Boot {
             gzs: Cell::new(None),
             asked: Cell::new(0),
             confirming: Budget::of(super::commit::CONFIRMING_MAX),
+            readers: Budget::of(super::changes::READERS_MAX),
             stopping: Cell::new(false),
             store_full: Cell::new(false),
             holds_back: Cell::new(false),
@@ -238,6 +239,7 @@ fn spawn_tasks(core: &Rc<Core>, news: UnboundedReceiver<News>) {
         }
     }
     spawn(Box::pin(hear(core.clone(), news)));
+    spawn(Box::pin(forget::run(core.clone())));
     spawn(Box::pin(retain::run(core.clone())));
     spawn(Box::pin(collect::run(core.clone())));
     spawn(Box::pin(super::mend::run(core.clone())));

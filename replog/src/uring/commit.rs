@@ -39,6 +39,11 @@ struct Hold<'a> {
 impl Core {
     /// Makes one commit, or says why not; ends when there is an answer.
     pub(super) async fn commit(&self, commit: Commit) -> Answer {
+        self.make(commit, false).await
+    }
+
+    /// The same; `own`: of the log itself.
+    pub(super) async fn make(&self, commit: Commit, own: bool) -> Answer {
         let Some(stream) = self.stream_of(commit.shard) else { return elsewhere(commit.shard) };
         // Its place among those who wait for another zone, taken before anything is done.
         let place = commit.remote_ms.map(|_| self.confirming.try_take(1));
@@ -58,7 +63,10 @@ impl Core {
             }
             let known = hold.as_ref().map(|h| h.known(&commit));
             let known_ref = known.as_ref().map(|(known, _)| known);
-            let ruling = stream.gate.borrow_mut().commit(&commit, known_ref, now_ms());
+            let ruling = match own {
+                true => stream.gate.borrow_mut().forget(&commit, known_ref, now_ms()),
+                false => stream.gate.borrow_mut().commit(&commit, known_ref, now_ms()),
+            };
             // What the ruling goes by is durable before anyone hears of it: what is taken back was never there.
             let beyond = known.as_ref().map_or(0, |(_, newest)| *newest);
             match ruling {

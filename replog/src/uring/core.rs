@@ -56,6 +56,8 @@ pub(super) struct Core {
     pub asked: Cell<u64>,
     /// Writes that may wait for another zone at once.
     pub confirming: Rc<Budget>,
+    /// Readers of changes that may wait at once.
+    pub readers: Rc<Budget>,
     pub jobs: Sender<Job>,
     /// Why the log can no longer keep its promises; the first one ends the core.
     pub faults: UnboundedSender<String>,

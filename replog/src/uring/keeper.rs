@@ -173,6 +173,9 @@ impl Keeper {
                 Ok(Job::Read { done, .. }) => {
                     let _ = done.send(Err(NoRoom)); // whoever asked may be gone
                 }
+                Ok(Job::Answers { done, .. }) => {
+                    let _ = done.send(vec![]); // nothing could be removed anyway
+                }
                 // What is not stored is in the logs.
                 Ok(Job::Close { done }) => return Err(End::Asked(done)),
                 Ok(Job::Digests { done }) => {
@@ -231,6 +234,11 @@ impl Keeper {
                 let at = self.at(stream)?;
                 let row = self.kept[at].store.row(&table, &key).map_err(|e| e.to_string())?;
                 let _ = done.send(Ok(row));
+            }
+            Job::Answers { stream, from, below, most, done } => {
+                let at = self.at(stream)?;
+                let found = self.kept[at].store.answers(from, below, most).map_err(|e| e.to_string())?;
+                let _ = done.send(found);
             }
             Job::Map { map, bytes, done } => {
                 for at in 0..self.kept.len() {

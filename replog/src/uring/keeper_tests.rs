@@ -99,7 +99,7 @@ fn told(news: &mut UnboundedReceiver<News>) -> Option<News> {
 fn a_store_without_room_tells_so_and_goes_on_when_there_is_some() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../target/keeper-full-{}.db", std::process::id()));
     let store = Sqlite::open(&path).unwrap();
-    store.limit_pages(64);
+    store.limit_pages(65);
     let ((settled, mut news), (jobs, todo)) = (unbounded(), std::sync::mpsc::channel());
     let kept = Kept::new(0, Applier::new(B, 0, 1, map(), State::default()), store);
     let keeper = Keeper::new(B, vec![kept], todo, settled);

@@ -5,6 +5,7 @@
 mod asks;
 mod boot;
 pub mod borrow;
+mod changes;
 mod collect;
 mod commit;
 mod complete;
@@ -13,6 +14,7 @@ mod core;
 pub mod dir;
 pub mod direct;
 mod feed;
+mod forget;
 mod keeper;
 mod lend;
 pub mod line;

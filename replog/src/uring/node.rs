@@ -54,6 +54,8 @@ pub struct Options {
     pub line: Line,
     /// Take writes without having reached the GZS or every other zone.
     pub start_alone: bool,
+    /// How long first answers to idempotency keys are kept: `commit::ANSWER_KEPT_MS`.
+    pub answers_kept_ms: u64,
 }
 
 /// Another zone.

@@ -112,6 +112,7 @@ pub(super) async fn open_stream(
         fences_applied: begin.fences_applied,
         newest: opened.last_hlc,
     });
+    gate.keep_answers_for(options.answers_kept_ms);
     if options.start_alone {
         tracing::warn!("stream {number}: taking writes alone, by an operator's word");
         gate.start_alone();

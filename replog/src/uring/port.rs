@@ -102,6 +102,7 @@ fn weight(ask: &Ask) -> usize {
     match ask {
         Ask::Write { table, key, value, .. } => table.len() + optional(key) + optional(value),
         Ask::Read { table, key, .. } | Ask::ReadAfter { table, key, .. } => table.len() + key.len(),
+        Ask::Changes(wish) => wish.after.as_ref().map_or(0, |a| a.len() * 16),
         Ask::Commit(c) => {
             let step = |s: &Step| s.table.len() + optional(&s.key) + optional(&s.value);
             c.steps.iter().map(step).sum::<usize>() + c.once.as_ref().map_or(0, |o| o.key.len())

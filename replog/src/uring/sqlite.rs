@@ -4,6 +4,7 @@
 //! positions are part of them. What may not be taken back (a map, a report of positions) is committed with
 //! `synchronous=FULL`, which makes everything before it durable as well.
 
+mod answers;
 mod snapshot;
 
 pub use snapshot::Snapshot;
@@ -84,6 +85,7 @@ impl Sqlite {
         db.pragma_update(None, "journal_mode", "wal").map_err(said)?;
         db.pragma_update(None, "synchronous", "normal").map_err(said)?;
         db.set_prepared_statement_cache_capacity(64);
+        answers::index(&db).map_err(said)?;
         Ok(Sqlite { db, full: false })
     }
 

@@ -3,13 +3,15 @@
 use crate::proxy::{Tampering, between};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::block_on;
-use replog::commit::Commit;
+use replog::commit::{ANSWER_KEPT_MS, ANSWERS, Commit};
 use replog::link::{Frame, take};
 use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
 use replog::retain::{Policy, WORTH};
+use replog::store::Row;
 use replog::uring::Reported;
 use replog::uring::line::Line;
 use replog::uring::node::{self, Adopted, CoreFigures, Node, Options, Peer, Told};
+use replog::uring::sqlite::Snapshot;
 use replog::uring::stream::Scrub;
 use shardmap::fence::{Fence, Fences};
 use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
@@ -20,6 +22,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -76,6 +79,8 @@ pub struct Site {
     peer: Peer,
     segment_bytes: u64,
     pub retain: Mutex<Policy>,
+    /// How long it keeps first answers.
+    pub answers_kept_ms: AtomicU64,
     /// What becomes of the snapshots that it lends.
     pub tampering: Tampering,
     /// How it reads again what was sealed.
@@ -202,7 +207,19 @@ impl Site {
             }
         });
         let retain = Mutex::new(retain);
-        Site { zone, dir, cores, peer, segment_bytes, retain, scrub, tampering, node, faults: Arc::default() }
+        Site {
+            zone,
+            dir,
+            cores,
+            peer,
+            segment_bytes,
+            retain,
+            answers_kept_ms: AtomicU64::new(ANSWER_KEPT_MS),
+            scrub,
+            tampering,
+            node,
+            faults: Arc::default(),
+        }
     }
 
     /// Starts the node; maps that other zones send are taken, as control takes them.
@@ -235,6 +252,7 @@ impl Site {
             peers: vec![self.peer.clone()],
             line: Line::default(),
             start_alone: false,
+            answers_kept_ms: self.answers_kept_ms.load(Ordering::Relaxed),
         };
         let (telling, told) = channel();
         let node = Node::start(options, map.clone(), move |what| drop(telling.send(what)))?;
@@ -294,6 +312,18 @@ impl Site {
         std::env::temp_dir().join(format!("ezone-{}-{}-{core}", std::process::id(), self.zone))
     }
 
+    /// How many first answers to idempotency keys its store of `stream` holds.
+    pub fn answers(&self, stream: u32) -> usize {
+        let store = Snapshot::begin(&self.dir.join("store").join(format!("{stream}.db"))).unwrap();
+        let mut count = 0;
+        let visit = &mut |table: &[u8], _: &[u8], row: &Row| {
+            count += usize::from(table == ANSWERS && !row.deleted);
+            true
+        };
+        store.rows(visit).unwrap();
+        count
+    }
+
     /// Asks the core that has the shard, and waits.
     pub fn ask(&self, ask: &Ask) -> Answer {
         self.ask_all(std::slice::from_ref(ask)).remove(0)
@@ -301,11 +331,14 @@ impl Site {
 
     /// Asks, all in one go, about shards of one stream; answers in the order of the asks.
     pub fn ask_all(&self, asks: &[Ask]) -> Vec<Answer> {
-        let (Ask::Write { shard, .. }
-        | Ask::Read { shard, .. }
-        | Ask::ReadAfter { shard, .. }
-        | Ask::Commit(Commit { shard, .. })) = &asks[0];
-        let core = (u32::from(shard.0) % STREAMS) as usize % self.cores.len();
+        let stream = match &asks[0] {
+            Ask::Write { shard, .. }
+            | Ask::Read { shard, .. }
+            | Ask::ReadAfter { shard, .. }
+            | Ask::Commit(Commit { shard, .. }) => u32::from(shard.0) % STREAMS,
+            Ask::Changes(wish) => wish.after.as_ref().and_then(|a| a.first()).map_or(0, |t| t.stream),
+        };
+        let core = stream as usize % self.cores.len();
         let mut port = UnixStream::connect(self.port(core)).unwrap();
         port.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut out = BytesMut::new();

@@ -282,3 +282,32 @@ fn a_read_after_a_token_at_another_zone_sees_that_write_or_says_how_far_it_is() 
     assert!(matches!(cluster.b.ask(&read_after(shard, "k", token, 20_000)), Answer::Row { .. }));
     assert_eq!(cluster.compare(), 0);
 }
+
+#[test]
+fn first_answers_that_are_no_longer_kept_go_in_both_zones_and_those_that_are_stay() {
+    let (cluster, map) = Cluster::start("forget");
+    for site in cluster.sites() {
+        site.stop();
+        site.answers_kept_ms.store(3000, std::sync::atomic::Ordering::Relaxed);
+        site.start(&map);
+        site.node().on_gzs(ONE);
+    }
+    cluster.wait("both take writes", || cluster.sites().iter().all(|s| !s.is_read_only()));
+    let ask = |site: &Site, shard: u16, key: &str| {
+        let mint = Step { key: None, ..step("", Some("minted"), Condition::Any) };
+        let once = once(key, 1);
+        committed(site.ask(&Ask::Commit(Commit { once, ..commit(Shard(shard), ONE, vec![mint]) })))
+    };
+    for i in 0..200 {
+        ask(&cluster.a, i % 4, &format!("old{i}"));
+        ask(&cluster.b, 4 + i % 4, &format!("old{i}"));
+    }
+    // Asked for again and again, so that one of them is young whenever the old ones go.
+    let first = ask(&cluster.a, 0, "old0").rows;
+    cluster.wait("an answer is given anew", || ask(&cluster.a, 0, "old0").rows != first);
+    cluster.wait("the old ones are gone", || {
+        let counts = cluster.sites().map(|s| (0..2).map(|n| s.answers(n)).sum::<usize>());
+        counts.iter().all(|c| *c <= 1)
+    });
+    assert_eq!(cluster.compare(), 0);
+}

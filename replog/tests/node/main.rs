@@ -1,6 +1,7 @@
 //! Whole nodes: two zones, two streams, links over loopback, asks over the port, maps stepped as the map's writer does.
 #![cfg(feature = "uring")]
 
+mod changes;
 mod cluster;
 mod commit;
 mod damage;
@@ -155,7 +156,7 @@ fn a_fence_bars_writes_at_once_and_waits_for_room_behind_a_burst() {
     let legal = |a: &Answer| match a {
         Answer::Written { .. } => true,
         Answer::Refused(why) => matches!(why, Refused::Busy | Refused::NotOwner { owner: Some(B), .. }),
-        Answer::Row { .. } | Answer::Absent | Answer::Committed(_) => false,
+        Answer::Row { .. } | Answer::Absent | Answer::Committed(_) | Answer::Changes(_) => false,
     };
     assert!(answers.iter().all(legal), "{answers:?}");
     cluster.wait("a has the map", || cluster.a.map_epoch() == moving.epoch());

@@ -102,6 +102,7 @@ impl Mesh {
             peers: self.zones().filter(|p| *p != z).map(peer).collect(),
             line: Line { compress, controls, ..Line::default() },
             start_alone: false,
+            answers_kept_ms: replog::commit::ANSWER_KEPT_MS,
         };
         let (slot, faults) = (self.nodes[usize::from(z)].clone(), self.faults.clone());
         let tell = move |what| match what {

@@ -4,6 +4,7 @@ use super::ledger::{Asked, Conflict};
 use crate::apply::{Seed, Unseeded, Wait};
 use crate::batch::Batch;
 use crate::store::{Changes, Digests, Row, Scan};
+use crate::{Hlc, Version};
 use bytes::Bytes;
 use futures_channel::oneshot::Sender;
 use hdrhistogram::Histogram;
@@ -25,6 +26,8 @@ pub(in crate::uring) enum Job {
     Seed { stream: u32, seed: Seed, done: Sender<Result<Applied, Unseeded>> },
     /// Read one row.
     Read { stream: u32, table: Bytes, key: Bytes, done: Sender<Result<Option<Row>, NoRoom>> },
+    /// First answers to idempotency keys, by age.
+    Answers { stream: u32, from: Hlc, below: Hlc, most: usize, done: Sender<Vec<(Shard, Bytes, Version)>> },
     /// Store a newer map; the answer is what has to be looked through.
     Map { map: Arc<Map>, bytes: Bytes, done: Sender<Vec<(u32, Zone, Scan)>> },
     /// What this zone has of some shards.

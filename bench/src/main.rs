@@ -16,6 +16,7 @@ mod request;
 mod schedule;
 mod script;
 mod serve;
+mod ship;
 mod sys;
 mod target;
 mod token;
@@ -45,6 +46,8 @@ enum Command {
     Locate(locate::Args),
     /// Ours and its peers in the same run
     Compare(compare::Args),
+    /// The link beside iperf3, and MariaDB's replication, over a WAN on this machine
+    Ship(ship::Args),
     /// A WAN between two network namespaces, for any program
     Wan(wan::Args),
     /// The log beside fio and other durable logs
@@ -58,6 +61,7 @@ fn main() -> ExitCode {
         Command::Locate(args) => locate::run(args),
         Command::Compare(args) => compare::run(args),
         Command::Append(args) => append::run(args),
+        Command::Ship(args) => ship::run(args),
         Command::Wan(args) => wan::run(args),
     }
 }

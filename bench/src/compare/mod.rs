@@ -3,7 +3,7 @@
 pub mod figures;
 mod gzs;
 mod loads;
-mod page;
+pub mod page;
 pub mod peers;
 mod plot;
 mod report;

@@ -18,11 +18,12 @@ mod relay;
 mod side;
 
 use crate::{sys, upstream};
-use carry::Wan;
+pub use carry::Wan;
 use options::{Options, Order};
+pub use options::{Rate, plain, rate};
 use relay::{Relay, Route};
 use serde_json::{Value, json};
-use side::Stack;
+pub use side::{Side, Stack, sweep};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
@@ -108,14 +109,14 @@ fn wan(args: &Args) -> Result<Link, String> {
     if !sys::is_root() {
         return Err("network namespaces and TUN devices need root; without: --relay LISTEN=TARGET".into());
     }
-    for name in side::sweep() {
+    for name in sweep() {
         eprintln!("removed the namespace {name}, left behind by a run that was killed");
     }
     let core = upstream::pick_cores(args.core.as_slice())?.first().copied();
     let wan = Wan::start(args.options.lines(), &args.stack, core)?;
     let [a, b] = &wan.sides;
     if args.json {
-        let end = |s: &side::Side| json!({"namespace": s.name, "address": s.address});
+        let end = |s: &Side| json!({"namespace": s.name, "address": s.address});
         say(&json!({"a": end(a), "b": end(b)}));
     } else {
         eprintln!("a: namespace {}, address {}\nb: namespace {}, address {}", a.name, a.address, b.name, b.address);

@@ -91,6 +91,12 @@ impl Options {
     }
 }
 
+/// Both directions of a link that only delays and limits.
+pub fn plain(each_way_ms: f64, rate: Rate) -> [Line; 2] {
+    let (jitter_ms, loss, corrupt, queue_kib, cut, seed) = (0.0, 0.0, 0.0, None, vec![], 1);
+    Options { each_way_ms, jitter_ms, loss, corrupt, rate, queue_kib, cut, seed }.lines()
+}
+
 /// Something that is changed while the link is at work.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Order {

@@ -33,6 +33,10 @@ pub struct Stack {
 }
 
 impl Stack {
+    pub fn with(congestion: &str, send_buffer_mib: u32) -> Stack {
+        Stack { mtu: 1500, congestion: Some(congestion.to_owned()), send_buffer_mib: Some(send_buffer_mib) }
+    }
+
     /// Settings of this thread's namespace: file and text.
     fn settings(&self) -> Vec<(&'static str, String)> {
         let mut all = vec![];
@@ -81,6 +85,11 @@ impl Side {
     pub fn hold(&self, command: &mut Command) -> io::Result<()> {
         net::run_in(command, self.namespace.try_clone()?);
         Ok(())
+    }
+
+    /// Moves this thread to this end; it stays there.
+    pub fn enter(&self) -> io::Result<()> {
+        net::enter(&self.namespace)
     }
 
     /// Packets that the device dropped because the link did not take them in time.

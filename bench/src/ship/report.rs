@@ -1,0 +1,169 @@
+//! What was measured, in text and as JSON.
+
+use super::lag::{self, Mark};
+use super::maria::SETTINGS;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// What had settled by then does not count: the first second of a steady rate.
+const SETTLE_MS: f64 = 1000.0;
+/// Caught up: less than so much of a second's rows behind.
+const BEHIND_S: f64 = 0.1;
+const PLOT_ROWS: usize = 30;
+
+/// The lags of one side.
+pub struct Follow {
+    pub who: &'static str,
+    /// Of commits before the cut, in milliseconds: p50 and p99 until durable there, and until visible there.
+    pub durable_ms: [Option<f64>; 2],
+    pub visible_ms: [Option<f64>; 2],
+    /// From the end of the cut until durable, and visible.
+    pub caught_up_ms: [Option<f64>; 2],
+    pub rows: usize,
+    pub wan_bytes: u64,
+    pub plot: Vec<String>,
+}
+
+impl Follow {
+    pub fn of(
+        who: &'static str,
+        committed: &[Mark],
+        [durable, visible]: [&[Mark]; 2],
+        steady_s: f64,
+        healed_ms: f64,
+        rows_per_s: f64,
+        wan_bytes: u64,
+    ) -> Follow {
+        let (to_durable, to_visible) = (lag::lags(committed, durable), lag::lags(committed, visible));
+        let of = |lags: &[(f64, f64)]| {
+            [0.5, 0.99].map(|q| lag::quantile(lags, SETTLE_MS.min(steady_s * 500.0), steady_s * 1e3 - 500.0, q))
+        };
+        let behind = (rows_per_s * BEHIND_S) as u64;
+        let rows = committed.last().zip(committed.first()).map_or(0, |(l, f)| l.upto - f.upto) as usize;
+        Follow {
+            who,
+            durable_ms: of(&to_durable),
+            visible_ms: of(&to_visible),
+            caught_up_ms: [durable, visible].map(|there| lag::caught_up_ms(committed, there, healed_ms, behind)),
+            rows,
+            wan_bytes,
+            plot: lag::plot(&to_visible, PLOT_ROWS),
+        }
+    }
+
+    fn to_json(&self) -> Value {
+        json!({"who": self.who, "durable_ms_p50_p99": self.durable_ms, "visible_ms_p50_p99": self.visible_ms,
+            "caught_up_ms_durable_visible": self.caught_up_ms, "rows": self.rows, "wan_bytes": self.wan_bytes})
+    }
+}
+
+pub struct Report {
+    each_way_ms: f64,
+    conditions: String,
+    /// By loss in millionths and side: megabits a second, a round each.
+    goodput: BTreeMap<(u64, &'static str), Vec<f64>>,
+    pub follows: Vec<Follow>,
+    pub maria: Option<String>,
+    pub absent: Vec<String>,
+    pub link: Value,
+}
+
+impl Report {
+    pub fn new(each_way_ms: f64, congestion: &str, send_buffer_mib: u32) -> Report {
+        let conditions = format!(
+            "{each_way_ms} ms each way, {congestion} and send buffers of at most {send_buffer_mib} MiB on all sides"
+        );
+        let (goodput, follows, absent) = (BTreeMap::new(), vec![], vec![]);
+        Report { each_way_ms, conditions, goodput, follows, maria: None, absent, link: Value::Null }
+    }
+
+    pub fn put(&mut self, who: &'static str, loss: f64, mbit_per_s: f64) {
+        self.goodput.entry(((loss * 1e6) as u64, who)).or_default().push(mbit_per_s);
+    }
+
+    fn median(&self, loss: u64, who: &'static str) -> Option<f64> {
+        let mut all = self.goodput.get(&(loss, who))?.clone();
+        all.sort_by(f64::total_cmp);
+        all.get(all.len() / 2).copied()
+    }
+
+    /// Name, what was seen, the limit, and whether it is one that must be reached instead of kept below.
+    fn targets(&self) -> Vec<(String, Option<f64>, f64, bool)> {
+        let mut all = vec![];
+        let losses: std::collections::BTreeSet<u64> = self.goodput.keys().map(|(loss, _)| *loss).collect();
+        for loss in losses {
+            let ratio = self.median(loss, "ours").zip(self.median(loss, "iperf3")).map(|(ours, iperf)| ours / iperf);
+            all.push((format!("goodput at loss {}, ours to iperf3", loss as f64 / 1e6), ratio, 0.9, true));
+        }
+        let find = |who| self.follows.iter().find(|f| f.who == who);
+        if let Some(ours) = find("ours") {
+            all.push(("commit to durable there, p50 ms".into(), ours.durable_ms[0], self.each_way_ms + 3.0, false));
+            all.push(("commit to durable there, p99 ms".into(), ours.durable_ms[1], self.each_way_ms + 10.0, false));
+            all.push(("caught up after the cut, ms".into(), ours.caught_up_ms[0], 10_000.0, false));
+            if let Some(maria) = find("MariaDB") {
+                for (at, name) in ["p50", "p99"].into_iter().enumerate() {
+                    let ratio = ours.visible_ms[at].zip(maria.visible_ms[at]).map(|(ours, maria)| ours / maria);
+                    all.push((format!("visible there, {name}, ours to MariaDB"), ratio, 1.0, false));
+                }
+            }
+        }
+        all
+    }
+
+    pub fn print(&self) {
+        println!("{}", self.conditions);
+        self.absent.iter().for_each(|why| println!("{why}"));
+        for ((loss, who), all) in &self.goodput {
+            let rounds: Vec<String> = all.iter().map(|v| format!("{v:.0}")).collect();
+            println!("goodput at loss {}: {who} {} Mb/s", *loss as f64 / 1e6, rounds.join(", "));
+        }
+        let shown = |v: Option<f64>| v.map_or("-".to_owned(), |v| format!("{v:.1}"));
+        if let Some(version) = &self.maria {
+            println!("{version}, both: {}", SETTINGS.join(" "));
+        }
+        for f in &self.follows {
+            println!(
+                "{}: {} rows; commit to durable there p50 {} p99 {} ms, to visible there p50 {} p99 {} ms; caught up after the cut: durable {} \
+                 visible {} ms; {} bytes from a to b, {:.0} a row",
+                f.who,
+                f.rows,
+                shown(f.durable_ms[0]),
+                shown(f.durable_ms[1]),
+                shown(f.visible_ms[0]),
+                shown(f.visible_ms[1]),
+                shown(f.caught_up_ms[0]),
+                shown(f.caught_up_ms[1]),
+                f.wan_bytes,
+                f.wan_bytes as f64 / f.rows.max(1) as f64
+            );
+            println!("  commit, and how long until it was visible there at the longest:");
+            f.plot.iter().for_each(|line| println!("  {line}"));
+        }
+        for (name, seen, limit, at_least) in self.targets() {
+            let met = seen.map(|v| if at_least { v >= limit } else { v <= limit });
+            let verdict = met.map_or("not measured", |met| if met { "met" } else { "MISSED" });
+            println!(
+                "{name}: {} ({} {limit}): {verdict}",
+                seen.map_or("-".into(), |v| format!("{v:.2}")),
+                if at_least { ">=" } else { "<=" }
+            );
+        }
+        println!("link: {}", self.link);
+    }
+
+    pub fn to_json(&self) -> Value {
+        let goodput: Vec<Value> = self
+            .goodput
+            .iter()
+            .map(|((loss, who), all)| json!({"loss": *loss as f64 / 1e6, "who": who, "mbit_per_s": all}))
+            .collect();
+        let targets: Vec<Value> = self
+            .targets()
+            .into_iter()
+            .map(|(name, seen, limit, at_least)| json!({"name": name, "seen": seen, "limit": limit, "at_least": at_least}))
+            .collect();
+        let follows: Vec<Value> = self.follows.iter().map(Follow::to_json).collect();
+        json!({"conditions": self.conditions, "goodput": goodput, "follows": follows, "targets": targets, "not_run": self.absent,
+            "maria": self.maria, "maria_settings": SETTINGS, "link": self.link})
+    }
+}

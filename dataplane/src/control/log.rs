@@ -4,12 +4,12 @@ use super::doors::Doors;
 use super::links::{self, Refused};
 use super::maps::{self, Kept, News};
 use super::metrics::Page;
-use super::report::{KeptLog, Lag, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
+use super::report::{KeptLog, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
 use super::secrets::LOOK_EVERY;
 use super::signals::{Asked, Signals};
 use super::steer::Steer;
 use super::visit::Visitors;
-use super::{Failed, agree, conflicts, machine, notify, runtime, seed, steer};
+use super::{Failed, agree, conflicts, lag, machine, notify, runtime, seed, steer};
 use crate::config::{Config, Kind, Layout, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
@@ -18,8 +18,8 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use hdrhistogram::Histogram;
 use replog::retain::{Policy, WORTH};
+use replog::uring::ZoneLag;
 use replog::uring::line::Line;
 use replog::uring::node::{self, CoreFigures, LogFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
@@ -221,6 +221,7 @@ fn pages(shown: Shown) -> Router {
         .merge(seed::routes())
         .merge(conflicts::routes())
         .merge(steer::routes())
+        .merge(lag::routes())
         .with_state(shown)
 }
 
@@ -257,10 +258,8 @@ async fn digest(State(shown): State<Shown>) -> String {
 
 async fn status(shown: &Shown) -> LogStatus {
     let (map, cores) = (shown.map(), shown.node.figures().await);
-    let mut lag = Histogram::<u64>::new_with_bounds(1, 3_600_000_000, 3).expect("these bounds are legal");
-    for core in &cores {
-        lag.add(&core.kept.lag_us).expect("all have the same bounds");
-    }
+    let mut all = ZoneLag::default();
+    cores.iter().flat_map(|c| c.kept.lag.values()).for_each(|lag| all.add(lag));
     let mut streams: Vec<StreamStatus> = cores.iter().flat_map(|c| stream_statuses(c, &map, &shown.steer)).collect();
     streams.sort_by_key(|s| s.stream);
     LogStatus {
@@ -274,12 +273,8 @@ async fn status(shown: &Shown) -> LogStatus {
         // Every core goes by the same map.
         unsettled: cores.iter().map(|c| c.unsettled).max().unwrap_or(0),
         holds_back: cores.iter().any(|c| c.holds_back),
-        lag: Lag {
-            count: lag.len(),
-            p50_us: lag.value_at_quantile(0.5),
-            p99_us: lag.value_at_quantile(0.99),
-            max_us: lag.max(),
-        },
+        lag: lag::of(&all.us),
+        lag_zones: lag::statuses(&cores, &map).into_iter().map(|(name, z)| (name, z.lag)).collect(),
         links_refused: shown.refused.count(),
         layout: shown.layout.to_string(),
     }
@@ -387,6 +382,17 @@ fn metrics(status: &LogStatus) -> String {
         "99th percentile of commit there to visible here, microseconds",
         status.lag.p99_us,
     );
+    for (zone, lag) in &status.lag_zones {
+        for (quantile, us) in [("0.5", lag.p50_us), ("0.99", lag.p99_us), ("1", lag.max_us)] {
+            let labels = [("zone", zone.as_str()), ("quantile", quantile)];
+            page.labelled(
+                "ezone_apply_lag_us",
+                "Commit there to visible here, by zone; of each shard: /lag",
+                &labels,
+                us,
+            );
+        }
+    }
     page.text()
 }
 

@@ -12,6 +12,7 @@ pub mod durable;
 pub mod explain;
 pub mod figures;
 pub mod health;
+pub mod lag;
 pub mod life;
 mod links;
 pub mod listen;

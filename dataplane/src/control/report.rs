@@ -63,6 +63,9 @@ pub struct LogStatus {
     pub holds_back: bool,
     /// From commit at the origin to visible here.
     pub lag: Lag,
+    /// The same of each other zone's writes.
+    #[serde(default)]
+    pub lag_zones: BTreeMap<String, Lag>,
     /// Which cores serve what, and why.
     #[serde(default)]
     pub layout: String,

@@ -4,10 +4,12 @@
 //! holds up what is to be stored, in its order; reads are refused meanwhile, and figures are told all the same.
 
 mod job;
+mod lag;
 mod ledger;
 
 pub(super) use job::{Applied, Job, News, NoRoom};
 pub use job::{Figures, Reported};
+pub use lag::{ShardLag, ZoneLag};
 pub use ledger::{Asked, Conflict};
 
 use super::now_ns;
@@ -18,7 +20,6 @@ use crate::record::Record;
 use crate::store::{Change, Changes, Digests, Failed, Store};
 use futures_channel::mpsc::UnboundedSender;
 use futures_channel::oneshot::Sender;
-use hdrhistogram::Histogram;
 use shardmap::{Positions, Shard, Zone};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
@@ -49,7 +50,7 @@ pub(super) struct Keeper {
     /// What came while there was no room, in its order.
     later: VecDeque<Job>,
     news: UnboundedSender<News>,
-    lag_us: Histogram<u64>,
+    lag: BTreeMap<Zone, ZoneLag>,
     /// Tombstones that were dropped since the start.
     collected: u64,
     retry_at: Instant,
@@ -80,9 +81,8 @@ impl Kept {
 
 impl Keeper {
     pub fn new(zone: Zone, kept: Vec<Kept>, jobs: Receiver<Job>, news: UnboundedSender<News>) -> Keeper {
-        let lag_us = Histogram::new_with_bounds(1, 3_600_000_000, 3).expect("these bounds are legal");
         let retry_at = Instant::now() + RETRY_EVERY;
-        Keeper { zone, kept, jobs, later: VecDeque::new(), news, lag_us, collected: 0, retry_at }
+        Keeper { zone, kept, jobs, later: VecDeque::new(), news, lag: BTreeMap::new(), collected: 0, retry_at }
     }
 
     /// Does jobs until the last one, or until the core is gone.
@@ -295,11 +295,8 @@ impl Keeper {
             self.kept[at].tell_fences(&self.news);
         }
         if !own {
-            let now = now_ns();
             let new = batches.iter().filter(|b| b.last_seq() > before && b.last_seq() <= applied.seq);
-            for batch in new {
-                self.lag_us.saturating_record_n(now.saturating_sub(batch.append_ns) / 1000, u64::from(batch.records));
-            }
+            self.lag.entry(zone).or_default().on_applied(zone, new, &all.list, now_ns());
         }
         Ok(applied)
     }
@@ -330,7 +327,7 @@ impl Keeper {
             ledger,
             collected: self.collected,
             is_full,
-            lag_us: self.lag_us.clone(),
+            lag: self.lag.clone(),
         })
     }
 

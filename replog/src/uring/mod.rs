@@ -33,7 +33,7 @@ pub mod sqlite;
 pub mod stream;
 
 pub use core::Link;
-pub use keeper::{Asked, Conflict, Figures, Reported};
+pub use keeper::{Asked, Conflict, Figures, Reported, ShardLag, ZoneLag};
 pub use seed::{SeedFigures, Way};
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};

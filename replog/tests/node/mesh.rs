@@ -261,3 +261,31 @@ fn a_peer_whose_link_is_paused_or_limited_is_behind_alone_and_has_all_in_the_end
     let shipped = link(1, 0).line.shipped;
     assert!(shipped.packs > 0 && shipped.line_bytes < shipped.log_bytes, "what waited was packed: {shipped:?}");
 }
+
+#[test]
+fn what_a_lost_zone_had_shipped_to_one_survivor_reaches_the_other_and_is_in_its_report() {
+    let mesh = Mesh::start("complete", 3);
+    mesh.write(0, 0, 100);
+    mesh.compare();
+    mesh.controls[0].pause(Zone(1), None, true);
+    mesh.write(0, 1000, 400);
+    let mirrored = |z, number| mesh.stream(z, number).mirrored.get(Zone(0)).unwrap_or(0);
+    let whole = [mesh.stream(0, 0).durable_seq, mesh.stream(0, 1).durable_seq];
+    mesh.wait("one survivor has all", || (0..STREAMS).all(|n| mirrored(2, n) >= whole[n as usize]));
+    assert!((0..STREAMS).all(|n| mirrored(1, n) < whole[n as usize]), "the other lacks what was written since");
+    mesh.stop_zone(0);
+    // Zone 1 is to own what was lost: its positions, as it reports them, hold what zone 2 alone had.
+    let lost = [Shard(0), Shard(1)];
+    let epoch = mesh.map.epoch().next();
+    let none = lost.map(|s| (s, mesh.map.history(s).unwrap().declare_lost(Zone(0), epoch).unwrap().unwrap()));
+    let none = Arc::new(mesh.map.with_entries(none.into()).unwrap());
+    [1, 2].iter().for_each(|z| mesh.node(*z).on_map(&none));
+    let reports = || block_on(mesh.node(1).report(&lost, true));
+    mesh.wait("it has reported", || reports().iter().all(|r| r.applied.is_some()));
+    for r in reports() {
+        let number = u32::from(r.shard.0) % STREAMS;
+        assert!(r.applied.unwrap().get(Zone(0)) >= Some(whole[number as usize]), "stream {number}");
+        assert_eq!(mirrored(1, number), mirrored(2, number));
+    }
+    assert_eq!(*mesh.faults.lock().unwrap(), Vec::<String>::new());
+}

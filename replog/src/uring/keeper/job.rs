@@ -1,5 +1,6 @@
 //! What a keeper is asked, what it answers, and what it tells unasked.
 
+use super::lag::ZoneLag;
 use super::ledger::{Asked, Conflict};
 use crate::apply::{Seed, Unseeded, Wait};
 use crate::batch::Batch;
@@ -7,9 +8,9 @@ use crate::store::{Changes, Digests, Row, Scan};
 use crate::{Hlc, Version};
 use bytes::Bytes;
 use futures_channel::oneshot::Sender;
-use hdrhistogram::Histogram;
 use shardmap::map::Map;
 use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// What a log core asks of its keeper.
@@ -94,6 +95,6 @@ pub struct Figures {
     pub collected: u64,
     /// A store has no room: nothing is applied, and no row is told, until there is some.
     pub is_full: bool,
-    /// Microseconds from the commit of another zone's record there until it was visible here.
-    pub lag_us: Histogram<u64>,
+    /// How long other zones' changes took until they were visible here.
+    pub lag: BTreeMap<Zone, ZoneLag>,
 }

@@ -1,0 +1,77 @@
+//! `GET /lag` of a log: how far this zone's copy is behind each other zone's writes, and each of their shards.
+
+use super::log::Shown;
+use super::report::Lag;
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use hdrhistogram::Histogram;
+use replog::uring::ZoneLag;
+use replog::uring::node::CoreFigures;
+use serde::{Deserialize, Serialize};
+use shardmap::map::Map;
+use std::collections::BTreeMap;
+
+/// Of one zone's writes.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ZoneStatus {
+    /// Of every write that was applied since the start.
+    pub lag: Lag,
+    /// Records of its streams that are durable here and not applied yet.
+    pub unapplied: u64,
+    /// Each of its shards that was written.
+    pub shards: Vec<ShardStatus>,
+}
+
+/// Of one shard.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ShardStatus {
+    /// Which.
+    pub shard: u16,
+    /// Rows that were applied since the start.
+    pub rows: u64,
+    /// Milliseconds from the write of the newest until it was visible here.
+    pub last_ms: u64,
+    /// The longest since the start.
+    pub max_ms: u64,
+    /// When the newest was applied, in milliseconds since 1970.
+    pub applied_ms: u64,
+}
+
+/// The page.
+pub fn routes() -> Router<Shown> {
+    Router::new().route("/lag", get(async |State(s): State<Shown>| Json(statuses(&s.node.figures().await, &s.map()))))
+}
+
+/// By the zones' names.
+pub fn statuses(cores: &[CoreFigures], map: &Map) -> BTreeMap<String, ZoneStatus> {
+    let mut lags = BTreeMap::<_, ZoneLag>::new();
+    let mut unapplied = BTreeMap::<_, u64>::new();
+    for core in cores {
+        for (zone, lag) in &core.kept.lag {
+            lags.entry(*zone).or_default().add(lag);
+        }
+        for stream in &core.streams {
+            for (zone, seq) in stream.mirrored.iter() {
+                *unapplied.entry(zone).or_default() += seq.saturating_sub(stream.applied.get(zone).unwrap_or(0));
+            }
+        }
+    }
+    let zones = unapplied.into_iter().map(|(zone, unapplied)| {
+        let lag = lags.remove(&zone).unwrap_or_default();
+        let shards = lag.shards.iter().map(|(shard, l)| ShardStatus {
+            shard: shard.0,
+            rows: l.rows,
+            last_ms: l.last_ms,
+            max_ms: l.max_ms,
+            applied_ms: l.applied_ms,
+        });
+        (map.zone_name(zone).to_owned(), ZoneStatus { lag: of(&lag.us), unapplied, shards: shards.collect() })
+    });
+    zones.collect()
+}
+
+/// What is told of a histogram of microseconds.
+pub fn of(us: &Histogram<u64>) -> Lag {
+    Lag { count: us.len(), p50_us: us.value_at_quantile(0.5), p99_us: us.value_at_quantile(0.99), max_us: us.max() }
+}

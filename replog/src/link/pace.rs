@@ -34,7 +34,8 @@ impl Bucket {
     pub fn ready_us(&mut self, now_us: u64) -> Option<u64> {
         self.fill(now_us);
         let rate = i128::from(self.rate?);
-        (self.level < 0).then(|| now_us + (-self.level / rate + 1) as u64)
+        // By the bucket's own time: whoever asks may look back to when it sent last, and would wake too early again and again.
+        (self.level < 0).then(|| self.at_us + (-self.level / rate + 1) as u64)
     }
 
     /// So many bytes were sent.
@@ -153,6 +154,8 @@ mod tests {
         bucket.set(Some(1000), 1);
         bucket.take(1_000_000, 1);
         assert!(bucket.ready_us(2).is_some_and(|at| at > 900_000_000));
+        let at = bucket.ready_us(500_000_000);
+        assert_eq!(bucket.ready_us(2), at, "an older time changes nothing");
         bucket.set(None, 3);
         assert_eq!(bucket.ready_us(3), None);
     }

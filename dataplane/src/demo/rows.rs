@@ -11,8 +11,8 @@ use std::time::Duration;
 
 /// "ezon", as the log's store writes it.
 const APPLICATION: i64 = 0x657a_6f6e;
-/// The schema that this reader knows.
-const SCHEMA: i64 = 1;
+/// The schema that this reader knows; it reads by itself what the log's store wrote.
+const SCHEMA: i64 = 2;
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";
 /// A data directory has its stores at most this far down.
 const DEPTH_MAX: usize = 3;
@@ -107,9 +107,9 @@ mod tests {
         fn store(&self, name: &str, keys: &[&str]) -> Connection {
             let db = Connection::open(self.0.join("store").join(name)).unwrap();
             db.execute_batch(
-                "pragma application_id = 0x657a6f6e; pragma user_version = 1; pragma journal_mode = wal;
+                &format!("pragma application_id = 0x657a6f6e; pragma user_version = {SCHEMA}; pragma journal_mode = wal;
                  create table rows (tab blob, key blob, value blob, deleted int, owner_epoch int, hlc int, zone int, stream int,
-                     shard int, seq int, primary key (tab, key)) without rowid;",
+                     shard int, seq int, primary key (tab, key)) without rowid;"),
             )
             .unwrap();
             keys.iter().for_each(|k| put(&db, "orders", k, 0));
@@ -153,11 +153,18 @@ mod tests {
     }
 
     #[test]
+    fn a_store_as_the_log_makes_it_is_read() {
+        let dir = Dir::new("real");
+        drop(replog::uring::sqlite::Sqlite::open(&dir.0.join("0.db")).unwrap());
+        assert_eq!(rows(&dir.0, "orders").unwrap(), []);
+    }
+
+    #[test]
     fn no_directory_no_store_and_another_schema_are_told_apart() {
         let dir = Dir::new("bad");
         assert!(matches!(rows(&dir.0.join("absent"), "orders"), Err(Unreadable::File(..))));
         assert!(matches!(rows(&dir.0, "orders"), Err(Unreadable::NoStore(_))));
-        dir.store("0.db", &[]).execute_batch("pragma user_version = 2").unwrap();
-        assert!(rows(&dir.0, "orders").unwrap_err().to_string().contains("schema 2, this program knows schema 1"));
+        dir.store("0.db", &[]).execute_batch("pragma user_version = 3").unwrap();
+        assert!(rows(&dir.0, "orders").unwrap_err().to_string().contains("schema 3, this program knows schema 2"));
     }
 }

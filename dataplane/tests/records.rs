@@ -70,7 +70,11 @@ impl Node {
         };
         let (_log, _router) = (start("log"), start("router"));
         let node = Node { _log, _router, router: at[0], _dir: dir };
-        within("the node takes writes", || node.try_ask("PUT /records/probe/k", TAG, "x").filter(|g| g.status == 200));
+        let probe = |line: &str, fields: &str| node.try_ask(line, fields, "x").filter(|g| g.status == 200);
+        let put = within("the node takes writes", || probe("PUT /records/probe/k", TAG));
+        // Durable is not yet applied: a subscription that began in between would be told of this write.
+        let applied = format!("{TAG}x-ezone-read: local\r\nx-ezone-after: {}\r\n", put.field("x-ezone-token").unwrap());
+        within("it is applied", || probe("GET /records/probe/k", &applied));
         node
     }
 

@@ -5,12 +5,13 @@
 //! shard's owner and replicated as any row: every zone shows the same.
 
 use super::log::Shown;
+use super::said;
 use super::wall_ms;
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::{get, post};
 use replog::commit::{Commit, Condition, Step};
 use replog::port::{Answer, Ask, Refused};
@@ -25,6 +26,8 @@ use shardmap::ownership::Kind;
 /// Entries in one answer, at most and if nothing is said.
 const MOST: usize = 1000;
 const USUAL: usize = 100;
+/// Entries that are asked for at a time: what is applied waits behind it, and each costs two lookups.
+const PIECE: usize = 100;
 /// Entries looked at for one answer that leaves settled ones out.
 const LOOK_MOST: usize = 20_000;
 /// Values in a list are cut to this; `?id=` shows them whole.
@@ -99,19 +102,19 @@ async fn list(shown: &Shown, query: &[(String, String)]) -> Response {
     let map = shown.map();
     let wanted = match wanted(&map, query) {
         Ok(wanted) => wanted,
-        Err(why) => return answer(StatusCode::BAD_REQUEST, &json!({ "error": why })),
+        Err(why) => return said(StatusCode::BAD_REQUEST, &json!({ "error": why })),
     };
     if let Some(id) = wanted.one {
         return match one(shown, id).await {
-            Some(found) => answer(StatusCode::OK, &describe(&map, id.stream, &found, usize::MAX)),
-            None => answer(StatusCode::NOT_FOUND, &json!({ "error": none_such(&map, id) })),
+            Some(found) => said(StatusCode::OK, &describe(&map, id.stream, &found, usize::MAX)),
+            None => said(StatusCode::NOT_FOUND, &json!({ "error": none_such(&map, id) })),
         };
     }
     let (mut stream, mut after) = wanted.after.map_or((0, None), |id| (id.stream, Some((id.zone, id.seq))));
     let (mut found, mut looked, mut next) = (vec![], 0, None);
     // Streams that are not there end it.
-    while let Some(piece) = shown.node.conflicts(stream, Asked { after, most: MOST }).await {
-        let last = piece.len() < MOST;
+    while let Some(piece) = shown.node.conflicts(stream, Asked { after, most: PIECE }).await {
+        let last = piece.len() < PIECE;
         for conflict in piece {
             let row = &conflict.listed.row;
             after = Some((row.version.zone, row.seq));
@@ -121,14 +124,14 @@ async fn list(shown: &Shown, query: &[(String, String)]) -> Response {
             }
             if found.len() == wanted.most || looked == LOOK_MOST {
                 next = Some(Id { stream, zone: row.version.zone, seq: row.seq }.text(&map));
-                return answer(StatusCode::OK, &json!({ "conflicts": found, "next": next }));
+                return said(StatusCode::OK, &json!({ "conflicts": found, "next": next }));
             }
         }
         if last {
             (stream, after) = (stream + 1, None);
         }
     }
-    answer(StatusCode::OK, &json!({ "conflicts": found, "next": next }))
+    said(StatusCode::OK, &json!({ "conflicts": found, "next": next }))
 }
 
 async fn one(shown: &Shown, id: Id) -> Option<Conflict> {
@@ -224,7 +227,7 @@ enum Keep {
 /// 200: done, and on its way to the other zones; 421: ask the owner's log; 404, 400, 409, 503: the error says why nothing was done.
 async fn resolve(shown: &Shown, body: &[u8]) -> Response {
     let map = shown.map();
-    let wrong = |status, why: String| answer(status, &json!({ "error": why }));
+    let wrong = |status, why: String| said(status, &json!({ "error": why }));
     let ask: Resolve = match serde_json::from_slice(body) {
         Ok(ask) => ask,
         Err(e) => {
@@ -264,7 +267,7 @@ async fn resolve(shown: &Shown, body: &[u8]) -> Response {
         other => return wrong(StatusCode::INTERNAL_SERVER_ERROR, format!("the write was answered {other:?}")),
     }
     let done = one(shown, id).await.unwrap_or(found);
-    answer(StatusCode::OK, &describe(&map, id.stream, &done, usize::MAX))
+    said(StatusCode::OK, &describe(&map, id.stream, &done, usize::MAX))
 }
 
 fn refused(map: &Map, why: &Refused) -> Response {
@@ -282,11 +285,7 @@ fn refused(map: &Map, why: &Refused) -> Response {
         Refused::Unmet { .. } => (StatusCode::CONFLICT, "somebody has resolved it meanwhile".into()),
         other => (StatusCode::SERVICE_UNAVAILABLE, format!("nothing was done: {other:?}; try again")),
     };
-    answer(status, &json!({ "error": text }))
-}
-
-fn answer(status: StatusCode, body: &Value) -> Response {
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string() + "\n").into_response()
+    said(status, &json!({ "error": text }))
 }
 
 #[cfg(test)]

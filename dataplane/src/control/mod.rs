@@ -38,6 +38,8 @@ pub mod upgrade;
 pub mod upstreams;
 pub mod visit;
 
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use rustix::process::{Pid, Signal, kill_process};
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -71,6 +73,11 @@ pub fn data_dir(path: &Path) -> Result<(), Failed> {
 /// The one thread of control.
 pub fn runtime() -> Result<tokio::runtime::Runtime, String> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("the control thread: {e}"))
+}
+
+/// A line of JSON, as pages answer where the status tells as well.
+fn said(status: StatusCode, body: &serde_json::Value) -> Response {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string() + "\n").into_response()
 }
 
 /// Milliseconds since 1970, as this machine's clock has it.

@@ -3,10 +3,11 @@
 use super::log::Shown;
 use super::metrics::Page;
 use super::report::{SeedStatus, StreamStatus};
+use super::said;
 use axum::Router;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::post;
 use replog::uring::node::StreamFigures;
 use replog::uring::{SeedFigures, Way};
@@ -24,11 +25,11 @@ pub fn routes() -> Router<Shown> {
 async fn seed(shown: &Shown, query: &[(String, String)]) -> Response {
     let (zone, stream) = match asked(&shown.map(), query) {
         Ok(asked) => asked,
-        Err(why) => return answer(StatusCode::BAD_REQUEST, "error", &why),
+        Err(why) => return said(StatusCode::BAD_REQUEST, &json!({ "error": why })),
     };
     match shown.node.seed(zone, stream).await {
-        Ok(text) => answer(StatusCode::ACCEPTED, "state", &text),
-        Err(why) => answer(StatusCode::CONFLICT, "error", &why),
+        Ok(text) => said(StatusCode::ACCEPTED, &json!({ "state": text })),
+        Err(why) => said(StatusCode::CONFLICT, &json!({ "error": why })),
     }
 }
 
@@ -48,11 +49,6 @@ fn asked(map: &Map, query: &[(String, String)]) -> Result<(Zone, u32), String> {
         }
     }
     zone.zip(stream).ok_or_else(|| usage.to_owned())
-}
-
-fn answer(status: StatusCode, name: &str, text: &str) -> Response {
-    let body = json!({ name: text }).to_string() + "\n";
-    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// The seedings of one stream.

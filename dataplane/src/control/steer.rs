@@ -7,11 +7,11 @@ use super::durable::replace;
 use super::log::Shown;
 use super::metrics::{Kind, Page};
 use super::report::{LinkStatus, StopStatus, StreamStatus};
+use super::said;
 use crate::config::{Config, file};
 use axum::Router;
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
 use axum::routing::{get, post};
 use replog::link::pace::{Limit, parse_rate, rate_at};
 use replog::uring::Link;
@@ -197,9 +197,9 @@ pub fn routes() -> Router<Shown> {
             match s.steer.carry_out(wish, &q) {
                 Ok(text) => {
                     tracing::warn!("by an operator's word: {text}");
-                    answer(StatusCode::OK, "state", &text)
+                    said(StatusCode::OK, &json!({ "state": text }))
                 }
-                Err((status, why)) => answer(status, "error", &why),
+                Err((status, why)) => said(status, &json!({ "error": why })),
             }
         })
     };
@@ -209,11 +209,6 @@ pub fn routes() -> Router<Shown> {
         .route("/links/resume", to(Wish::Resume))
         .route("/links/throttle", to(Wish::Throttle))
         .route("/links/clear", to(Wish::Clear))
-}
-
-fn answer(status: StatusCode, name: &str, text: &str) -> Response {
-    let body = json!({ name: text }).to_string() + "\n";
-    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
 /// One link, of a stream that is durable here up to `durable_seq`.

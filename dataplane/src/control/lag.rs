@@ -9,6 +9,7 @@ use hdrhistogram::Histogram;
 use replog::uring::ZoneLag;
 use replog::uring::node::CoreFigures;
 use serde::{Deserialize, Serialize};
+use shardmap::Zone;
 use shardmap::map::Map;
 use std::collections::BTreeMap;
 
@@ -45,12 +46,9 @@ pub fn routes() -> Router<Shown> {
 
 /// By the zones' names.
 pub fn statuses(cores: &[CoreFigures], map: &Map) -> BTreeMap<String, ZoneStatus> {
-    let mut lags = BTreeMap::<_, ZoneLag>::new();
+    let mut lags = merged(cores);
     let mut unapplied = BTreeMap::<_, u64>::new();
     for core in cores {
-        for (zone, lag) in &core.kept.lag {
-            lags.entry(*zone).or_default().add(lag);
-        }
         for stream in &core.streams {
             for (zone, seq) in stream.mirrored.iter() {
                 *unapplied.entry(zone).or_default() += seq.saturating_sub(stream.applied.get(zone).unwrap_or(0));
@@ -69,6 +67,13 @@ pub fn statuses(cores: &[CoreFigures], map: &Map) -> BTreeMap<String, ZoneStatus
         (map.zone_name(zone).to_owned(), ZoneStatus { lag: of(&lag.us), unapplied, shards: shards.collect() })
     });
     zones.collect()
+}
+
+/// Of each zone, over all cores.
+pub fn merged(cores: &[CoreFigures]) -> BTreeMap<Zone, ZoneLag> {
+    let mut all = BTreeMap::<Zone, ZoneLag>::new();
+    cores.iter().flat_map(|c| &c.kept.lag).for_each(|(zone, lag)| all.entry(*zone).or_default().add(lag));
+    all
 }
 
 /// What is told of a histogram of microseconds.

@@ -258,8 +258,9 @@ async fn digest(State(shown): State<Shown>) -> String {
 
 async fn status(shown: &Shown) -> LogStatus {
     let (map, cores) = (shown.map(), shown.node.figures().await);
+    let lags = lag::merged(&cores);
     let mut all = ZoneLag::default();
-    cores.iter().flat_map(|c| c.kept.lag.values()).for_each(|lag| all.add(lag));
+    lags.values().for_each(|lag| all.add(lag));
     let mut streams: Vec<StreamStatus> = cores.iter().flat_map(|c| stream_statuses(c, &map, &shown.steer)).collect();
     streams.sort_by_key(|s| s.stream);
     LogStatus {
@@ -269,12 +270,13 @@ async fn status(shown: &Shown) -> LogStatus {
         streams,
         ledger: cores.iter().map(|c| c.kept.ledger).sum(),
         parked: cores.iter().map(|c| c.kept.parked).sum(),
+        tombstones_dropped: cores.iter().map(|c| c.kept.collected).sum(),
         store_full: cores.iter().any(|c| c.kept.is_full),
         // Every core goes by the same map.
         unsettled: cores.iter().map(|c| c.unsettled).max().unwrap_or(0),
         holds_back: cores.iter().any(|c| c.holds_back),
         lag: lag::of(&all.us),
-        lag_zones: lag::statuses(&cores, &map).into_iter().map(|(name, z)| (name, z.lag)).collect(),
+        lag_zones: lags.iter().map(|(zone, lag)| (map.zone_name(*zone).to_owned(), lag::of(&lag.us))).collect(),
         links_refused: shown.refused.count(),
         layout: shown.layout.to_string(),
     }
@@ -339,6 +341,8 @@ fn metrics(status: &LogStatus) -> String {
         status.links_refused,
     );
     page.gauge("ezone_log_ledger_entries", "Entries in the conflict ledger", status.ledger);
+    let help = "Tombstones that were dropped since every zone had applied them";
+    page.counter("ezone_log_tombstones_dropped_total", help, &[], status.tombstones_dropped);
     page.gauge("ezone_log_parked_records", "Records that could not be applied yet", status.parked);
     let help = "Shards on their way to another owner, or without one: no segment is let go while there is one";
     page.gauge("ezone_log_unsettled_shards", help, status.unsettled);

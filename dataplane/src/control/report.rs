@@ -49,6 +49,9 @@ pub struct LogStatus {
     pub ledger: u64,
     /// Items that could not be applied yet.
     pub parked: u64,
+    /// Tombstones that were dropped since the start: every zone had applied them.
+    #[serde(default)]
+    pub tombstones_dropped: u64,
     /// A record store has no room: nothing is applied, and rows are not told, until there is some. The log goes on as long as it has.
     #[serde(default)]
     pub store_full: bool,

@@ -1,5 +1,7 @@
 //! Asks an admin page: one request on a connection of its own, bounded in time and length.
 
+use crate::map::Fault;
+use serde_json::Value;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -17,8 +19,26 @@ pub fn post(at: SocketAddr, path: &str, body: &str) -> io::Result<(u16, String)>
     ask(at, &(head + body))
 }
 
+/// The JSON that a log's page answers: a GET, or, with a body, a POST. A refusal comes in the log's own words.
+pub fn of_log(at: SocketAddr, body: Option<&str>, path: &str) -> Result<Value, Fault> {
+    let wrong = |what: String| Fault::Input(format!("the log at {at}: {what}"));
+    let (status, answer) = match body {
+        Some(body) => post(at, path, body),
+        None => get(at, path),
+    }
+    .map_err(|e| wrong(e.to_string()))?;
+    match (status, serde_json::from_str::<Value>(&answer)) {
+        (200, Ok(value)) => Ok(value),
+        (_, Ok(value)) if value["error"].is_string() => {
+            Err(wrong(value["error"].as_str().unwrap_or_default().to_owned()))
+        }
+        (404, _) => Err(wrong("it has no such page: is this the admin address of a log ([log] admin)?".into())),
+        (_, _) => Err(wrong(format!("answered {status}, and nothing that is understood: is this its [log] admin?"))),
+    }
+}
+
 /// Status and body of a GET.
-pub fn get(at: SocketAddr, path: &str) -> io::Result<(u16, String)> {
+fn get(at: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     ask(at, &format!("GET {path} HTTP/1.1\r\nhost: {at}\r\nconnection: close\r\n\r\n"))
 }
 

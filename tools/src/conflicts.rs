@@ -94,7 +94,7 @@ fn list(list: &List) -> Result<ExitCode, Fault> {
     let (mut out, mut count, mut after) = (io::stdout().lock(), 0u64, String::new());
     let state = if list.all { "all" } else { "open" };
     loop {
-        let page = get(list.at.admin, &format!("/conflicts?limit=1000&state={state}{after}"))?;
+        let page = admin::of_log(list.at.admin, None, &format!("/conflicts?limit=1000&state={state}{after}"))?;
         for entry in page["conflicts"].as_array().into_iter().flatten() {
             if count == 0 && !list.at.json {
                 writeln!(out, "{:<20} {:>5}  {:<32} {:<10}  written", "entry", "shard", "row", "is")?;
@@ -130,7 +130,7 @@ fn line(entry: &Value) -> String {
 }
 
 fn one(at: &At, id: &str) -> Result<ExitCode, Fault> {
-    let entry = get(at.admin, &format!("/conflicts?id={}", escaped(id)))?;
+    let entry = admin::of_log(at.admin, None, &format!("/conflicts?id={}", escaped(id)))?;
     tell(at, &entry)
 }
 
@@ -140,7 +140,7 @@ fn resolve(r: &Resolve) -> Result<ExitCode, Fault> {
         Keep::Listed => "listed",
     };
     let body = json!({ "id": r.id, "keep": keep, "by": r.by, "note": r.note }).to_string();
-    let entry = judged(r.at.admin, admin::post(r.at.admin, "/conflicts/resolve", &body))?;
+    let entry = admin::of_log(r.at.admin, Some(&body), "/conflicts/resolve")?;
     tell(&r.at, &entry)
 }
 
@@ -202,21 +202,4 @@ fn when(ms: &Value) -> String {
 fn escaped(id: &str) -> String {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'/' | b'-' | b'_' | b'.');
     id.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
-}
-
-fn get(at: SocketAddr, path: &str) -> Result<Value, Fault> {
-    judged(at, admin::get(at, path))
-}
-
-/// The JSON of an answer; a refusal in its own words.
-fn judged(at: SocketAddr, answer: io::Result<(u16, String)>) -> Result<Value, Fault> {
-    let wrong = |what: String| Fault::Input(format!("the log at {at}: {what}"));
-    let (status, body) = answer.map_err(|e| wrong(e.to_string()))?;
-    let value: Value = serde_json::from_str(&body).map_err(|_| {
-        wrong(format!("answered {status} and no JSON; --admin is the address of [log] admin, not of the router"))
-    })?;
-    match status {
-        200 => Ok(value),
-        _ => Err(wrong(format!("{status}: {}", value["error"].as_str().unwrap_or("no reason given")))),
-    }
 }

@@ -1,16 +1,12 @@
 //! `ezctl link`: the links of a log to the other zones: how they are, and an operator's word about them. By the log's admin address.
 
+use crate::admin;
 use crate::map::Fault;
 use clap::{Args, Subcommand};
 use serde_json::Value;
-use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::time::Duration;
-
-/// How long a log may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-const ANSWER_BYTES_MAX: u64 = 16 << 20;
 
 #[derive(Subcommand)]
 pub enum Command {
@@ -90,7 +86,7 @@ pub fn run(command: Command) -> ExitCode {
 }
 
 fn word(
-    admin: SocketAddr,
+    at: SocketAddr,
     what: &str,
     zone: &str,
     stream: Option<u32>,
@@ -106,14 +102,14 @@ fn word(
     let mut path = format!("/links/{what}?zone={zone}");
     stream.into_iter().for_each(|s| path += &format!("&stream={s}"));
     rate.into_iter().for_each(|r| path += &format!("&rate={r}"));
-    let answer = ask(admin, "POST", &path)?;
+    let answer = admin::of_log(at, Some(""), &path)?;
     let text = answer["state"].as_str().unwrap_or_default();
     say(&if as_json { format!("{answer}\n") } else { format!("{text}\n") })?;
     Ok(ExitCode::SUCCESS)
 }
 
 fn list(ls: &Ls) -> Result<ExitCode, Fault> {
-    let answer = ask(ls.admin, "GET", "/links")?;
+    let answer = admin::of_log(ls.admin, None, "/links")?;
     let (text, all_live) = table(&answer);
     say(&if ls.json { format!("{answer}\n") } else { text })?;
     Ok(if all_live { ExitCode::SUCCESS } else { ExitCode::from(1) })
@@ -188,32 +184,6 @@ fn say(text: &str) -> Result<(), Fault> {
     match io::stdout().write_all(text.as_bytes()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(Fault::Input(e.to_string())),
         Ok(()) | Err(_) => Ok(()),
-    }
-}
-
-fn ask(admin: SocketAddr, method: &str, path: &str) -> Result<Value, Fault> {
-    let wrong = |what: String| Fault::Input(format!("the log at {admin}: {what}"));
-    let head = format!("{method} {path} HTTP/1.1\r\nhost: {admin}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
-    let mut answer = vec![];
-    let mut asked = || -> io::Result<()> {
-        let mut stream = TcpStream::connect_timeout(&admin, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        stream.write_all(head.as_bytes())?;
-        stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).map(drop)
-    };
-    asked().map_err(|e| wrong(e.to_string()))?;
-    let answer = String::from_utf8_lossy(&answer);
-    let status = answer.split(' ').nth(1).and_then(|s| s.parse::<u16>().ok());
-    let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-    let value = serde_json::from_str::<Value>(body).ok();
-    match (status, value) {
-        (Some(200), Some(value)) => Ok(value),
-        (Some(_), Some(value)) if value["error"].is_string() => {
-            Err(wrong(value["error"].as_str().unwrap_or_default().into()))
-        }
-        (Some(404), _) => Err(wrong("it has no such page: is this the admin address of a log ([log] admin)?".into())),
-        (_, _) => Err(wrong(format!("no answer that is understood: {:?}", answer.lines().next().unwrap_or_default()))),
     }
 }
 

@@ -203,7 +203,7 @@ impl Applier {
 
     /// The highest FENCE of each zone and shard that counts as applied: 0 while something of its shard is parked.
     pub fn fences(&self) -> impl Iterator<Item = (Zone, Shard, OwnerEpoch)> + '_ {
-        let parked: BTreeSet<Shard> = self.state.parked.iter().map(|p| p.record.shard).collect();
+        let parked = self.parked_shards();
         self.state.fences.iter().map(move |((zone, shard), fence)| {
             (*zone, *shard, if parked.contains(shard) { OwnerEpoch(0) } else { fence.epoch })
         })
@@ -354,6 +354,10 @@ impl Applier {
                 *scan = Scan { from: scan.from.min(cut + 1), to };
             }
         }
+    }
+
+    fn parked_shards(&self) -> BTreeSet<Shard> {
+        self.state.parked.iter().map(|p| p.record.shard).collect()
     }
 
     fn is_parked(&self, shard: Shard) -> bool {

@@ -21,10 +21,10 @@ impl Applier {
     pub fn collect(&self, tombstones: &[(Bytes, Bytes, Row)], everywhere: &Positions) -> Changes {
         let fences: BTreeMap<(Zone, Shard), OwnerEpoch> = self.fences().map(|(z, s, e)| ((z, s), e)).collect();
         let fence = |zone, shard| fences.get(&(zone, shard)).copied().unwrap_or_default();
-        let mut out = Changes::default();
+        let (parked, mut out) = (self.parked_shards(), Changes::default());
         for (table, key, row) in tombstones {
             let known = everywhere.get(row.version.zone).is_some_and(|seq| row.seq <= seq);
-            if row.deleted && known && !self.is_parked(row.shard) && self.is_last(row, &fence) {
+            if row.deleted && known && !parked.contains(&row.shard) && self.is_last(row, &fence) {
                 let (table, key) = (table.clone(), key.clone());
                 out.list.push(Change::Drop { table, key, version: row.version });
             }

@@ -290,14 +290,14 @@ impl Sender {
             return None;
         }
         let rests = self.sent == self.log.durable || !self.has_credit() || self.paused;
-        let whole = self.gathered_bytes >= PACK_BYTES || rests || self.ready_us(now_us).is_some();
+        let is_throttled = self.ready_us(now_us).is_some();
+        let whole = self.gathered_bytes >= PACK_BYTES || rests || is_throttled;
         if !self.gathered.is_empty() && !self.reading && whole {
             self.gathered_bytes = 0;
             self.packing = Some(self.sent);
             return Some(Order::Pack(std::mem::take(&mut self.gathered), self.codec));
         }
-        let may = !self.paused && self.ready_us(now_us).is_none();
-        if may && self.sent < self.log.durable && !self.reading && self.has_credit() {
+        if !rests && !is_throttled && !self.reading {
             if self.sent + 1 < self.log.first_kept {
                 self.wire.stop(Why::Gap, self.sent + 1, self.log.first_kept, now_us);
                 return self.wire.orders.pop_front();

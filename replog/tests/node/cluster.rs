@@ -383,7 +383,7 @@ pub fn put(shard: Shard, map_epoch: MapEpoch, key: &str, value: Vec<u8>) -> Ask 
 }
 
 /// As control does: reads the HELLO to learn whom the connection is for.
-fn adopt(node: &Node, mut socket: TcpStream, tampering: &Tampering) {
+pub fn adopt(node: &Node, mut socket: TcpStream, tampering: &Tampering) {
     socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let (mut read, mut part) = (BytesMut::new(), [0; 4096]);
     loop {

@@ -1,13 +1,13 @@
 //! Three and four zones, each with two streams to each other: whole nodes, full mesh, pauses, limits, and a zone that is away.
 
-use crate::cluster::STREAMS;
+use crate::cluster::{STREAMS, adopt};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::block_on;
-use replog::link::{Compress, Frame, take};
+use replog::link::Compress;
 use replog::port::{Answer, Ask, put_ask, take_answer};
 use replog::retain::{Policy, WORTH};
 use replog::uring::line::{Controls, Line};
-use replog::uring::node::{Adopted, Node, Options, Peer, StreamFigures, Told};
+use replog::uring::node::{Node, Options, Peer, StreamFigures, Told};
 use replog::uring::stream::Scrub;
 use shardmap::fence::{Fence, Fences};
 use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
@@ -15,7 +15,7 @@ use shardmap::ownership::History;
 use shardmap::point::Point;
 use shardmap::{MapEpoch, Shard, Zone};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -71,7 +71,7 @@ impl Mesh {
             thread::spawn(move || {
                 for socket in listener.incoming().flatten() {
                     let node = slot.lock().unwrap().clone();
-                    node.into_iter().for_each(|node| adopt(&node, socket.try_clone().unwrap()));
+                    node.into_iter().for_each(|node| adopt(&node, socket.try_clone().unwrap(), &Default::default()));
                 }
             });
         }
@@ -196,25 +196,6 @@ impl Drop for Mesh {
             let _ = std::fs::remove_file(self.port(z));
         }
         let _ = std::fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// As control does: reads the HELLO to learn whom the connection is for.
-fn adopt(node: &Node, mut socket: TcpStream) {
-    socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
-    let (mut read, mut part) = (BytesMut::new(), [0; 4096]);
-    loop {
-        let Ok(n @ 1..) = socket.read(&mut part) else { return };
-        read.extend_from_slice(&part[..n]);
-        let (asks, stream, origin) = match take(&mut read.clone()).unwrap() {
-            Some(Frame::Hello(h)) => (false, h.stream, h.origin),
-            Some(Frame::Ask(a)) => (true, a.stream, a.origin),
-            Some(other) => panic!("{other:?} begins a connection"),
-            None => continue,
-        };
-        socket.set_read_timeout(None).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        return node.adopt(Adopted { asks, stream, origin, socket, tls: None, read: read.to_vec() });
     }
 }
 

@@ -3,6 +3,8 @@
 //! `SEED=n cargo test -p replog --test sim` replays one seed, `SEEDS=n` runs that many. The last tests break a rule on purpose: some seed must find it.
 
 mod checks;
+mod gzs;
+mod wires;
 mod world;
 mod zone;
 

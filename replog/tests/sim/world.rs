@@ -1,15 +1,11 @@
 //! The world of the simulation: zones, connections, clients and a GZS; any of them does its next step at any time.
-//!
-//! A GZS that is killed between two steps is a step not taken yet: what it decides by is its newest map alone, and reports
-//! reach it late, or never.
 
 use crate::checks::{Acked, Truth};
-use crate::zone::{Appended, Block, Node, SimMap, last_seq, map_bytes};
+use crate::zone::{Appended, Node, SimMap, last_seq};
 use bytes::Bytes;
 use replog::gate::Write;
-use replog::link::{Order, Pack};
 use replog::store::Store;
-use shardmap::ownership::{Entry, History, Illegal, Kind};
+use shardmap::ownership::{History, Kind};
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::sync::Arc;
 
@@ -60,24 +56,24 @@ impl Rng {
 
 /// A connection from an origin to a peer: bytes on their way.
 #[derive(Default)]
-struct Conn {
-    open: bool,
-    barred: bool,
-    to_peer: Vec<u8>,
-    to_origin: Vec<u8>,
+pub struct Conn {
+    pub open: bool,
+    pub barred: bool,
+    pub to_peer: Vec<u8>,
+    pub to_origin: Vec<u8>,
     /// Everything that this connection's origin has sent, and what an earlier one's had.
-    sent: Vec<u8>,
-    stale: Vec<u8>,
+    pub sent: Vec<u8>,
+    pub stale: Vec<u8>,
 }
 
 /// A zone's report on its way to the GZS.
-struct Mail {
-    shard: Shard,
+pub struct Mail {
+    pub shard: Shard,
     /// Of the map entry that it answers.
-    entry: MapEpoch,
-    from: Zone,
-    fence_seq: Option<u64>,
-    positions: Positions,
+    pub entry: MapEpoch,
+    pub from: Zone,
+    pub fence_seq: Option<u64>,
+    pub positions: Positions,
 }
 
 pub struct World {
@@ -87,20 +83,20 @@ pub struct World {
     pub maps: Vec<Arc<SimMap>>,
     pub truth: Truth,
     pub now_us: u64,
-    conns: Vec<Conn>,
-    mail: Vec<Mail>,
-    gzs_barred: Vec<bool>,
+    pub conns: Vec<Conn>,
+    pub mail: Vec<Mail>,
+    pub gzs_barred: Vec<bool>,
     /// The disks of these zones are gone.
     pub destroyed: Vec<bool>,
     /// These zones' mirrors are slow to write.
-    slow: Vec<bool>,
+    pub slow: Vec<bool>,
     /// How many records were parked, tombstones dropped, batches lent by a third zone.
     pub seen: Seen,
-    rng: Rng,
-    broken: Broken,
-    losses: bool,
-    skews_ms: &'static [i64],
-    waiting: Vec<(usize, Acked)>,
+    pub rng: Rng,
+    pub broken: Broken,
+    pub losses: bool,
+    pub skews_ms: &'static [i64],
+    pub waiting: Vec<(usize, Acked)>,
 }
 
 /// What has happened: a simulation in which something never does proves nothing of it.
@@ -149,7 +145,7 @@ impl World {
         world
     }
 
-    fn now_ms(&self, z: usize) -> u64 {
+    pub fn now_ms(&self, z: usize) -> u64 {
         (BEGIN_MS + self.now_us / 1000).saturating_add_signed(self.nodes[z].skew_ms)
     }
 
@@ -158,7 +154,7 @@ impl World {
         self.nodes.iter().enumerate().filter(|(z, _)| !self.destroyed[*z])
     }
 
-    fn newest(&self) -> &Arc<SimMap> {
+    pub fn newest(&self) -> &Arc<SimMap> {
         self.maps.last().expect("there is a first map")
     }
 
@@ -239,7 +235,7 @@ impl World {
         Ok(())
     }
 
-    fn start(&mut self, z: usize) -> Result<(), Fail> {
+    pub fn start(&mut self, z: usize) -> Result<(), Fail> {
         if self.nodes[z].live.is_some() || self.destroyed[z] {
             return Ok(());
         }
@@ -247,7 +243,7 @@ impl World {
         self.nodes[z].start(&self.maps, now_ms)
     }
 
-    fn crash(&mut self, z: usize) {
+    pub fn crash(&mut self, z: usize) {
         self.nodes[z].crash(&mut self.rng);
         self.waiting.retain(|(w, _)| *w != z);
         for other in 0..self.zones {
@@ -257,7 +253,7 @@ impl World {
     }
 
     /// A zone's disk is gone for good; one zone at most.
-    fn destroy(&mut self, z: usize) {
+    pub fn destroy(&mut self, z: usize) {
         if self.destroyed.contains(&true) {
             return;
         }
@@ -267,7 +263,7 @@ impl World {
     }
 
     /// What was lost by a zone that lives, and that nobody is left to take over, goes back to it.
-    fn give_back(&mut self) {
+    pub fn give_back(&mut self) {
         let newest = self.newest().clone();
         let lost = newest
             .shards
@@ -280,9 +276,7 @@ impl World {
         }
     }
 
-    // ---- clients --------------------------------------------------------------------------------------------------
-
-    fn client(&mut self, z: usize) -> Result<(), Fail> {
+    pub fn client(&mut self, z: usize) -> Result<(), Fail> {
         let shard = Shard(self.rng.below(self.shards.into()) as u16);
         let key = Bytes::from(format!("{shard}/{}", self.rng.below(2)));
         let token = self.truth.next_token();
@@ -311,12 +305,12 @@ impl World {
         Ok(())
     }
 
-    fn write_batch(&mut self, z: usize) {
+    pub fn write_batch(&mut self, z: usize) {
         self.nodes[z].write_batch(&mut self.rng);
     }
 
     /// Tells clients of `z` what they wait for: that it is durable here, or, if they asked for that, in one more zone.
-    fn acknowledge(&mut self, z: usize) {
+    pub fn acknowledge(&mut self, z: usize) {
         let durable = last_seq(&self.nodes[z].disk.logs[z]);
         let confirmed = self.nodes[z].confirmed();
         let blind = self.broken == Broken::RemoteBeforePeer;
@@ -328,7 +322,7 @@ impl World {
         self.truth.acked.extend(done.into_iter().map(|(_, a)| a));
     }
 
-    fn flush(&mut self, z: usize, of: usize) {
+    pub fn flush(&mut self, z: usize, of: usize) {
         if z != of && self.slow[z] && !self.rng.one_in(12) {
             return;
         }
@@ -338,284 +332,15 @@ impl World {
         }
     }
 
-    fn apply(&mut self, z: usize, of: usize) -> Result<(), Fail> {
+    pub fn apply(&mut self, z: usize, of: usize) -> Result<(), Fail> {
         let (now_ms, parked) = (self.now_ms(z), self.nodes[z].parked());
         self.nodes[z].apply(of, now_ms)?;
         self.seen.parked += self.nodes[z].parked().saturating_sub(parked) as u64;
         Ok(())
     }
 
-    fn collect(&mut self, z: usize, of: usize) -> Result<(), Fail> {
+    pub fn collect(&mut self, z: usize, of: usize) -> Result<(), Fail> {
         self.seen.dropped += self.nodes[z].collect(of)? as u64;
         Ok(())
-    }
-
-    // ---- links ----------------------------------------------------------------------------------------------------
-
-    /// The connection from `o` to `p` opens, or carries something, whole or in part.
-    fn link(&mut self, o: usize, p: usize) -> Result<(), Fail> {
-        let at = o * self.zones + p;
-        if o == p || self.conns[at].barred || self.nodes[o].live.is_none() || self.nodes[p].live.is_none() {
-            return Ok(());
-        }
-        if !self.conns[at].open || self.rng.one_in(60) {
-            self.cut(o, p);
-            let conn = &mut self.conns[at];
-            conn.open = true;
-            if self.rng.one_in(3) {
-                conn.stale = std::mem::take(&mut conn.sent);
-            }
-            conn.sent.clear();
-            let now_us = self.now_us;
-            self.nodes[o].live.as_mut().expect("up").senders[p].on_connect(now_us);
-            self.nodes[p].live.as_mut().expect("up").receivers[o].on_connect(now_us);
-        }
-        self.orders(o, p)?;
-        let part = if self.rng.one_in(4) { 2 } else { 1 };
-        let conn = &mut self.conns[at];
-        let to_peer: Vec<u8> = conn.to_peer.drain(..conn.to_peer.len() / part).collect();
-        let to_origin: Vec<u8> = conn.to_origin.drain(..conn.to_origin.len() / part).collect();
-        self.nodes[p].live.as_mut().expect("up").receivers[o].on_bytes(&to_peer, self.now_us);
-        self.nodes[o].live.as_mut().expect("up").senders[p].on_bytes(&to_origin, self.now_us);
-        self.orders(o, p)?;
-        self.acknowledge(o);
-        Ok(())
-    }
-
-    fn orders(&mut self, o: usize, p: usize) -> Result<(), Fail> {
-        let (at, now_us, mut maps) = (o * self.zones + p, self.now_us, vec![]);
-        let [origin, peer] = self.nodes.get_disjoint_mut([o, p]).expect("two zones");
-        origin.tell_everywhere();
-        let (Some(from), Some(to)) = (origin.live.as_mut(), peer.live.as_mut()) else { return Ok(()) };
-        while let Some(order) = from.senders[p].next_order(now_us) {
-            match order {
-                Order::Send(bytes) => {
-                    self.conns[at].sent.extend(&bytes);
-                    self.conns[at].to_peer.extend(bytes);
-                }
-                Order::Read(seq) => {
-                    let found = origin.disk.logs[o].iter().find(|b| b.batch.last_seq() >= seq);
-                    from.senders[p].on_batch(found.expect("durable").batch.clone(), now_us);
-                }
-                Order::Pack(batches, codec) => from.senders[p].on_packed(Pack::of(&batches, codec), 10, now_us),
-                Order::TakeMap(epoch, _) => maps.push((o, epoch)),
-                Order::Close => self.conns[at].open = false,
-                Order::Append(_) => return Err(Fail("a sender appends".into())),
-            }
-        }
-        while let Some(order) = to.receivers[o].next_order(now_us) {
-            match order {
-                Order::Send(bytes) => self.conns[at].to_origin.extend(bytes),
-                Order::Append(batch) => to.written[o].push(Block::of(batch)),
-                Order::TakeMap(epoch, bytes) => {
-                    assert_eq!(bytes, map_bytes(epoch));
-                    maps.push((p, epoch));
-                }
-                Order::Close => self.conns[at].open = false,
-                Order::Read(_) | Order::Pack(..) => return Err(Fail("a receiver ships".into())),
-            }
-        }
-        let stops = [from.senders[p].stopped(), to.receivers[o].stopped(), to.receivers[o].refused()];
-        if let Some(stop) = stops.into_iter().flatten().next() {
-            return Err(Fail(format!("link {o} to {p}: {stop}")));
-        }
-        for (z, epoch) in maps {
-            self.take_map(z, epoch)?;
-        }
-        Ok(())
-    }
-
-    fn cut(&mut self, o: usize, p: usize) {
-        let conn = &mut self.conns[o * self.zones + p];
-        let (barred, sent, stale) = (conn.barred, std::mem::take(&mut conn.sent), std::mem::take(&mut conn.stale));
-        *conn = Conn { barred, sent, stale, ..Conn::default() };
-        if let Some(live) = &mut self.nodes[o].live {
-            live.senders[p].on_disconnect();
-        }
-        if let Some(live) = &mut self.nodes[p].live {
-            live.receivers[o].on_disconnect();
-        }
-    }
-
-    /// A zone gives another the next batch of its mirror of a third one's log.
-    fn lend(&mut self, to: usize, from: usize, of: usize) -> Result<(), Fail> {
-        if to == from || to == of || from == of || self.conns[to * self.zones + from].barred {
-            return Ok(());
-        }
-        let [taker, lender] = self.nodes.get_disjoint_mut([to, from]).expect("two zones");
-        if lender.live.is_some() && taker.lent(of, &lender.disk.logs[of])? {
-            self.seen.lent += 1;
-        }
-        Ok(())
-    }
-
-    /// A connection that was given up long ago is heard only now, and then no more.
-    fn stale(&mut self, o: usize, p: usize) {
-        let at = o * self.zones + p;
-        if o == p || self.nodes[p].live.is_none() || self.conns[at].stale.is_empty() {
-            return;
-        }
-        let (stale, now_us) = (std::mem::take(&mut self.conns[at].stale), self.now_us);
-        self.cut(o, p);
-        self.nodes[p].stale(o, &stale, now_us);
-        self.seen.stale += 1;
-    }
-
-    /// A cut, a partition that begins or ends, of a link or of the way to the GZS.
-    fn disturb(&mut self, z: usize, other: usize) {
-        let (at, back) = (z * self.zones + other, other * self.zones + z);
-        match self.rng.below(8) {
-            0 => self.cut(z, other),
-            1 => {
-                self.cut(z, other);
-                self.cut(other, z);
-                (self.conns[at].barred, self.conns[back].barred) = (true, true);
-            }
-            2 => self.gzs_barred[z] = true,
-            3 | 4 => self.gzs_barred[z] = false,
-            _ => (self.conns[at].barred, self.conns[back].barred) = (false, false),
-        }
-    }
-
-    // ---- maps -----------------------------------------------------------------------------------------------------
-
-    /// Some map newer than the zone's arrives: by long poll, late, or out of order.
-    fn give_map(&mut self, z: usize) -> Result<(), Fail> {
-        if self.gzs_barred[z] {
-            return Ok(());
-        }
-        let epoch = MapEpoch(self.rng.below(self.newest().epoch.0) + 1);
-        let epoch = if self.rng.one_in(2) { epoch } else { self.newest().epoch };
-        self.take_map(z, epoch)
-    }
-
-    fn take_map(&mut self, z: usize, epoch: MapEpoch) -> Result<(), Fail> {
-        let (map, now) = (Arc::clone(&self.maps[epoch.0 as usize - 1]), (self.now_ms(z), self.now_us));
-        let crash = self.rng.one_in(25) && self.gzs_barred.iter().any(|b| *b);
-        let was_up = self.nodes[z].live.is_some();
-        self.nodes[z].on_map(&map, now, crash.then_some(&mut self.rng))?;
-        if was_up && self.nodes[z].live.is_none() {
-            self.crash(z);
-        }
-        Ok(())
-    }
-
-    fn leave_read_only(&mut self, z: usize) -> Result<(), Fail> {
-        if !self.gzs_barred[z] && self.rng.one_in(2) {
-            return self.reach_gzs(z);
-        }
-        let Some(live) = &mut self.nodes[z].live else { return Ok(()) };
-        let links = live.senders.iter().enumerate().filter_map(|(p, s)| Some((Zone(p as u8), s.live()?)));
-        let links: Vec<_> = links.collect();
-        live.gate.on_links(&links);
-        if self.losses && self.rng.one_in(20) {
-            live.gate.start_alone();
-        }
-        Ok(())
-    }
-
-    fn reach_gzs(&mut self, z: usize) -> Result<(), Fail> {
-        let epoch = self.newest().epoch;
-        self.take_map(z, epoch)?;
-        if let Some(live) = &mut self.nodes[z].live {
-            live.gate.on_gzs(epoch);
-        }
-        Ok(())
-    }
-
-    // ---- the GZS --------------------------------------------------------------------------------------------------
-
-    fn gzs(&mut self, z: usize) -> Result<(), Fail> {
-        let (shard, zone) = (Shard(self.rng.below(self.shards.into()) as u16), Zone(z as u8));
-        match self.rng.below(30) {
-            0..=2 => self.change(|h, e| h.begin_move(zone, e), shard),
-            3 => self.change(|h, e| h.abort(e), shard),
-            4 if self.losses => self.declare_lost(zone),
-            5 if self.losses && self.rng.one_in(3) => self.change(|h, e| h.unlock(e), shard),
-            6..=17 => self.progress(shard, z)?,
-            18 => self.issue(vec![]),
-            19 if !self.mail.is_empty() => {
-                let lost = self.rng.below(self.mail.len() as u64) as usize;
-                self.mail.swap_remove(lost);
-            }
-            _ => self.read_mail(),
-        }
-        Ok(())
-    }
-
-    /// A zone reports what the newest entry asks of it.
-    fn progress(&mut self, shard: Shard, z: usize) -> Result<(), Fail> {
-        if self.gzs_barred[z] {
-            return Ok(());
-        }
-        let from = Zone(z as u8);
-        if let Some((entry, positions)) = self.nodes[z].report(shard)? {
-            self.mail.push(Mail { shard, entry, from, fence_seq: None, positions });
-        }
-        let Some(live) = &self.nodes[z].live else { return Ok(()) };
-        let caught_up = if self.broken == Broken::NoPositionsInFence {
-            self.fence_alone(z, shard)
-        } else {
-            live.applier.caught_up(shard)
-        };
-        if let Some((fence_seq, positions)) = caught_up {
-            let entry = live.gate.map().history(shard).expect("moving").view().epoch;
-            self.mail.push(Mail { shard, entry, from, fence_seq: Some(fence_seq), positions });
-        }
-        Ok(())
-    }
-
-    /// What `caught_up` must not be: the FENCE is applied, whatever it carries.
-    fn fence_alone(&self, z: usize, shard: Shard) -> Option<(u64, Positions)> {
-        let live = self.nodes[z].live.as_ref()?;
-        let history = live.gate.map().history(shard)?;
-        let (from, asked) = (history.view().owner?, history.move_fence()?);
-        let state = self.nodes[z].disk.store.state().unwrap();
-        let fence = state.fences.get(&(from, shard)).filter(|f| f.epoch >= asked)?;
-        (history.view().to == Some(Zone(z as u8))).then(|| (fence.seq, state.applied.clone()))
-    }
-
-    fn read_mail(&mut self) {
-        for mail in std::mem::take(&mut self.mail) {
-            let view = self.newest().shards[&mail.shard].view();
-            if view.epoch != mail.entry {
-                continue; // compare-and-set on the newest entry: it answers one that is past
-            }
-            match (view.kind, mail.fence_seq) {
-                (Kind::Moving, Some(seq)) if view.to == Some(mail.from) => {
-                    self.change(|h, e| h.commit_move(seq, &mail.positions, e), mail.shard);
-                }
-                (Kind::Lost, None) => {
-                    self.change(|h, e| h.finish_take_over(mail.from, &mail.positions, e), mail.shard);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    fn declare_lost(&mut self, zone: Zone) {
-        let epoch = self.newest().epoch.next();
-        let histories = &self.newest().shards;
-        let lost = histories.iter().filter_map(|(s, h)| Some((*s, h.declare_lost(zone, epoch).ok()??)));
-        let lost: Vec<_> = lost.collect();
-        self.truth.losses |= lost.iter().any(|(_, e)| e.kind == Kind::Lost);
-        self.issue(lost);
-    }
-
-    fn change(&mut self, step: impl Fn(&History, MapEpoch) -> Result<Entry, Illegal>, shard: Shard) {
-        let newest = self.newest();
-        if let Ok(entry) = step(&newest.shards[&shard], newest.epoch.next()) {
-            self.issue(vec![(shard, entry)]);
-        }
-    }
-
-    fn issue(&mut self, entries: Vec<(Shard, Entry)>) {
-        let mut shards = self.newest().shards.clone();
-        for (shard, entry) in entries {
-            let next = shards[&shard].with(entry).expect("made by a transition");
-            shards[&shard].may_become(&next).expect("legal");
-            shards.insert(shard, next);
-        }
-        self.maps.push(Arc::new(SimMap { epoch: self.newest().epoch.next(), shards }));
     }
 }

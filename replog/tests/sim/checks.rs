@@ -1,7 +1,8 @@
 //! What must hold: judged from the logs and the GZS's maps, never from what the machines say of themselves.
 
+use crate::disk::{Blocks, last_seq};
 use crate::world::{Fail, World};
-use crate::zone::{Blocks, Node, SimMap};
+use crate::zone::{Node, SimMap};
 use bytes::Bytes;
 use replog::store::Store;
 use replog::{Hlc, Op, Record};
@@ -131,7 +132,7 @@ impl World {
             for o in 0..self.zones {
                 let (mine, whole) = (node.disk.logs[o].len(), self.log_of(o).len());
                 let applied = node.disk.store.state().unwrap().applied.get(Zone(o as u8)).unwrap_or(0);
-                if mine != whole || applied != crate::zone::last_seq(self.log_of(o)) {
+                if mine != whole || applied != last_seq(self.log_of(o)) {
                     return fail(format!("{z} has {mine} of {o}'s {whole} batches, applied up to {applied}"));
                 }
             }
@@ -186,7 +187,7 @@ impl World {
         let (_, any) = self.alive().next().expect("a zone is alive");
         for a in &self.truth.acked {
             let blocks = self.log_of(usize::from(a.zone.0));
-            if self.destroyed[usize::from(a.zone.0)] && a.seq > crate::zone::last_seq(blocks) {
+            if self.destroyed[usize::from(a.zone.0)] && a.seq > last_seq(blocks) {
                 if a.remote {
                     return Err(Fail(format!(
                         "9: write {} was confirmed by another zone, and no survivor has it",

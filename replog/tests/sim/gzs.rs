@@ -24,9 +24,7 @@ impl World {
     pub fn take_map(&mut self, z: usize, epoch: MapEpoch) -> Result<(), Fail> {
         let (map, now) = (Arc::clone(&self.maps[epoch.0 as usize - 1]), (self.now_ms(z), self.now_us));
         let crash = self.rng.one_in(25) && self.gzs_barred.iter().any(|b| *b);
-        let was_up = self.nodes[z].live.is_some();
-        self.nodes[z].on_map(&map, now, crash.then_some(&mut self.rng))?;
-        if was_up && self.nodes[z].live.is_none() {
+        if self.nodes[z].on_map(&map, now, crash)? {
             self.crash(z);
         }
         Ok(())

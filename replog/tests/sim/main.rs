@@ -3,6 +3,7 @@
 //! `SEED=n cargo test -p replog --test sim` replays one seed, `SEEDS=n` runs that many. The last tests break a rule on purpose: some seed must find it.
 
 mod checks;
+mod disk;
 mod gzs;
 mod wires;
 mod world;
@@ -39,12 +40,7 @@ fn hold(setting: Setting, seeds: u64) -> Seen {
                 epochs += world.maps.len();
                 listed += world.alive().map(|(_, n)| n.disk.store.listed().len()).max().unwrap_or(0);
                 gone += world.truth.gone.get();
-                all.parked += world.seen.parked;
-                all.dropped += world.seen.dropped;
-                all.lent += world.seen.lent;
-                all.stale += world.seen.stale;
-                all.destroyed += world.seen.destroyed;
-                all.confirmed += world.seen.confirmed;
+                all.add(world.seen);
             }
             Ok(Err(Fail(why))) => panic!("SEED={seed} ({setting:?}): {why}"),
             Err(_) => panic!("SEED={seed} ({setting:?}): a machine panicked, see above"),
@@ -59,6 +55,7 @@ fn hold(setting: Setting, seeds: u64) -> Seen {
                 && all.dropped > seeds
                 && all.stale > 0
                 && all.confirmed > seeds
+                && all.torn.min(all.spared).min(all.taken_back) > seeds
                 && (all.lent > 0) == (setting.zones > 2)
     );
     all
@@ -151,7 +148,7 @@ fn acting_on_a_map_before_it_is_stored_is_found() {
 
 #[test]
 fn a_position_stored_apart_from_its_rows_is_found() {
-    caught(Broken::PositionApart, 2, &["0 applied", "1 applied"]);
+    caught(Broken::PositionApart, 2, &["0 applied", "1 applied", "0 has", "1 has"]);
 }
 
 #[test]
@@ -162,4 +159,14 @@ fn a_gate_without_locks_is_found() {
 #[test]
 fn a_new_cut_without_a_scan_is_found() {
     caught(Broken::NoScan, 2, &["2:"]);
+}
+
+#[test]
+fn a_mirror_that_confirms_before_its_flush_is_found() {
+    caught(Broken::MirrorBeforeFlush, 3, &["9:"]);
+}
+
+#[test]
+fn a_map_that_a_power_cut_takes_back_is_found() {
+    caught(Broken::MapTakenBack, 2, &["7:"]);
 }

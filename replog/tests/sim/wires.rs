@@ -1,7 +1,8 @@
 //! The links of the simulation: connections that carry bytes whole or in part, are cut, barred, or heard long after they were given up.
 
-use crate::world::{Conn, Fail, World};
-use crate::zone::{Block, map_bytes};
+use crate::disk::Block;
+use crate::world::{Broken, Conn, Fail, World};
+use crate::zone::map_bytes;
 use replog::link::{Order, Pack};
 
 impl World {
@@ -59,7 +60,12 @@ impl World {
         while let Some(order) = to.receivers[o].next_order(now_us) {
             match order {
                 Order::Send(bytes) => self.conns[at].to_origin.extend(bytes),
-                Order::Append(batch) => to.written[o].push(Block::of(batch)),
+                Order::Append(batch) => {
+                    if self.broken == Broken::MirrorBeforeFlush {
+                        to.receivers[o].on_durable(batch.last_seq());
+                    }
+                    to.written[o].push(Block::of(batch));
+                }
                 Order::TakeMap(epoch, bytes) => {
                     assert_eq!(bytes, map_bytes(epoch));
                     maps.push((p, epoch));

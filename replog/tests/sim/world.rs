@@ -1,10 +1,10 @@
 //! The world of the simulation: zones, connections, clients and a GZS; any of them does its next step at any time.
 
 use crate::checks::{Acked, Truth};
-use crate::zone::{Appended, Node, SimMap, last_seq};
+use crate::disk::last_seq;
+use crate::zone::{Appended, Node, SimMap};
 use bytes::Bytes;
 use replog::gate::Write;
-use replog::store::Store;
 use shardmap::ownership::{History, Kind};
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub enum Broken {
     NoScan,
     TombstonesByAge,
     RemoteBeforePeer,
+    MirrorBeforeFlush,
+    MapTakenBack,
 }
 
 /// What may happen in a world.
@@ -108,6 +110,23 @@ pub struct Seen {
     pub stale: u64,
     pub destroyed: u64,
     pub confirmed: u64,
+    pub torn: u64,
+    pub spared: u64,
+    pub taken_back: u64,
+}
+
+impl Seen {
+    pub fn add(&mut self, more: Seen) {
+        self.parked += more.parked;
+        self.dropped += more.dropped;
+        self.lent += more.lent;
+        self.stale += more.stale;
+        self.destroyed += more.destroyed;
+        self.confirmed += more.confirmed;
+        self.torn += more.torn;
+        self.spared += more.spared;
+        self.taken_back += more.taken_back;
+    }
 }
 
 const BEGIN_MS: u64 = 1_790_000_000_000;
@@ -244,7 +263,10 @@ impl World {
     }
 
     pub fn crash(&mut self, z: usize) {
-        self.nodes[z].crash(&mut self.rng);
+        let lost = self.nodes[z].crash(&mut self.rng);
+        self.seen.torn += lost.batches;
+        self.seen.spared += lost.spared;
+        self.seen.taken_back += lost.transactions;
         self.waiting.retain(|(w, _)| *w != z);
         for other in 0..self.zones {
             self.cut(z, other);
@@ -290,7 +312,8 @@ impl World {
         let now_ms = self.now_ms(z);
         let Some(Appended { record, seq }) = self.nodes[z].write(&ask, now_ms) else { return Ok(()) };
         self.truth.name(&record, token, Zone(z as u8), seq);
-        let states: Vec<_> = self.nodes.iter().map(|n| n.disk.store.state().unwrap().applied).collect();
+        // Of what a zone had applied and a power cut took back, no other zone waits for a second time.
+        let states: Vec<_> = self.nodes.iter().map(|n| n.disk.most.clone()).collect();
         // Its own zone has it in its own log.
         let has =
             |zone: Zone, seq| move |(z, a): (usize, &Positions)| z == usize::from(zone.0) || a.get(zone) >= Some(seq);

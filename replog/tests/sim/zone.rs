@@ -1,5 +1,6 @@
 //! One zone of the simulation: gate, log, links, applier and store, with what is on disk apart from what a crash takes.
 
+use crate::disk::{Block, Blocks, Disk, Lost, last_seq};
 use crate::world::{Broken, Fail, Rng};
 use bytes::Bytes;
 use replog::apply::Applier;
@@ -8,12 +9,11 @@ use replog::commit::confirms;
 use replog::gate::{Decision, Gate, Row, Start, Write};
 use replog::link::{Compress, Log, Mirror, Order, Place, Receiver, Sender};
 use replog::owners::Owners;
-use replog::store::{Change, Changes, Memory, Store};
+use replog::store::{Change, Changes, Store};
 use replog::{Batch, Hlc, Op, Record};
 use shardmap::ownership::{History, Kind};
 use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
 use std::collections::{BTreeMap, BTreeSet};
-use std::rc::Rc;
 use std::sync::Arc;
 
 /// A map of shards and nothing else; on a link it is its epoch, looked up among the maps that the GZS has issued.
@@ -33,36 +33,6 @@ impl Owners for SimMap {
     fn each(&self, visit: &mut dyn FnMut(Shard, &History)) {
         self.shards.iter().for_each(|(shard, history)| visit(*shard, history));
     }
-}
-
-/// A batch with its records.
-pub struct Block {
-    pub batch: Batch,
-    pub records: Vec<(u64, Record)>,
-}
-
-impl Block {
-    pub fn of(batch: Batch) -> Rc<Block> {
-        let records = batch.iter().map(|r| r.expect("parsed or built")).collect();
-        Rc::new(Block { batch, records })
-    }
-}
-
-pub type Blocks = Vec<Rc<Block>>;
-
-pub fn last_seq(blocks: &Blocks) -> u64 {
-    blocks.last().map_or(0, |b| b.batch.last_seq())
-}
-
-/// What a crash leaves.
-#[derive(Default)]
-pub struct Disk {
-    /// By zone: the own log, and the mirrors.
-    pub logs: Vec<Blocks>,
-    pub store: Memory,
-    pub term: u64,
-    /// Rows that were handed to the store, to see that none is handed over twice.
-    pub applied_rows: BTreeSet<(Zone, u64)>,
 }
 
 /// What a crash takes.
@@ -95,9 +65,7 @@ pub struct Appended {
 
 impl Node {
     pub fn new(id: Zone, zones: usize, first: &Arc<SimMap>, broken: Broken) -> Node {
-        let mut disk = Disk { logs: (0..zones).map(|_| vec![]).collect(), ..Disk::default() };
-        let list = vec![Change::Map(first.epoch, Bytes::new())];
-        disk.store.commit(&Changes { list, durable: true }).unwrap();
+        let disk = Disk::new(zones, first.epoch);
         Node { id, zones, disk, live: None, skew_ms: 0, broken, acted: first.epoch }
     }
 
@@ -154,14 +122,9 @@ impl Node {
         Receiver::new(place(origin, self.me()), mirror, applier.applied(Zone(origin as u8)), epoch, bytes.clone())
     }
 
-    /// Nothing that was not flushed is left, but for batches that reached the disk unacknowledged.
-    pub fn crash(&mut self, rng: &mut Rng) {
-        if let Some(mut live) = self.live.take() {
-            let pending = &mut live.written[self.id.0 as usize];
-            pending.truncate(rng.below(pending.len() as u64 + 1) as usize);
-            let me = self.me();
-            self.disk.logs[me].append(pending);
-        }
+    /// Nothing of what is live is left.
+    pub fn crash(&mut self, rng: &mut Rng) -> Lost {
+        self.live.take().map(|live| self.disk.crash(live.written, rng)).unwrap_or_default()
     }
 
     /// One write: what was appended, if it was.
@@ -343,34 +306,28 @@ impl Node {
     }
 
     fn commit(&mut self, changes: &Changes) -> Result<(), Fail> {
-        for change in &changes.list {
-            if let Change::Row { row, .. } = change
-                && !self.disk.applied_rows.insert((row.version.zone, row.seq))
-            {
-                return Err(Fail(format!("{} applied {}@{} twice", self.id, row.version.zone, row.seq)));
-            }
-        }
         let mut changes = changes.clone();
-        if self.broken == Broken::PositionApart && self.disk.applied_rows.len().is_multiple_of(3) {
+        if self.broken == Broken::PositionApart && self.disk.applied_rows().is_multiple_of(3) {
             changes.list.retain(|c| !matches!(c, Change::Applied(..)));
         }
-        self.disk.store.commit(&changes).map_err(|e| Fail(e.to_string()))
+        changes.durable &= self.broken != Broken::MapTakenBack;
+        let twice = |(zone, seq)| Fail(format!("{} applied {zone}@{seq} twice", self.id));
+        self.disk.commit(&changes).map_err(twice)
     }
 
-    /// Stores a map, then acts on it; a crash may come between.
-    pub fn on_map(&mut self, map: &Arc<SimMap>, now: (u64, u64), crash: Option<&mut Rng>) -> Result<(), Fail> {
-        let Some(live) = self.live.as_mut() else { return Ok(()) };
+    /// Stores a map, then acts on it, unless there is to be a crash between; is there?
+    pub fn on_map(&mut self, map: &Arc<SimMap>, now: (u64, u64), crash: bool) -> Result<bool, Fail> {
+        let Some(live) = self.live.as_mut() else { return Ok(false) };
         if map.epoch <= live.gate.map().epoch() {
-            return Ok(());
+            return Ok(false);
         }
         let owners: Arc<dyn Owners> = map.clone();
         let changes = live.applier.on_map(Arc::clone(&owners), map_bytes(map.epoch));
         if self.broken != Broken::MapNotStored {
             self.commit(&changes)?;
         }
-        if let Some(rng) = crash {
-            self.crash(rng);
-            return Ok(());
+        if crash {
+            return Ok(true);
         }
         self.acted = map.epoch;
         let live = self.live.as_mut().expect("up");
@@ -381,7 +338,7 @@ impl Node {
             self.append(f);
         });
         self.freeze_links();
-        Ok(())
+        Ok(false)
     }
 
     /// Step 3 of a take-over.

@@ -105,6 +105,11 @@ impl Pair {
         assert_eq!(self.logs[at].take().unwrap().term(), 0, "{}", self.dir.said());
     }
 
+    /// How many descriptors its process has open.
+    pub fn descriptors(&self, at: usize) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.logs[at].as_ref().unwrap().id())).unwrap().count()
+    }
+
     /// Ends it as a lost machine ends.
     pub fn kill(&mut self, at: usize) {
         self.logs[at].take().unwrap().kill();

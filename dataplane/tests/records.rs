@@ -109,6 +109,10 @@ fn a_version_goes_out_with_each_answer_and_a_condition_on_it_holds_or_is_a_412()
     assert_eq!(first.json()["version"].as_str().map(|v| format!("\"{v}\"")), Some(tag.clone()));
     let read = node.ask(&format!("GET {at}"), TAG, "").is(200);
     assert_eq!((read.field("etag"), read.body.as_str()), (Some(tag.as_str()), "1"), "as it was given by the write");
+    let again = |known: &str| node.ask(&format!("GET {at}"), &format!("{TAG}if-none-match: {known}\r\n"), "");
+    let known = again(&format!("\"other\", {tag}")).is(304);
+    assert_eq!((known.field("etag"), known.body.as_str()), (Some(tag.as_str()), ""));
+    assert_eq!(again("\"other\"").is(200).body, "1");
     let lost = put("if-none-match: *\r\n", "2").is(412);
     assert_eq!(lost.field("etag"), Some(tag.as_str()));
     assert_eq!(lost.json()["seen"], first.json()["version"]);

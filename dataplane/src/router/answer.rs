@@ -93,7 +93,7 @@ impl Core {
             out.extend_from_slice(b"connection: keep-alive\r\n");
         }
         out.extend_from_slice(b"\r\n");
-        if !c.about.is_head {
+        if !c.about.is_head && status != 304 {
             out.extend_from_slice(body);
         }
         self.name = name;

@@ -98,6 +98,7 @@ impl Core {
                     http11: r.http11,
                     keep_alive: r.keep_alive && !stopping && !short && c.asked + 1 < limits.requests_max,
                     is_head: r.method == "HEAD",
+                    has_some: r.wants.if_none_match.is_some(),
                     idempotent: is_idempotent(&r),
                     chunked: matches!(r.body, Body::Chunked(_)),
                     expects: r.expects,

@@ -129,6 +129,8 @@ pub(super) struct About {
     pub http11: bool,
     pub keep_alive: bool,
     pub is_head: bool,
+    /// It has some version of what it asks for: `if-none-match`.
+    pub has_some: bool,
     /// RFC 9110 §9.2.2: doing it twice is doing it once.
     pub idempotent: bool,
     pub chunked: bool,

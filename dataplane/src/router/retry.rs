@@ -2,6 +2,8 @@
 
 use super::cluster::Outcome;
 use super::conn::{ConnId, Phase, Stage};
+use super::store::Place;
+use super::told::target;
 use super::{Core, policy};
 
 /// Why an attempt came to nothing, without a byte of an answer for the client.
@@ -46,13 +48,24 @@ impl Core {
         io.deadline = u64::MAX;
         let (pool, asked_us) = (u.target, u.asked_us);
         let us = (asked_us > 0).then(|| self.now.us.saturating_sub(asked_us));
-        self.to.outcome(pool, Outcome::Answer { status, us }, self.now);
+        let said = if self.is_of_a_store(pool, client, status) { 200 } else { status };
+        self.to.outcome(pool, Outcome::Answer { status: said, us }, self.now);
         let again = status >= 500 && self.may_try_again(client, Lost::Status(status));
         if again {
             self.leave(id);
             self.try_again(client, pool);
         }
         again
+    }
+
+    /// Is it another zone's log that waits for what does not come: the confirmation by one more zone, a write that is to be applied? Its
+    /// router has done its part, and each router of that zone would answer so.
+    fn is_of_a_store(&mut self, pool: usize, client: ConnId, status: u16) -> bool {
+        if status != 504 || !self.to.pools[pool].peer {
+            return false;
+        }
+        let head = self.client(client).map(|(_, c)| target(&c.head)).unwrap_or_default();
+        std::str::from_utf8(head).is_ok_and(|path| Place::of(path).is_some())
     }
 
     /// When an attempt that begins now at `pool` has taken too long.

@@ -4,6 +4,8 @@ use super::Core;
 use super::answer::TRY_LATER;
 use super::conn::ConnId;
 use super::store::Shape;
+use super::want::names;
+use crate::http::{parse_request, slots};
 use bytes::Bytes;
 use replog::Version;
 use replog::commit::{Committed, Held, Made, Token};
@@ -25,7 +27,8 @@ impl Core {
             Answer::Committed(done) => self.committed(id, shape, &done),
             Answer::Row { version, value } => {
                 let (text, tag) = shown(version);
-                self.answer(id, 200, &[("x-ezone-version", &text), ("etag", &tag)], &value);
+                let status = if self.has(id, version) { 304 } else { 200 };
+                self.answer(id, status, &[("x-ezone-version", &text), ("etag", &tag)], &value);
             }
             Answer::Changes(_) => {
                 self.fail(id, 500, "the zone's log or store failed", "changes", "an answer to what was asked")
@@ -33,6 +36,14 @@ impl Core {
             Answer::Absent => self.fail(id, 404, "no such record", "", ""),
             Answer::Refused(why) => self.refused(id, shape, why),
         }
+    }
+
+    /// Does the client have this version already, as its `if-none-match` says?
+    fn has(&mut self, id: ConnId, version: Version) -> bool {
+        let Some((_, c)) = self.client(id).filter(|(_, c)| c.about.has_some) else { return false };
+        let mut room = slots();
+        let list = parse_request(&c.head, &mut room).ok().and_then(|r| r.wants.if_none_match);
+        list.is_some_and(|list| names(list, version))
     }
 
     fn committed(&mut self, id: ConnId, shape: Shape, done: &Committed) {
@@ -80,8 +91,7 @@ impl Core {
 
     /// Where the row with this key is to be found: below the path that it was posted to.
     fn location(&mut self, id: ConnId, key: &Bytes) -> String {
-        let Some((_, c)) = self.client(id) else { return String::new() };
-        let path = c.head.split(|b| *b == b' ').nth(1).unwrap_or_default();
+        let path = self.client(id).map(|(_, c)| target(&c.head)).unwrap_or_default();
         let path = path.split(|b| *b == b'?').next().unwrap_or_default();
         format!("{}/{}", String::from_utf8_lossy(path), String::from_utf8_lossy(key))
     }
@@ -147,6 +157,11 @@ impl Core {
             None => {}
         }
     }
+}
+
+/// What a request asks for, by its head: path and query.
+pub(super) fn target(head: &[u8]) -> &[u8] {
+    head.split(|b| *b == b' ').nth(1).unwrap_or_default()
 }
 
 fn row(name: &str, made: &Made) -> Value {

@@ -81,6 +81,12 @@ pub(super) fn version_of(tag: &[u8]) -> Option<Version> {
     Version::parse(tag.strip_prefix(b"\"")?.strip_suffix(b"\"")?)
 }
 
+/// Does `if-none-match` of a read name this version? A tag that is none of ours names nothing; a weak one is as good (RFC 9110, 13.1.2).
+pub(super) fn names(list: &[u8], version: Version) -> bool {
+    let strong = |tag: &'_ [u8]| version_of(tag.strip_prefix(b"W/").unwrap_or(tag)) == Some(version);
+    list.split(|b| *b == b',').map(<[u8]>::trim_ascii).any(|tag| tag == b"*" || strong(tag))
+}
+
 fn once(key: &[u8], r: &Request<'_, '_>, body: &[u8]) -> Result<Once, Fault> {
     if key.is_empty() || key.len() > ONCE_KEY_MAX || !key.iter().all(|b| matches!(b, b' '..=b'~')) {
         let seen = if key.len() > ONCE_KEY_MAX { format!("{} bytes", key.len()) } else { text(key) };
@@ -129,6 +135,17 @@ mod tests {
         assert!(only("If-None-Match: \"1.5.0.2\"\r\n").unwrap_err().starts_with("400 an if-none-match"));
         assert!(only("If-None-Match: *\r\nIf-Match: *\r\n").unwrap_err().contains("and if-none-match"));
         assert!(only("If-Match: *\r\nIf-Match: *\r\n").unwrap_err().contains("twice"));
+    }
+
+    #[test]
+    fn a_read_names_versions_that_the_client_has_among_tags_of_others() {
+        let v = Version::parse(b"1.5.0.2").unwrap();
+        for known in ["*", "\"1.5.0.2\"", "W/\"1.5.0.2\"", "\"1.4.0.2\" , \"1.5.0.2\"", "\"abc\",\"1.5.0.2\""] {
+            assert!(names(known.as_bytes(), v), "{known}");
+        }
+        for other in ["", ",", "1.5.0.2", "\"1.5.0.3\"", "\"*\"", "\"abc\"", "w/\"1.5.0.2\""] {
+            assert!(!names(other.as_bytes(), v), "{other}");
+        }
     }
 
     #[test]

@@ -42,8 +42,12 @@ fn asked(w: &mut World) -> Vec<ConnId> {
 
 /// One request of a new client, answered by whoever is asked, after so many ms; the port.
 fn round(w: &mut World, answer: impl Fn(u16) -> (&'static str, u64)) -> (u16, u16) {
+    round_of(w, GET, answer)
+}
+
+fn round_of(w: &mut World, request: &str, answer: impl Fn(u16) -> (&'static str, u64)) -> (u16, u16) {
     let c = w.client();
-    w.give(c, GET);
+    w.give(c, request);
     let up = asked(w)[0];
     let port = port_of(w, up);
     let (answer, ms) = answer(port);
@@ -457,6 +461,26 @@ fn the_routers_of_another_zone_are_a_cluster_too() {
     w.core.on_connected(second, w.now);
     w.run();
     assert!(w.took(second).contains("x-ezone-hop: 1"));
+}
+
+/// `x-ezone-ack: remote` while that zone is alone: each of its routers says so, and none is to be blamed.
+#[test]
+fn another_zones_store_that_waits_in_vain_ejects_no_router() {
+    let late = "HTTP/1.1 504 Late\r\nContent-Length: 0\r\n\r\n";
+    let down = "HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n";
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: h\r\nx-shard: shopid=2\r\n\r\n");
+    for (path, answer, ejected) in
+        [("/records/t/k", late, 0), ("/records/t/k?a", late, 0), ("/records/t/k", down, 1), ("/a", late, 1)]
+    {
+        let peer = Peer::new(SH, &[addr(21), addr(22)]);
+        let shown: Vec<_> = peer.endpoints.iter().map(|e| e.shown.clone()).collect();
+        let mut w = World::of(Settings { peers: vec![peer], ..settings(Limits::default()) });
+        for _ in 0..40 {
+            round_of(&mut w, &get(path), |_| (answer, 1));
+        }
+        let out: u64 = shown.iter().map(|s| s.of(0).ejections.get()).sum();
+        assert_eq!(out, ejected, "{path}: {answer}");
+    }
 }
 
 /// By the service's own patience, not by everyone's.

@@ -74,12 +74,11 @@ pub struct Stamp {
     pub local_durable_seq: u64,
 }
 
-/// A batch as it is to lie on a disk.
+/// Batches as they are to lie on a disk, each behind the one before.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Placed {
-    /// What travels.
-    bytes: Bytes,
-    stamp: Stamp,
+    /// What travels, and where it lies.
+    parts: Vec<(Bytes, Stamp)>,
 }
 
 /// Why bytes are not a batch.
@@ -183,17 +182,27 @@ impl Lengths {
 impl Placed {
     /// Whole blocks.
     pub fn disk_len(&self) -> usize {
-        self.bytes.len().next_multiple_of(BLOCK)
+        self.parts.iter().map(|(bytes, _)| bytes.len().next_multiple_of(BLOCK)).sum()
+    }
+
+    /// Puts what was placed behind this in the same write.
+    pub fn then(&mut self, next: Placed) {
+        self.parts.extend(next.parts);
     }
 
     /// Fills `out`, which has `disk_len` bytes, whatever it held.
     pub fn copy_to(&self, out: &mut [u8]) {
         assert_eq!(out.len(), self.disk_len(), "the caller has asked for the length");
-        let (batch, padding) = out.split_at_mut(self.bytes.len());
-        batch.copy_from_slice(&self.bytes);
-        batch[4..8].copy_from_slice(&self.stamp.place_crc.to_le_bytes());
-        batch[8..16].copy_from_slice(&self.stamp.local_durable_seq.to_le_bytes());
-        padding.fill(0);
+        let mut rest = out;
+        for (bytes, stamp) in &self.parts {
+            let (blocks, behind) = rest.split_at_mut(bytes.len().next_multiple_of(BLOCK));
+            let (batch, padding) = blocks.split_at_mut(bytes.len());
+            batch.copy_from_slice(bytes);
+            batch[4..8].copy_from_slice(&stamp.place_crc.to_le_bytes());
+            batch[8..16].copy_from_slice(&stamp.local_durable_seq.to_le_bytes());
+            padding.fill(0);
+            rest = behind;
+        }
     }
 
     /// All of it.
@@ -316,7 +325,7 @@ impl Batch {
     /// The same, not put together yet: a driver copies it straight to where the disk takes it from.
     pub fn placed(&self, salt: u64, pos: u64, local_durable_seq: u64) -> Placed {
         let place_crc = place_crc(salt, pos, local_durable_seq, self.chain);
-        Placed { bytes: self.bytes.clone(), stamp: Stamp { place_crc, local_durable_seq } }
+        Placed { parts: vec![(self.bytes.clone(), Stamp { place_crc, local_durable_seq })] }
     }
 
     /// The seq of its last record.

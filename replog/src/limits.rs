@@ -36,14 +36,17 @@ pub const ZERO_BYTES_PER_S: u64 = 32 * 1024 * 1024;
 /// A batch is flushed by its own write if neither it nor what was acknowledged last has more records than this. That flush is ordered
 /// by a kernel thread of the same processor: at once if this is idle, much later if those who were just told keep it busy.
 pub const THROUGH_RECORDS_MAX: usize = 16;
-/// Batches written side by side.
+/// Writes side by side.
 pub const FLIGHT_MAX: usize = 8;
+/// Batches that wait are written together up to this length: a mirror that catches up has thousands of small ones.
+pub const RUN_BYTES: usize = 1024 * 1024;
 /// Bytes appended and not yet durable; beyond it an append is told `Busy`.
 pub const PENDING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Durable batches kept in memory, so that a link and the applier read the end of the log without the disk.
 pub const RECENT_BYTES: usize = 8 * 1024 * 1024;
 /// A torn end is copied to the quarantine up to this length: what could have been on its way.
 pub const TORN_BYTES_MAX: u64 = (FLIGHT_MAX * BATCH_MAX) as u64;
+const _: () = assert!(RUN_BYTES <= BATCH_MAX);
 /// A segment file.
 pub const SEGMENT_BYTES: u64 = 64 * 1024 * 1024;
 /// The smallest segment: its header, a block, its footer. A batch that is longer gets a segment that is longer.

@@ -9,6 +9,8 @@
 use crate::batch::Batch;
 use crate::limits::{BATCH_MAX, HEADER};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::cell::RefCell;
+use zstd::bulk::{Compressor, Decompressor};
 
 /// Batches are gathered until they take so much.
 pub const PACK_BYTES: usize = 1 << 20;
@@ -19,6 +21,33 @@ const LEVEL: i32 = 1;
 /// A shorter batch than this by itself is not worth a frame that says more about it.
 pub const RAW_BYTES_MIN: usize = 512;
 const _: () = assert!(PACK_RAW_MAX > PACK_BYTES);
+
+thread_local! {
+    static SQUEEZER: RefCell<Squeezer> = const { RefCell::new(Squeezer { compressor: None, decompressor: None }) };
+}
+
+/// What zstd works with, kept by each thread: to make it costs more than a small pack.
+struct Squeezer {
+    compressor: Option<Compressor<'static>>,
+    decompressor: Option<Decompressor<'static>>,
+}
+
+impl Squeezer {
+    fn squeeze(&mut self, raw: &[u8]) -> Option<Vec<u8>> {
+        if self.compressor.is_none() {
+            self.compressor = Compressor::new(LEVEL).ok();
+        }
+        self.compressor.as_mut()?.compress(raw).ok()
+    }
+
+    /// At most `len` bytes.
+    fn swell(&mut self, packed: &[u8], len: usize) -> Option<Vec<u8>> {
+        if self.decompressor.is_none() {
+            self.decompressor = Decompressor::new().ok();
+        }
+        self.decompressor.as_mut()?.decompress(packed, len).ok()
+    }
+}
 
 /// How what is in a PACK is written. The numbers are those of the batch header's codec.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,7 +120,7 @@ impl Pack {
         let made = match codec {
             Codec::None => None,
             // It fails only where there is no memory for its tables.
-            Codec::Zstd => zstd::bulk::compress(&raw, LEVEL).ok().filter(|packed| packed.len() < raw_len),
+            Codec::Zstd => SQUEEZER.with_borrow_mut(|z| z.squeeze(&raw)).filter(|packed| packed.len() < raw_len),
         };
         let (codec, packed) = made.map_or((Codec::None, raw), |packed| (codec, Bytes::from(packed)));
         Pack { codec, raw_len: raw_len as u32, packed }
@@ -106,9 +135,9 @@ impl Pack {
         let mut raw = match self.codec {
             Codec::None => self.packed.clone(),
             // The buffer is as long as was announced; a frame that holds more does not fit, and is refused before anything grows.
-            Codec::Zstd => match zstd::bulk::decompress(&self.packed, raw_len) {
-                Ok(raw) => Bytes::from(raw),
-                Err(_) => return Err(Unpackable::Garbled(raw_len)),
+            Codec::Zstd => match SQUEEZER.with_borrow_mut(|z| z.swell(&self.packed, raw_len)) {
+                Some(raw) => Bytes::from(raw),
+                None => return Err(Unpackable::Garbled(raw_len)),
             },
         };
         if raw.len() != raw_len {

@@ -1,7 +1,7 @@
 //! What a log wants done next: a segment begun, batches written, a flush, a reserve, a checkpoint.
 
 use super::{Flight, Log, Order, Phase};
-use crate::limits::{BLOCK, FLIGHT_MAX, THROUGH_RECORDS_MAX};
+use crate::limits::{BLOCK, FLIGHT_MAX, RUN_BYTES, THROUGH_RECORDS_MAX};
 use crate::open::Segment;
 use crate::segment::{Checkpoint, Footer};
 
@@ -45,7 +45,7 @@ impl Log {
         Order::Begin { name, header, bytes: self.header.size, spare: spare.map(|s| s.id) }
     }
 
-    /// Puts the next batch into the segment, or seals the segment if there is no room for it.
+    /// Puts the next batch into the segment, and those that wait behind it; or seals the segment if there is no room for it.
     pub(super) fn place(&mut self, now_ns: u64) -> Option<Order> {
         if self.phase != Phase::Writing || self.flight.len() >= FLIGHT_MAX {
             return None;
@@ -56,11 +56,22 @@ impl Log {
         }
         let batch = self.queue.pop_front().expect("its length was just read");
         let (id, pos) = (self.id(), self.pos);
-        let bytes = batch.placed(self.header.salt, pos, self.durable_seq);
+        let mut bytes = batch.placed(self.header.salt, pos, self.durable_seq);
         self.pos += len;
-        self.placed_bytes += len;
-        let through = self.told.max(batch.records as usize) <= THROUGH_RECORDS_MAX && self.ways.choose();
-        self.flight.push_back(Flight { batch, id, pos, placed_ns: now_ns, through, written: false, flushed: false });
+        let mut batches = vec![batch];
+        while let Some(next) = self.queue.front() {
+            let len = next.disk_len();
+            if bytes.disk_len() + len > RUN_BYTES || self.pos + (len + BLOCK) as u64 > self.header.size {
+                break;
+            }
+            bytes.then(next.placed(self.header.salt, self.pos, self.durable_seq));
+            self.pos += len as u64;
+            batches.extend(self.queue.pop_front());
+        }
+        self.placed_bytes += self.pos - pos;
+        let records: usize = batches.iter().map(|b| b.records as usize).sum();
+        let through = self.told.max(records) <= THROUGH_RECORDS_MAX && self.ways.choose();
+        self.flight.push_back(Flight { batches, id, pos, placed_ns: now_ns, through, written: false, flushed: false });
         Some(Order::Write { id, pos, bytes, through })
     }
 
@@ -89,7 +100,7 @@ impl Log {
         if self.syncing.is_some() || self.phase != Phase::Writing {
             return None;
         }
-        let covered = self.flight.iter().take_while(|f| f.written).last()?.batch.last_seq();
+        let covered = self.flight.iter().take_while(|f| f.written).last()?.last_seq();
         let id = self.id();
         self.syncing = Some((id, covered));
         Some(Order::Sync { id })

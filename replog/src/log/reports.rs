@@ -43,7 +43,7 @@ impl Log {
         let Some((_, covered)) = self.syncing.filter(|(syncing, _)| *syncing == id) else { return Vec::new() };
         self.syncing = None;
         match result {
-            Ok(()) => self.flight.iter_mut().filter(|f| f.batch.last_seq() <= covered).for_each(|f| f.flushed = true),
+            Ok(()) => self.flight.iter_mut().filter(|f| f.last_seq() <= covered).for_each(|f| f.flushed = true),
             Err(_) => self.poisoned(),
         }
         self.acknowledge(now_ns)
@@ -56,7 +56,7 @@ impl Log {
             let flight = self.flight.pop_front().expect("its front was just seen");
             self.ways.took(flight.through, now_ns.saturating_sub(flight.placed_ns));
             self.settle(&flight, now_ns);
-            done.push(flight.batch);
+            done.extend(flight.batches);
         }
         if !done.is_empty() {
             self.told = done.iter().map(|b| b.records as usize).sum();
@@ -88,15 +88,18 @@ impl Log {
     }
 
     pub(super) fn settle(&mut self, flight: &Flight, now_ns: u64) {
-        let batch = &flight.batch;
-        self.durable_seq = batch.last_seq();
-        self.durable_chain = batch.chain;
-        self.pending_bytes -= batch.disk_len();
-        self.digest.add(batch);
-        let (first, last) = self.hlcs.unwrap_or((batch.first_hlc, batch.last_hlc));
-        self.hlcs = Some((first.min(batch.first_hlc), last.max(batch.last_hlc)));
-        self.segments.last_mut().expect("the current segment").took(batch, flight.pos);
-        self.marker_due = (!self.config.mirror && !batch.is_marker()).then_some(now_ns + MARKER_AFTER_NS);
+        let mut pos = flight.pos;
+        for batch in &flight.batches {
+            self.durable_seq = batch.last_seq();
+            self.durable_chain = batch.chain;
+            self.pending_bytes -= batch.disk_len();
+            self.digest.add(batch);
+            let (first, last) = self.hlcs.unwrap_or((batch.first_hlc, batch.last_hlc));
+            self.hlcs = Some((first.min(batch.first_hlc), last.max(batch.last_hlc)));
+            self.segments.last_mut().expect("the current segment").took(batch, pos);
+            self.marker_due = (!self.config.mirror && !batch.is_marker()).then_some(now_ns + MARKER_AFTER_NS);
+            pos += batch.disk_len() as u64;
+        }
     }
 
     /// A write or a flush failed: the file is never touched again; what it held unacknowledged goes into a new one.
@@ -108,9 +111,9 @@ impl Log {
             return;
         }
         let end = self.flight.front().map_or(self.pos, |f| f.pos);
-        self.unclear_to = self.flight.back().map_or(self.durable_seq, |f| f.batch.last_seq());
+        self.unclear_to = self.flight.back().map_or(self.durable_seq, Flight::last_seq);
         while let Some(flight) = self.flight.pop_back() {
-            self.queue.push_front(flight.batch);
+            flight.batches.into_iter().rev().for_each(|b| self.queue.push_front(b));
         }
         if let Some(segment) = self.segments.last_mut() {
             segment.file_len = end; // what is behind counts no more, and such a file is never used again

@@ -2,11 +2,11 @@
 //! by its own write is acknowledged in its turn.
 
 use bytes::Bytes;
-use replog::limits::{CUT_BYTES, FLIGHT_MAX, THROUGH_RECORDS_MAX};
+use replog::limits::{CUT_BYTES, FLIGHT_MAX, RUN_BYTES, THROUGH_RECORDS_MAX};
 use replog::log::{Config, Failed, Log, Order};
 use replog::open::{Depth, Floor, Storage, examine};
-use replog::segment::{Checkpoint, seq_of_name};
-use replog::{Hlc, Op, Record};
+use replog::segment::{Checkpoint, Header, seq_of_name};
+use replog::{Batch, Hlc, Op, Record};
 use shardmap::Zone;
 use std::collections::BTreeMap;
 use std::io;
@@ -164,6 +164,70 @@ fn a_second_write_that_fails_to_flush_itself_stops_the_log_and_nothing_more_is_a
     assert!(log.on_written(id, Err(Failed::Io), MS).is_empty());
     assert!(log.is_stopped());
     assert!(log.on_written(id, Ok(()), MS).is_empty(), "acknowledged after two failures");
+}
+
+/// A mirror with so many batches of its origin to write, each with a value of `bytes`; the batches, and the salt of its segment.
+fn behind(batches: usize, bytes: usize) -> (Log, Vec<Batch>, u64) {
+    let mut origin = begun();
+    let value: Bytes = vec![7; bytes].into();
+    let mut all = vec![];
+    for _ in 0..batches {
+        let record = Record { op: Op::Put, value: value.clone(), ..Record::marker(Hlc::new(1, 0)) };
+        origin.append(vec![record], MS).unwrap();
+        let Some(Order::Write { id, through: true, .. }) = origin.next_order(MS) else { panic!("it is not written") };
+        all.extend(origin.on_written(id, Ok(()), MS));
+    }
+    let config = Config { zone: Zone(1), stream: 0, mirror: true, segment_bytes: 64 << 20 };
+    let found = examine(&mut Empty, Floor::default(), Depth::Whole).unwrap();
+    let (mut mirror, _) = Log::recovered(config, found, &[], 1, 1);
+    let salt = begin(&mut mirror);
+    for batch in &all {
+        mirror.append_batch(batch.clone()).unwrap();
+    }
+    (mirror, all, salt)
+}
+
+/// A segment is begun: its salt.
+fn begin(log: &mut Log) -> u64 {
+    let Some(Order::Begin { header, .. }) = log.next_order(MS) else { panic!("no segment is begun") };
+    log.on_segment(Ok(()), MS);
+    Header::parse(&header).unwrap().salt
+}
+
+#[test]
+fn batches_that_wait_are_written_together_each_in_its_own_blocks_and_after_a_failure_again_in_their_order() {
+    let (mut mirror, batches, mut salt) = behind(20, 100);
+    let mut failed = false;
+    loop {
+        let Some(Order::Write { id, pos, bytes, .. }) = mirror.next_order(MS) else { panic!("nothing is written") };
+        let (disk, mut at) = (bytes.to_bytes().freeze(), 0);
+        assert_eq!(disk.len(), bytes.disk_len());
+        for batch in &batches {
+            let (read, stamp) = Batch::read(&disk.slice(at..), salt, pos + at as u64).unwrap();
+            assert_eq!((&read, stamp.local_durable_seq), (batch, 0));
+            at += batch.disk_len();
+        }
+        assert_eq!(at, disk.len());
+        if failed {
+            assert!(mirror.on_written(id, Ok(()), MS).is_empty(), "this many records do not flush themselves");
+            let Some(Order::Sync { id }) = mirror.next_order(MS) else { panic!("no flush is ordered") };
+            assert_eq!(mirror.on_synced(id, Ok(()), MS), batches);
+            return assert_eq!(mirror.durable_seq(), 20);
+        }
+        assert!(mirror.on_written(id, Err(Failed::Io), MS).is_empty());
+        (salt, failed) = (begin(&mut mirror), true);
+    }
+}
+
+#[test]
+fn what_is_written_together_has_a_bound() {
+    let (mut mirror, batches, _) = behind(9, 300_000);
+    let mut seen = vec![];
+    while let Some(Order::Write { bytes, .. }) = mirror.next_order(MS) {
+        assert!(bytes.disk_len() <= RUN_BYTES);
+        seen.push(bytes.disk_len() / batches[0].disk_len());
+    }
+    assert_eq!(seen, [3, 3, 3]);
 }
 
 #[test]

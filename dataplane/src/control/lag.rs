@@ -16,7 +16,10 @@ use std::collections::BTreeMap;
 /// Of one zone's writes.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ZoneStatus {
-    /// Of every write that was applied since the start.
+    /// From its append there until it was durable here, of every record since the start.
+    #[serde(default)]
+    pub durable: Lag,
+    /// Until it was visible here.
     pub lag: Lag,
     /// Records of its streams that are durable here and not applied yet.
     pub unapplied: u64,
@@ -46,7 +49,7 @@ pub fn routes() -> Router<Shown> {
 
 /// By the zones' names.
 pub fn statuses(cores: &[CoreFigures], map: &Map) -> BTreeMap<String, ZoneStatus> {
-    let mut lags = merged(cores);
+    let (mut lags, mut durable) = (merged(cores), merged_durable(cores));
     let mut unapplied = BTreeMap::<_, u64>::new();
     for core in cores {
         for stream in &core.streams {
@@ -64,7 +67,8 @@ pub fn statuses(cores: &[CoreFigures], map: &Map) -> BTreeMap<String, ZoneStatus
             max_ms: l.max_ms,
             applied_ms: l.applied_ms,
         });
-        (map.zone_name(zone).to_owned(), ZoneStatus { lag: of(&lag.us), unapplied, shards: shards.collect() })
+        let durable = durable.remove(&zone).map(|us| of(&us)).unwrap_or_default();
+        (map.zone_name(zone).to_owned(), ZoneStatus { durable, lag: of(&lag.us), unapplied, shards: shards.collect() })
     });
     zones.collect()
 }
@@ -73,6 +77,19 @@ pub fn statuses(cores: &[CoreFigures], map: &Map) -> BTreeMap<String, ZoneStatus
 pub fn merged(cores: &[CoreFigures]) -> BTreeMap<Zone, ZoneLag> {
     let mut all = BTreeMap::<Zone, ZoneLag>::new();
     cores.iter().flat_map(|c| &c.kept.lag).for_each(|(zone, lag)| all.entry(*zone).or_default().add(lag));
+    all
+}
+
+/// From the append there until durable here, of each zone, over all cores and streams.
+pub fn merged_durable(cores: &[CoreFigures]) -> BTreeMap<Zone, Histogram<u64>> {
+    let mut all = BTreeMap::<Zone, Histogram<u64>>::new();
+    for (zone, log) in cores.iter().flat_map(|c| &c.streams).flat_map(|s| &s.logs) {
+        let Some(us) = &log.lag_us else { continue };
+        match all.get_mut(zone) {
+            Some(sum) => sum.add(us).expect("all have the same bounds"),
+            None => drop(all.insert(*zone, us.clone())),
+        }
+    }
     all
 }
 

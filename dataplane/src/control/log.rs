@@ -277,6 +277,10 @@ async fn status(shown: &Shown) -> LogStatus {
         holds_back: cores.iter().any(|c| c.holds_back),
         lag: lag::of(&all.us),
         lag_zones: lags.iter().map(|(zone, lag)| (map.zone_name(*zone).to_owned(), lag::of(&lag.us))).collect(),
+        durable_lag_zones: lag::merged_durable(&cores)
+            .iter()
+            .map(|(zone, us)| (map.zone_name(*zone).to_owned(), lag::of(us)))
+            .collect(),
         links_refused: shown.refused.count(),
         layout: shown.layout.to_string(),
     }
@@ -386,15 +390,14 @@ fn metrics(status: &LogStatus) -> String {
         "99th percentile of commit there to visible here, microseconds",
         status.lag.p99_us,
     );
-    for (zone, lag) in &status.lag_zones {
-        for (quantile, us) in [("0.5", lag.p50_us), ("0.99", lag.p99_us), ("1", lag.max_us)] {
-            let labels = [("zone", zone.as_str()), ("quantile", quantile)];
-            page.labelled(
-                "ezone_apply_lag_us",
-                "Commit there to visible here, by zone; of each shard: /lag",
-                &labels,
-                us,
-            );
+    let durable = ("ezone_durable_lag_us", "Append there to durable here, by zone", &status.durable_lag_zones);
+    let visible =
+        ("ezone_apply_lag_us", "Append there to visible here, by zone; of each shard: /lag", &status.lag_zones);
+    for (name, help, zones) in [durable, visible] {
+        for (zone, lag) in zones {
+            for (quantile, us) in [("0.5", lag.p50_us), ("0.99", lag.p99_us), ("1", lag.max_us)] {
+                page.labelled(name, help, &[("zone", zone.as_str()), ("quantile", quantile)], us);
+            }
         }
     }
     page.text()

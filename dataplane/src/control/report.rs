@@ -69,6 +69,9 @@ pub struct LogStatus {
     /// The same of each other zone's writes.
     #[serde(default)]
     pub lag_zones: BTreeMap<String, Lag>,
+    /// The same of append there to durable here.
+    #[serde(default)]
+    pub durable_lag_zones: BTreeMap<String, Lag>,
     /// Which cores serve what, and why.
     #[serde(default)]
     pub layout: String,
@@ -192,7 +195,7 @@ pub struct LinkStatus {
     /// Bytes a second that the line takes, measured while it was the bottleneck.
     #[serde(default)]
     pub line_rate: Option<u64>,
-    /// TCP's congestion control of the newest connection.
+    /// TCP's congestion control of the newest connection, as it is now.
     #[serde(default)]
     pub congestion: String,
 }

@@ -364,6 +364,7 @@ fn log_figures(stream: &Stream) -> BTreeMap<Zone, LogFigures> {
         kept_bytes: log.with(|l| l.kept_bytes()),
         is_full: log.with(|l| l.is_full()),
         scrubbed: log.scrubbed(),
+        lag_us: log.lag_us(),
     };
     stream.logs().map(|(zone, log)| (zone, figures(&log))).collect()
 }

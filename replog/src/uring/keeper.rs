@@ -4,14 +4,13 @@
 //! holds up what is to be stored, in its order; reads are refused meanwhile, and figures are told all the same.
 
 mod job;
-mod lag;
 mod ledger;
 
 pub(super) use job::{Applied, Job, News, NoRoom};
 pub use job::{Figures, Reported};
-pub use lag::{ShardLag, ZoneLag};
 pub use ledger::{Asked, Conflict};
 
+use super::lag::ZoneLag;
 use super::now_ns;
 use super::sqlite::Sqlite;
 use crate::apply::{Applier, Seed, Unseeded, Wait};

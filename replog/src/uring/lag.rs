@@ -1,4 +1,4 @@
-//! How long other zones' changes took until they were visible here: for each zone, and for each of its shards.
+//! How long other zones' changes took until they were durable, and visible, here: for each zone, and for each of its shards.
 
 use crate::batch::Batch;
 use crate::store::Change;
@@ -6,8 +6,21 @@ use hdrhistogram::Histogram;
 use shardmap::{Shard, Zone};
 use std::collections::BTreeMap;
 
-/// Bounds of the histograms, in microseconds: up to an hour, to three digits.
+/// Bounds of the histograms, in microseconds: up to an hour. To two digits, since each look at the figures copies them.
 const MOST_US: u64 = 3_600_000_000;
+const DIGITS: u8 = 2;
+
+/// Nothing yet.
+pub(super) fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, MOST_US, DIGITS).expect("these bounds are legal")
+}
+
+/// These batches of another zone became durable, or visible, here now.
+pub(super) fn record<'b>(us: &mut Histogram<u64>, batches: impl Iterator<Item = &'b Batch>, now_ns: u64) {
+    for batch in batches {
+        us.saturating_record_n(now_ns.saturating_sub(batch.append_ns) / 1000, u64::from(batch.records));
+    }
+}
 
 /// Of one zone's log, since the start.
 #[derive(Clone, Debug)]
@@ -33,8 +46,7 @@ pub struct ShardLag {
 
 impl Default for ZoneLag {
     fn default() -> ZoneLag {
-        let us = Histogram::new_with_bounds(1, MOST_US, 3).expect("these bounds are legal");
-        ZoneLag { us, shards: BTreeMap::new() }
+        ZoneLag { us: histogram(), shards: BTreeMap::new() }
     }
 }
 
@@ -47,9 +59,7 @@ impl ZoneLag {
         changes: &[Change],
         now_ns: u64,
     ) {
-        for batch in batches {
-            self.us.saturating_record_n(now_ns.saturating_sub(batch.append_ns) / 1000, u64::from(batch.records));
-        }
+        record(&mut self.us, batches, now_ns);
         let now_ms = now_ns / 1_000_000;
         for change in changes {
             let Change::Row { row, .. } = change else { continue };

@@ -16,6 +16,7 @@ pub mod direct;
 mod feed;
 mod forget;
 mod keeper;
+mod lag;
 mod lend;
 pub mod line;
 mod link;
@@ -33,7 +34,8 @@ pub mod sqlite;
 pub mod stream;
 
 pub use core::Link;
-pub use keeper::{Asked, Conflict, Figures, Reported, ShardLag, ZoneLag};
+pub use keeper::{Asked, Conflict, Figures, Reported};
+pub use lag::{ShardLag, ZoneLag};
 pub use seed::{SeedFigures, Way};
 
 use std::time::{Instant, SystemTime, UNIX_EPOCH};

@@ -19,6 +19,7 @@ use crate::port::{Answer, Ask, Refused};
 use crate::store::Digests;
 use bytes::{Bytes, BytesMut};
 use futures_channel::oneshot;
+use hdrhistogram::Histogram;
 use rustls::ServerConnection;
 use shardmap::map::Map;
 use shardmap::{MapEpoch, Positions, Shard, Zone};
@@ -155,6 +156,8 @@ pub struct LogFigures {
     pub is_full: bool,
     /// What the scrub has seen.
     pub scrubbed: Scrubbed,
+    /// Of a mirror: microseconds from the append of a record at its origin until it was durable here.
+    pub lag_us: Option<Histogram<u64>>,
 }
 
 /// One core's part of a status.

@@ -16,12 +16,14 @@ pub use scrub::{Damage, Scrub, Scrubbed};
 pub use waiter::Durable;
 
 use super::dir;
+use super::{lag, now_ns};
 use crate::batch::Batch;
 use crate::log::{Config, Failed, Log, Opened, Order};
 use crate::open::{Floor, Torn, Verdict};
 use crate::record::Record;
 use disk::Current;
 use glommio::io::DmaFile;
+use hdrhistogram::Histogram;
 use prepare::{Prepared, prepare};
 use reader::bounded;
 use shardmap::Zone;
@@ -31,7 +33,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::{Rc, Weak};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 use waiter::{Waiter, Waiting};
 
 /// A file that says that damage was read: the next open reads everything.
@@ -96,6 +98,8 @@ struct State {
     /// What has failed since the last segment was begun, and how: it is told once.
     said: BTreeSet<(&'static str, Option<i32>)>,
     scrubbed: Scrubbed,
+    /// Of a mirror: microseconds from the append of a record at its origin until it was durable here.
+    lag_us: Option<Histogram<u64>>,
     /// What the first segment's making came to.
     begun: Option<Result<(), Failed>>,
     lock: Option<File>,
@@ -134,6 +138,7 @@ impl StreamLog {
             last_failure: String::new(),
             said: BTreeSet::new(),
             scrubbed: Scrubbed::default(),
+            lag_us: mirror.then(lag::histogram),
             begun: None,
             lock: Some(lock),
         };
@@ -210,6 +215,11 @@ impl StreamLog {
     /// What the scrub has seen.
     pub fn scrubbed(&self) -> Scrubbed {
         self.shared.state.borrow().scrubbed.clone()
+    }
+
+    /// Of a mirror: microseconds from the append of a record at its origin until it was durable here, since it was opened.
+    pub fn lag_us(&self) -> Option<Histogram<u64>> {
+        self.shared.state.borrow().lag_us.clone()
     }
 
     /// Nobody needs what is below `seq`, but for the newest `keep_bytes`: see `Log::release`.
@@ -373,8 +383,4 @@ async fn keep_time(shared: Weak<Shared>) {
         };
         glommio::timer::sleep(nap).await;
     }
-}
-
-fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
 }

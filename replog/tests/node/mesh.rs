@@ -226,6 +226,10 @@ fn a_peer_whose_link_is_paused_or_limited_is_behind_alone_and_has_all_in_the_end
     let mesh = Mesh::start("paused", 3);
     mesh.write(0, 0, 100);
     mesh.compare();
+    let there = mesh.stream(1, 0);
+    let durable = there.logs[&Zone(0)].lag_us.as_ref().map(|us| us.len());
+    assert_eq!(durable, there.mirrored.get(Zone(0)), "each record's way is timed once");
+    assert!(there.logs[&Zone(1)].lag_us.is_none(), "what is written here has no way");
     mesh.controls[0].pause(Zone(1), Some(0), true);
     let link = |to: u8, number| mesh.stream(0, number).links[&Zone(to)].clone();
     mesh.wait("it is paused", || link(1, 0).state == "paused" && link(1, 0).line.is_paused);

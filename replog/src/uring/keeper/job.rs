@@ -1,10 +1,10 @@
 //! What a keeper is asked, what it answers, and what it tells unasked.
 
-use super::lag::ZoneLag;
 use super::ledger::{Asked, Conflict};
 use crate::apply::{Seed, Unseeded, Wait};
 use crate::batch::Batch;
 use crate::store::{Changes, Digests, Row, Scan};
+use crate::uring::lag::ZoneLag;
 use crate::{Hlc, Version};
 use bytes::Bytes;
 use futures_channel::oneshot::Sender;

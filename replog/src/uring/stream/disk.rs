@@ -1,6 +1,6 @@
 //! Carries out the orders of a log: one file operation after the other.
 
-use super::{CHUNK, Error, Shared, State};
+use super::{CHUNK, Error, Shared, State, lag, now_ns};
 use crate::batch::{Batch, Placed};
 use crate::limits::ZERO_BYTES_PER_S;
 use crate::log::{Failed, Order};
@@ -47,6 +47,9 @@ impl State {
     /// These batches are durable; whoever waits for them is told once what was ordered next is on its way.
     fn acknowledged(&mut self, done: Vec<Batch>) {
         self.untold |= !done.is_empty();
+        if let Some(us) = &mut self.lag_us {
+            lag::record(us, done.iter(), now_ns());
+        }
         self.remember(done);
     }
 }

@@ -31,7 +31,7 @@ pub struct Log {
     pub scrub_every_h: u64,
     /// Links speak no TLS: there is no [cluster], or an operator's word.
     pub plain_links: bool,
-    /// The congestion control that is asked of the kernel for each link; `None`: the kernel's own choice.
+    /// The congestion control that is asked of the kernel for links that are behind; `None`: the kernel's own choice, always.
     pub congestion: Option<String>,
     /// Whether links gather and compress.
     pub compress: Compress,

@@ -1,7 +1,7 @@
 //! One TCP connection of a link: a task of its own reads it, another one writes it, so that neither what arrives nor what is read from the
 //! disk meanwhile is kept waiting by what is written.
 
-use super::line::{Line, tune};
+use super::line::{Gear, Line, choose, tune};
 use super::now_us;
 use super::secure::{Session, plain_to_tls};
 use super::signal::Signal;
@@ -13,6 +13,7 @@ use glommio::net::TcpStream;
 use glommio::timer::sleep;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -41,7 +42,8 @@ pub(super) struct Connection {
     heard_us: Cell<u64>,
     /// Has anything come?
     has_heard: Cell<bool>,
-    congestion: String,
+    /// The congestion control that is in use.
+    congestion: RefCell<String>,
     tls: RefCell<Option<Session>>,
     /// Why it ended, where that is more than an end.
     fault: RefCell<Option<String>>,
@@ -49,7 +51,11 @@ pub(super) struct Connection {
 
 impl Connection {
     pub fn new(socket: TcpStream, line: &Line, tls: Option<Session>) -> Rc<Connection> {
-        let congestion = tune(&socket, line);
+        let fd = socket.as_raw_fd();
+        // SAFETY: `socket` has the descriptor open, and is not moved before this was used last.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+        tune(&borrowed);
+        let congestion = choose(&borrowed, line, false);
         let (read, write) = split(socket);
         let connection = Rc::new(Connection {
             inbox: RefCell::default(),
@@ -62,18 +68,18 @@ impl Connection {
             closed: Cell::new(false),
             heard_us: Cell::new(now_us()),
             has_heard: Cell::new(false),
-            congestion,
+            congestion: RefCell::new(congestion),
             tls: RefCell::new(tls),
             fault: RefCell::default(),
         });
         glommio::spawn_local(reader(connection.clone(), read)).detach();
-        glommio::spawn_local(writer(connection.clone(), write)).detach();
+        glommio::spawn_local(writer(connection.clone(), write, fd, line.clone())).detach();
         connection
     }
 
     /// The congestion control that is in use.
-    pub fn congestion(&self) -> &str {
-        &self.congestion
+    pub fn congestion(&self) -> String {
+        self.congestion.borrow().clone()
     }
 
     /// Why it ended, if there is more to say than that it did.
@@ -210,7 +216,8 @@ impl Connection {
 }
 
 /// Writes what is sent until the connection ends: when a write fails, or the peer neither takes bytes nor says anything.
-async fn writer(connection: Rc<Connection>, mut write: WriteHalf<TcpStream>) {
+async fn writer(connection: Rc<Connection>, mut write: WriteHalf<TcpStream>, fd: RawFd, line: Line) {
+    let mut gear = Gear::default();
     while let Some(bytes) = connection.next().await {
         let written = async { write.write_all(&bytes).await.is_ok() };
         if !or(written, connection.given_up()).await {
@@ -219,6 +226,10 @@ async fn writer(connection: Rc<Connection>, mut write: WriteHalf<TcpStream>) {
         connection.outbox.borrow_mut().pop_front();
         connection.outbox_bytes.set(connection.outbox_bytes.get() - bytes.len());
         connection.left.notify();
+        if let Some(behind) = gear.on_written(connection.is_busy(), now_us()) {
+            // SAFETY: it is that of the socket of which `write` is a half, which is open.
+            *connection.congestion.borrow_mut() = choose(&unsafe { BorrowedFd::borrow_raw(fd) }, &line, behind);
+        }
     }
     connection.end();
     let _ = write.close().await; // the peer may have closed it first

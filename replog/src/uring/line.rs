@@ -3,11 +3,10 @@
 use super::secure::Towards;
 use crate::link::pace::Bucket;
 use crate::link::{Compress, Sender, Shipped, Stop};
-use glommio::net::TcpStream;
 use shardmap::Zone;
 use socket2::SockRef;
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,13 +16,21 @@ const UNSENT_BYTES: u32 = 512 << 10;
 /// What was sent and stays without any acknowledgement of TCP for so long ends the connection. The link's own silence is shorter, but it is
 /// noticed by who runs; this is noticed by the kernel.
 const USER_TIMEOUT: Duration = Duration::from_secs(6);
+/// The congestion control of a link that keeps up. BBR, which fills a lossy line, sends four packets a round trip for 200 ms every ten
+/// seconds (PROBE_RTT): what is written meanwhile waits. A link with little to send has no use for it.
+const CALM: &str = "cubic";
+/// A link whose socket has not taken everything for so long is behind.
+const BEHIND_AFTER_US: u64 = 100_000;
+/// One whose socket takes everything for so long keeps up.
+const CALM_AFTER_US: u64 = 2_000_000;
 /// Linux: the longest name of a congestion control.
 pub const CONGESTION_NAME_MAX: usize = 15;
 
 /// How links use the lines between zones.
 #[derive(Clone, Debug)]
 pub struct Line {
-    /// The congestion control that is asked of the kernel for each link; one that it has not leaves the kernel's own choice. `None`: that.
+    /// The congestion control that is asked of the kernel for links that are behind; those that keep up use CUBIC. What it has not leaves
+    /// its own choice. `None`: that, always.
     pub congestion: Option<String>,
     /// Bytes of a log that may be on their way here, or not yet durable here; of each stream and zone. What bounds this node's memory.
     pub window_bytes: u64,
@@ -108,7 +115,7 @@ pub struct LineFigures {
     pub connects: u64,
     /// Attempts that failed: nobody there, a handshake that was refused, a session that broke.
     pub failures: u64,
-    /// The congestion control of the newest one; empty: there was none yet.
+    /// The congestion control that is in use; empty: no connection.
     pub congestion: String,
     /// It ships nothing, by an operator's word.
     pub is_paused: bool,
@@ -136,54 +143,89 @@ impl LineFigures {
     }
 }
 
-/// Sets what a link's socket needs; returns the congestion control that is in use. What the kernel does not know is left as it is: the
-/// link works, slower. `SO_SNDBUF` and `SO_RCVBUF` are left alone: setting one ends the kernel's tuning of it.
-pub(super) fn tune(socket: &TcpStream, line: &Line) -> String {
-    // SAFETY: the descriptor is open for as long as `socket` is borrowed, which outlives this function.
-    let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-    let s = SockRef::from(&fd);
+/// Sets what a link's socket needs. What the kernel does not know is left as it is: the link works, slower. `SO_SNDBUF` and `SO_RCVBUF`
+/// are left alone: setting one ends the kernel's tuning of it.
+pub(super) fn tune(socket: &impl AsFd) {
+    let s = SockRef::from(socket);
     let _ = s.set_tcp_nodelay(true);
     let _ = s.set_tcp_notsent_lowat(UNSENT_BYTES);
     let _ = s.set_tcp_user_timeout(Some(USER_TIMEOUT));
+}
+
+/// Asks for the congestion control of a link that is behind, or keeps up; what is in use then.
+pub(super) fn choose(socket: &impl AsFd, line: &Line, behind: bool) -> String {
+    let s = SockRef::from(socket);
     if let Some(name) = &line.congestion {
+        let name = if behind { name } else { CALM };
         let _ = s.set_tcp_congestion(name.as_bytes()); // what is in use is read back, and shown
     }
     let name = s.tcp_congestion().unwrap_or_default();
     String::from_utf8_lossy(&name).trim_end_matches('\0').to_owned()
 }
 
+/// Whether a link is behind, by whether its socket takes what it is given: pure.
+#[derive(Default)]
+pub(super) struct Gear {
+    behind: bool,
+    /// Since when it has been the other way without a break.
+    other_us: Option<u64>,
+}
+
+impl Gear {
+    /// Something was written; does more wait? `Some`: from now on it is behind, or keeps up.
+    pub fn on_written(&mut self, more: bool, now_us: u64) -> Option<bool> {
+        if more == self.behind {
+            self.other_us = None;
+            return None;
+        }
+        let since = *self.other_us.get_or_insert(now_us);
+        let patience = if more { BEHIND_AFTER_US } else { CALM_AFTER_US };
+        (now_us >= since + patience).then(|| {
+            (self.behind, self.other_us) = (more, None);
+            more
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::TcpListener;
-
-    /// Tunes one end of a connection as `line` says; what is in use there.
-    fn tuned(congestion: Option<&str>) -> (String, u32, Duration, bool, usize, usize) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let at = listener.local_addr().unwrap();
-        let line = Line { congestion: congestion.map(str::to_owned), ..Line::default() };
-        let work = move || async move {
-            let socket = TcpStream::connect(at).await.unwrap();
-            // SAFETY: as in `tune`.
-            let fd = unsafe { BorrowedFd::borrow_raw(socket.as_raw_fd()) };
-            let s = SockRef::from(&fd);
-            let before = s.send_buffer_size().unwrap();
-            let used = tune(&socket, &line);
-            let timeout = s.tcp_user_timeout().unwrap().unwrap();
-            let (unsent, nodelay) = (s.tcp_notsent_lowat().unwrap(), s.tcp_nodelay().unwrap());
-            (used, unsent, timeout, nodelay, before, s.send_buffer_size().unwrap())
-        };
-        let executor = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound).io_memory(1 << 20);
-        executor.spawn(work).unwrap().join().unwrap()
-    }
+    use std::net::{TcpListener, TcpStream};
 
     #[test]
     fn a_links_socket_is_tuned_and_a_congestion_control_that_is_not_there_leaves_the_kernels_own() {
-        let (default, unsent, timeout, nodelay, before, after) = tuned(None);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let socket = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let s = SockRef::from(&socket);
+        let before = s.send_buffer_size().unwrap();
+        tune(&socket);
+        assert_eq!(s.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        assert_eq!((s.tcp_notsent_lowat().unwrap(), s.tcp_nodelay().unwrap()), (UNSENT_BYTES, true));
+        assert_eq!(s.send_buffer_size().unwrap(), before);
+        let choose = |name: Option<&str>, behind| {
+            choose(&socket, &Line { congestion: name.map(str::to_owned), ..Line::default() }, behind)
+        };
+        let default = choose(None, true);
         assert!(!default.is_empty() && default.len() <= CONGESTION_NAME_MAX, "{default:?}");
-        assert_eq!((unsent, timeout, nodelay, before), (UNSENT_BYTES, USER_TIMEOUT, true, after));
-        assert_eq!(tuned(Some("no-such-control")).0, default);
+        assert_eq!(choose(Some("no-such-control"), true), default);
         // Every kernel has it.
-        assert_eq!(tuned(Some("reno")).0, "reno");
+        assert_eq!(choose(Some("reno"), true), "reno");
+        assert_ne!(choose(Some("reno"), false), "");
+        assert_eq!(choose(None, false), choose(None, true));
+    }
+
+    #[test]
+    fn a_link_is_behind_when_its_socket_leaves_something_for_a_while_and_keeps_up_a_while_after() {
+        let mut gear = Gear::default();
+        assert_eq!((gear.on_written(true, 0), gear.on_written(true, 99_999)), (None, None));
+        assert_eq!(
+            (gear.on_written(false, 99_999), gear.on_written(true, 100_001)),
+            (None, None),
+            "it took everything"
+        );
+        assert_eq!((gear.on_written(true, 200_000), gear.on_written(true, 200_001)), (None, Some(true)));
+        assert_eq!((gear.on_written(true, 5_000_000), gear.on_written(false, 5_000_001)), (None, None));
+        assert_eq!((gear.on_written(true, 6_000_000), gear.on_written(false, 6_000_001)), (None, None));
+        assert_eq!((gear.on_written(false, 8_000_001), gear.on_written(false, 9_000_000)), (Some(false), None));
     }
 }

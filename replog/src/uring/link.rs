@@ -70,7 +70,6 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
                 damaged: None,
             };
             figures.connects += 1;
-            figures.congestion = link.connection.congestion().to_owned();
             let was_live = link.run(&figures).await;
             link.connection.close().await;
             let found = link.damaged.take().or(link.connection.fault());
@@ -187,7 +186,14 @@ impl Outgoing<'_> {
                 (true, true) => "paused",
                 (false, _) => self.waits,
             };
-            note(self.stream, self.peer.zone, self.sender, state, &LineFigures { is_paused, ..figures.clone() });
+            let congestion = self.connection.congestion();
+            note(
+                self.stream,
+                self.peer.zone,
+                self.sender,
+                state,
+                &LineFigures { is_paused, congestion, ..figures.clone() },
+            );
             if self.connection.has_ended() {
                 break;
             }

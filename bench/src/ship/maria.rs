@@ -1,12 +1,14 @@
 //! MariaDB's asynchronous replication over the same link: two servers of our own, one at each end, fully durable.
 
 use super::lag::Mark;
+use super::zones::watch;
+use crate::sys;
 use crate::wan::Wan;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -131,14 +133,12 @@ impl Maria {
 
     /// What is visible at the replica until it is ended.
     pub fn watch(&self, begun: Instant, ended: &AtomicBool) -> Result<Vec<Mark>, String> {
-        let (mut client, mut seen) = (self.client(1)?, vec![]);
-        while !ended.load(Ordering::Relaxed) {
+        let mut client = self.client(1)?;
+        sys::exact_timers();
+        watch(begun, ended, Duration::from_millis(1), || {
             let upto = client.ask("SELECT MAX(id) FROM ship.orders")?;
-            let upto = upto.parse().map_err(|_| format!("MariaDB says {upto:?}"))?;
-            seen.push(Mark { at_ms: begun.elapsed().as_secs_f64() * 1e3, upto });
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(seen)
+            upto.parse().map_err(|_| format!("MariaDB says {upto:?}"))
+        })
     }
 }
 

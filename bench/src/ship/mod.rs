@@ -24,6 +24,7 @@ use zones::{Load, Zones};
 const RECORD_BYTES: usize = 4096;
 /// What does not count of each transfer, as with `iperf3 -O 1`.
 const WARMUP_S: f64 = 1.0;
+const APPLIED_MAX: Duration = Duration::from_secs(60);
 /// Of each commit in the latency phase, about.
 const ROW_BYTES: usize = 300;
 
@@ -61,6 +62,9 @@ pub struct Args {
     /// Congestion control of all sides
     #[arg(long, default_value = "bbr")]
     congestion: String,
+    /// What is measured, in this order
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Phase::Goodput, Phase::Ours, Phase::Mariadb])]
+    phases: Vec<Phase>,
     /// Our program; beside this one by default
     #[arg(long)]
     ours: Option<PathBuf>,
@@ -75,6 +79,16 @@ pub struct Args {
     /// The last line is one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Phase {
+    /// A backlog, ours and iperf3 in turn
+    Goodput,
+    /// Our lags, before and across a cut
+    Ours,
+    /// Those of MariaDB's replication
+    Mariadb,
 }
 
 pub fn run(mut args: Args) -> ExitCode {
@@ -118,16 +132,22 @@ fn phases(args: &Args, dir: &std::path::Path) -> Result<Report, String> {
     let ours = args.ours.clone().map_or_else(|| std::env::current_exe().map(|p| p.with_file_name("ezone")), Ok);
     let ours = ours.map_err(|e| e.to_string())?.display().to_string();
     let mut report = Report::new(args.each_way_ms, &args.congestion, args.send_buffer_mib);
-    goodputs(args, &wan, &ours, &dir.join("goodput"), &mut report)?;
-    eprintln!("  lag of ours: {} s", args.steady_s + args.cut_s + after_s(args));
-    report.follows.push(follow_ours(args, &wan, &ours, &dir.join("lag"))?);
-    match maria::present() {
-        _ if args.tiny => report.absent.push("NOT RUN: MariaDB: --tiny".into()),
-        Err(why) => report.absent.push(why),
-        Ok(version) => {
-            eprintln!("  lag of MariaDB");
-            report.maria = Some(version);
-            report.follows.push(follow_maria(args, &wan, &dir.join("maria"))?);
+    for phase in &args.phases {
+        match phase {
+            Phase::Goodput => goodputs(args, &wan, &ours, &dir.join("goodput"), &mut report)?,
+            Phase::Ours => {
+                eprintln!("  lag of ours: {} s", args.steady_s + args.cut_s + after_s(args));
+                report.follows.push(follow_ours(args, &wan, &ours, &dir.join("lag"))?);
+            }
+            Phase::Mariadb if args.tiny => report.absent.push("NOT RUN: MariaDB: --tiny".into()),
+            Phase::Mariadb => match maria::present() {
+                Err(why) => report.absent.push(why),
+                Ok(version) => {
+                    eprintln!("  lag of MariaDB");
+                    report.maria = Some(version);
+                    report.follows.push(follow_maria(args, &wan, &dir.join("maria"))?);
+                }
+            },
         }
     }
     report.link = serde_json::to_value(wan.seen()).unwrap_or_default();
@@ -185,7 +205,7 @@ fn iperf3(args: &Args, sides: &[Side; 2]) -> Result<f64, String> {
 
 /// The same of ours: a backlog of records, durable at b.
 fn transfer(args: &Args, wan: &Wan, ours: &str, dir: &std::path::Path) -> Result<f64, String> {
-    let zones = Zones::start(wan, ours, &args.map, dir)?;
+    let zones = Zones::start(wan, ours, &args.map, &args.congestion, dir)?;
     let bits = args.rate.0.unwrap_or(1_000_000_000) as f64;
     let records = (bits / 8.0 * (args.seconds + WARMUP_S) / RECORD_BYTES as f64) as u64;
     let (records, warmup_s) = if args.tiny { (2000, 0.0) } else { (records, WARMUP_S) };
@@ -196,9 +216,14 @@ fn transfer(args: &Args, wan: &Wan, ours: &str, dir: &std::path::Path) -> Result
         writer.write_for(Duration::from_millis(200))?;
     }
     let last = writer.committed.iter().map(|m| m.upto).max().unwrap_or(0);
+    // What the writes leave to do at a has its own time: it would take the processor from the transfer, on a small machine.
+    let until = Instant::now() + APPLIED_MAX;
+    while !zones::look(&wan.sides[0], "/status").is_ok_and(|t| t.applied >= last) && Instant::now() < until {
+        thread::sleep(Duration::from_millis(50));
+    }
     let (begun, ended) = (Instant::now(), AtomicBool::new(false));
     let seen = thread::scope(|scope| {
-        let watch = scope.spawn(|| zones::watch(&wan.sides[1], begun, &ended));
+        let watch = scope.spawn(|| zones::watch_log(&wan.sides[1], begun, &ended));
         wan.cut(false);
         let until = Instant::now() + Duration::from_secs_f64(args.seconds * 20.0 + 30.0);
         while Instant::now() < until && !watch.is_finished() {
@@ -211,7 +236,7 @@ fn transfer(args: &Args, wan: &Wan, ours: &str, dir: &std::path::Path) -> Result
         ended.store(true, Ordering::Relaxed);
         watch.join().expect("watching does not panic")
     })?;
-    speed(&seen[0], last, warmup_s).ok_or_else(|| "what was written did not arrive".into())
+    speed(&seen, last, warmup_s).ok_or_else(|| "what was written did not arrive".into())
 }
 
 /// From `warmup_s` after the first advance until all is there, or as far as it came.
@@ -228,11 +253,12 @@ fn after_s(args: &Args) -> f64 {
     if args.tiny { 4.0 } else { 30.0 }
 }
 
-/// Cuts the link in the middle of what `write` does; when it healed.
-fn with_cut<T: Send>(args: &Args, wan: &Wan, write: impl FnOnce() -> T + Send) -> (T, Instant) {
+/// Cuts the link in the middle of what `write` does, right after `before`; when it healed.
+fn with_cut<T: Send>(args: &Args, wan: &Wan, before: impl FnOnce(), write: impl FnOnce() -> T + Send) -> (T, Instant) {
     thread::scope(|scope| {
         let writing = scope.spawn(write);
         thread::sleep(Duration::from_secs_f64(args.steady_s));
+        before();
         wan.cut(true);
         thread::sleep(Duration::from_secs_f64(args.cut_s));
         wan.cut(false);
@@ -242,22 +268,27 @@ fn with_cut<T: Send>(args: &Args, wan: &Wan, write: impl FnOnce() -> T + Send) -
 }
 
 fn follow_ours(args: &Args, wan: &Wan, ours: &str, dir: &std::path::Path) -> Result<Follow, String> {
-    let zones = Zones::start(wan, ours, &args.map, dir)?;
+    let zones = Zones::start(wan, ours, &args.map, &args.congestion, dir)?;
     let mut writer = zones.writer(Load { value_bytes: ROW_BYTES, random: false, per_s: Some(args.rows_per_s) })?;
     let (begun, ended, before) = (Instant::now(), AtomicBool::new(false), wan.seen());
     let time = Duration::from_secs_f64(args.steady_s + args.cut_s + after_s(args));
     writer.begin(begun);
     thread::scope(|scope| {
-        let watch = scope.spawn(|| zones::watch(&wan.sides[1], begun, &ended));
-        let (wrote, healed) = with_cut(args, wan, || writer.write_for(time).map(|()| writer));
+        let durable = scope.spawn(|| zones::watch_log(&wan.sides[1], begun, &ended));
+        let visible = scope.spawn(|| zones::watch_store(dir, begun, &ended));
+        let mut lag = Ok([0.0; 2]);
+        let before_cut = || lag = zones::durable_lag(&wan.sides[1]);
+        let (wrote, healed) = with_cut(args, wan, before_cut, || writer.write_for(time).map(|()| writer));
         thread::sleep(Duration::from_millis(500));
         ended.store(true, Ordering::Relaxed);
-        let [durable, applied] = watch.join().expect("watching does not panic")?;
+        let durable = durable.join().expect("watching does not panic")?;
+        let visible = visible.join().expect("watching does not panic")?;
         let mut committed = wrote?.committed;
         committed.sort_by_key(|mark| mark.upto);
         let healed_ms = healed.duration_since(begun).as_secs_f64() * 1e3;
         let bytes = wan.seen().a_to_b.sent_bytes - before.a_to_b.sent_bytes;
-        Ok(Follow::of("ours", &committed, [&durable, &applied], args.steady_s, healed_ms, args.rows_per_s, bytes))
+        let follow = Follow::of("ours", &committed, &visible, args.steady_s, healed_ms, args.rows_per_s, bytes);
+        Ok(follow.with_durable(lag?, &committed, &durable, healed_ms, report::behind(args.rows_per_s)))
     })
 }
 
@@ -268,13 +299,13 @@ fn follow_maria(args: &Args, wan: &Wan, dir: &std::path::Path) -> Result<Follow,
     thread::scope(|scope| {
         let watch = scope.spawn(|| maria.watch(begun, &ended));
         let write = || maria.write_for(args.rows_per_s, ROW_BYTES, begun, time);
-        let (wrote, healed) = with_cut(args, wan, write);
+        let (wrote, healed) = with_cut(args, wan, || (), write);
         thread::sleep(Duration::from_millis(500));
         ended.store(true, Ordering::Relaxed);
         let applied = watch.join().expect("watching does not panic")?;
         let committed = wrote?;
         let healed_ms = healed.duration_since(begun).as_secs_f64() * 1e3;
         let bytes = wan.seen().a_to_b.sent_bytes - before.a_to_b.sent_bytes;
-        Ok(Follow::of("MariaDB", &committed, [&[], &applied], args.steady_s, healed_ms, args.rows_per_s, bytes))
+        Ok(Follow::of("MariaDB", &committed, &applied, args.steady_s, healed_ms, args.rows_per_s, bytes))
     })
 }

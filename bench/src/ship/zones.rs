@@ -6,13 +6,16 @@ use crate::sys;
 use crate::wan::{Side, Wan};
 use bytes::{Bytes, BytesMut};
 use replog::port::{Answer, Ask, Refused, put_ask, take_answer};
-use shardmap::{MapEpoch, Shard};
+use rusqlite::{Connection, OpenFlags, OptionalExtension};
+use serde_json::Value;
+use shardmap::{MapEpoch, Shard, Zone};
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,6 +23,8 @@ const NAMES: [&str; 2] = ["bj", "sh"];
 /// A shard of bj in the map of the demo, and its epoch.
 const SHARD: Shard = Shard(121);
 const EPOCH: MapEpoch = MapEpoch(1);
+/// bj is the first zone of that map.
+const ORIGIN: Zone = Zone(0);
 const START_MAX: Duration = Duration::from_secs(60);
 /// Asks under way at once.
 const WINDOW: usize = 1024;
@@ -52,7 +57,7 @@ pub struct Load {
 }
 
 impl Zones {
-    pub fn start(wan: &Wan, ezone: &str, map: &str, dir: &Path) -> Result<Zones, String> {
+    pub fn start(wan: &Wan, ezone: &str, map: &str, congestion: &str, dir: &Path) -> Result<Zones, String> {
         let mut zones = Zones { children: vec![], dir: dir.to_owned() };
         let map = fs::canonicalize(map).map_err(|e| format!("--map {map}: {e}"))?;
         for (i, side) in wan.sides.iter().enumerate() {
@@ -60,7 +65,7 @@ impl Zones {
             fs::create_dir_all(&data).map_err(|e| format!("{}: {e}", data.display()))?;
             let text = format!(
                 "[node]\nzone = \"{}\"\ndata_dir = {:?}\n[map]\nfile = {:?}\n[log]\nlisten = \"{}:7000\"\nadmin = \"127.0.0.1:7001\"\n\
-                 allow_plain_links = true\ncores = [{i}]\nstreams = 1\n[zones.{}]\nrouter = \"127.0.0.1:9\"\nlink = \"{}:7000\"\n",
+                 allow_plain_links = true\ncongestion = \"{congestion}\"\ncores = [{i}]\nstreams = 1\n[zones.{}]\nrouter = \"127.0.0.1:9\"\nlink = \"{}:7000\"\n",
                 NAMES[i],
                 data.display().to_string(),
                 map.display().to_string(),
@@ -78,7 +83,8 @@ impl Zones {
         }
         let (until, mut writer) = (Instant::now() + START_MAX, None);
         while Instant::now() < until && writer.is_none() {
-            writer = zones.writer(Load { value_bytes: 100, random: false, per_s: None }).ok();
+            // A few only: the other zone's figures of its lag begin with these.
+            writer = zones.writer(Load { value_bytes: 100, random: false, per_s: Some(500.0) }).ok();
             thread::sleep(Duration::from_millis(50));
         }
         let said = || fs::read_to_string(dir.join("bj/said")).unwrap_or_default();
@@ -203,24 +209,56 @@ pub fn look(side: &Side, path: &str) -> Result<There, String> {
 }
 
 fn look_here(path: &str) -> Result<There, String> {
-    let status = page::fetch(SocketAddr::from(([127, 0, 0, 1], 7001)), path)?;
+    let status = page_here(path)?;
     let stream = &status["streams"][0];
     let seq = |of: &str| stream[of]["bj"].as_u64().unwrap_or(0);
     Ok(There { durable: seq("mirrored"), applied: seq("applied") })
 }
 
-/// What is seen at b until it is ended: durable and applied positions over time, some hundred looks a second.
-pub fn watch(side: &Side, begun: Instant, ended: &std::sync::atomic::AtomicBool) -> Result<[Vec<Mark>; 2], String> {
+fn page_here(path: &str) -> Result<Value, String> {
+    page::fetch(SocketAddr::from(([127, 0, 0, 1], 7001)), path)
+}
+
+/// What the log at this end has measured itself, of every record since it began: milliseconds from the append at the origin until
+/// durable here, p50 and p99.
+pub fn durable_lag(side: &Side) -> Result<[f64; 2], String> {
+    let ask = || side.enter().map_err(|e| e.to_string()).and_then(|()| page_here("/lag"));
+    let lag = thread::scope(|scope| scope.spawn(ask).join().expect("looking does not panic"))?;
+    let ms = |name: &str| lag["bj"]["durable"][name].as_f64().map(|us| us / 1e3);
+    ms("p50_us").zip(ms("p99_us")).map(|(p50, p99)| [p50, p99]).ok_or_else(|| format!("no lag in {lag}"))
+}
+
+/// Durable positions at b over time, until it is ended. Each look costs the log a page, so there are not many.
+pub fn watch_log(side: &Side, begun: Instant, ended: &AtomicBool) -> Result<Vec<Mark>, String> {
     side.enter().map_err(|e| e.to_string())?;
+    watch(begun, ended, Duration::from_millis(20), || look_here("/status").map(|there| there.durable))
+}
+
+/// Visible positions at b over time, until it is ended: a query each millisecond, as MariaDB gets it.
+pub fn watch_store(dir: &Path, begun: Instant, ended: &AtomicBool) -> Result<Vec<Mark>, String> {
     sys::exact_timers();
-    let mut seen = [vec![], vec![]];
-    while !ended.load(std::sync::atomic::Ordering::Relaxed) {
-        let there = look_here("/status")?;
-        let at_ms = begun.elapsed().as_secs_f64() * 1e3;
-        for (marks, upto) in seen.iter_mut().zip([there.durable, there.applied]) {
-            marks.push(Mark { at_ms, upto });
-        }
-        thread::sleep(Duration::from_millis(1));
+    let path = dir.join(NAMES[1]).join("store/0.db");
+    let said = |e: rusqlite::Error| format!("{}: {e}", path.display());
+    let db = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).map_err(said)?;
+    let mut query = db.prepare("select seq from applied where zone = ?").map_err(said)?;
+    watch(begun, ended, Duration::from_millis(1), || {
+        let seq: Option<u64> = query.query_row([ORIGIN.0], |row| row.get(0)).optional().map_err(said)?;
+        Ok(seq.unwrap_or(0))
+    })
+}
+
+/// Looks until it is ended.
+pub fn watch(
+    begun: Instant,
+    ended: &AtomicBool,
+    every: Duration,
+    mut look: impl FnMut() -> Result<u64, String>,
+) -> Result<Vec<Mark>, String> {
+    let mut seen = vec![];
+    while !ended.load(Ordering::Relaxed) {
+        let upto = look()?;
+        seen.push(Mark { at_ms: begun.elapsed().as_secs_f64() * 1e3, upto });
+        thread::sleep(every);
     }
     Ok(seen)
 }

@@ -4,8 +4,10 @@ mod pair_kit;
 mod process_kit;
 
 use pair_kit::{BJ, Pair, SH, SHARDS};
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
@@ -20,7 +22,7 @@ fn ended(mut socket: &TcpStream) {
     let mut rest = vec![];
     match socket.read_to_end(&mut rest) {
         Ok(_) => assert!(rest.len() < 100, "{rest:?}"),
-        Err(e) => assert_eq!(e.kind(), std::io::ErrorKind::ConnectionReset, "the connection is ended: {e}"),
+        Err(e) => assert_eq!(e.kind(), ErrorKind::ConnectionReset, "the connection is ended: {e}"),
     }
 }
 
@@ -34,7 +36,7 @@ fn drip(pair: &Pair) -> usize {
             || match socket.read(&mut [0; 64]) {
                 Ok(0) => true,
                 Ok(_) => false, // an alert
-                Err(e) => e.kind() == std::io::ErrorKind::ConnectionReset,
+                Err(e) => e.kind() == ErrorKind::ConnectionReset,
             };
         if ends {
             return n;
@@ -77,6 +79,41 @@ fn a_hundred_at_a_time(mut pair: Pair, drips: bool) {
     assert!(metrics.contains("ezone_links_refused_total"), "{metrics}");
     pair.write(SH, SHARDS[SH], 20..40, |k| format!("{k}"));
     pair.agree(1);
+}
+
+/// Keeps `count` silent connections open: whatever the log ends is opened anew.
+fn flood(at: SocketAddr, count: usize, over: &AtomicBool) {
+    let mut all: Vec<TcpStream> = vec![];
+    while !over.load(Relaxed) {
+        let is_open = |socket: &TcpStream| socket.peek(&mut [0]).is_err_and(|e| e.kind() == ErrorKind::WouldBlock);
+        all.retain(is_open);
+        // A port whose queue is full takes none for a while.
+        let more = (all.len()..count).map_while(|_| TcpStream::connect_timeout(&at, Duration::from_millis(100)).ok());
+        let more: Vec<_> = more.inspect(|socket| socket.set_nonblocking(true).unwrap()).collect();
+        all.extend(more);
+        sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn strangers_who_take_every_place_again_and_again_hold_no_real_link_up() {
+    let mut pair = Pair::new("flood", LINES).over_tls();
+    pair.start(BJ);
+    let (base, at, over) = (pair.descriptors(BJ), pair.links[BJ], AtomicBool::new(false));
+    scope(|scope| {
+        scope.spawn(|| flood(at, 700, &over));
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            pair.within("every place is taken", || (pair.descriptors(BJ) > base + HEARD_MAX - 20).then_some(()));
+            pair.start(SH);
+            pair.write(SH, SHARDS[SH], 0..20, |k| format!("{k}"));
+            pair.link(SH, 0, "sh's link is live", |l| l["state"] == "live");
+            pair.agree(1);
+            assert!(pair.descriptors(BJ) <= base + HEARD_MAX + 30, "{} descriptors", pair.descriptors(BJ));
+        }));
+        over.store(true, Relaxed); // else the flood, and with it the test, would never end
+        outcome.unwrap_or_else(|why| resume_unwind(why));
+    });
+    assert!(pair.dir.said().contains("gives way"), "{}", pair.dir.said());
 }
 
 #[test]

@@ -5,18 +5,24 @@ use bytes::BytesMut;
 use replog::link::{self, Frame};
 use replog::uring::node::{Adopted, Node};
 use rustls::ServerConnection;
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout};
 
 /// How long another zone's log may take to say which stream it is for.
 const HELLO_WAIT: Duration = Duration::from_secs(5);
-/// How many connections may be about to say it: who only connects must not use up this process's descriptors.
+/// How many connections may be about to say it: who only connects must not use up this process's descriptors. When there are as many,
+/// the oldest gives way to the next: strangers who say nothing must not keep other zones' logs out for all of `HELLO_WAIT`.
 const HELLOS_MAX: usize = 256;
+/// But each is heard at least so long: a handshake over a WAN takes two round trips. Shorter than a log's patience with who does not
+/// answer, `SILENT_MAX_US`.
+const HEARD_LEAST: Duration = Duration::from_millis(500);
 /// A HELLO is a cluster's name and some numbers.
 const HELLO_BYTES_MAX: usize = 4096;
 
@@ -54,27 +60,50 @@ impl Refused {
     }
 }
 
+/// Connections that are about to say which stream they are for, the oldest first.
+#[derive(Default)]
+struct Heard(VecDeque<(Instant, SocketAddr, JoinHandle<()>)>);
+
+impl Heard {
+    /// Ends when one more may be heard.
+    async fn room(&mut self, refused: &Refused) {
+        loop {
+            self.0.retain(|(.., task)| !task.is_finished());
+            let Some((since, from, oldest)) = self.0.front().filter(|_| self.0.len() >= HELLOS_MAX) else { return };
+            match HEARD_LEAST.checked_sub(since.elapsed()) {
+                // One of them may end before that.
+                Some(left) if !left.is_zero() => sleep(left.min(Duration::from_millis(10))).await,
+                Some(_) | None => {
+                    oldest.abort();
+                    refused.one(*from, &format!("no HELLO, and it gives way: {HELLOS_MAX} connections say nothing"));
+                    self.0.pop_front();
+                }
+            }
+        }
+    }
+}
+
 /// Reads of each connection which stream it is for, and hands it to that stream's core.
 pub async fn accept(links: TcpListener, node: Arc<Node>, doors: Option<Arc<Doors>>, refused: Arc<Refused>) {
-    let waiting = Arc::new(Semaphore::new(HELLOS_MAX));
+    let mut heard = Heard::default();
     loop {
-        // The oldest connection gives way within `HELLO_WAIT`; until then the kernel keeps the next ones.
-        let turn = waiting.clone().acquire_owned().await.expect("this semaphore is never closed");
         match links.accept().await {
             Ok((socket, from)) => {
+                // Until there is, the kernel keeps the next ones.
+                heard.room(&refused).await;
                 let (node, doors, refused) = (node.clone(), doors.clone(), refused.clone());
-                tokio::spawn(async move {
-                    let _turn = turn;
-                    match tokio::time::timeout(HELLO_WAIT, hello(socket, doors.as_deref())).await {
+                let task = tokio::spawn(async move {
+                    match timeout(HELLO_WAIT, hello(socket, doors.as_deref())).await {
                         Ok(Ok(adopted)) => node.adopt(adopted),
                         Ok(Err(why)) => refused.one(from, &why),
                         Err(_) => refused.one(from, &format!("no HELLO within {} s", HELLO_WAIT.as_secs())),
                     }
                 });
+                heard.0.push_back((Instant::now(), from, task));
             }
             Err(e) => {
                 tracing::warn!("links: {e}");
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                sleep(Duration::from_millis(100)).await;
             }
         }
     }

@@ -191,6 +191,12 @@ impl Applier {
         self.state.applied.get(zone).unwrap_or(0)
     }
 
+    /// The last seq of `zone`'s log below which nothing is parked either: what a cut that this zone reports never goes below, so that it is
+    /// this that lets logs go.
+    pub fn settled(&self, zone: Zone) -> u64 {
+        self.state.settled(zone)
+    }
+
     /// The map that it goes by.
     pub fn map_epoch(&self) -> MapEpoch {
         self.map.epoch()
@@ -333,8 +339,8 @@ impl Applier {
         }
     }
 
-    /// The ownerships of a shard that began behind the map `known`, if their cuts count here: a cut's positions are those of the shard's own
-    /// stream.
+    /// The ownerships of a shard that began behind the map `known` with a cut of their own, if their cuts count here: a cut's positions are
+    /// those of the shard's own stream.
     fn begun<'h>(
         &self,
         shard: Shard,
@@ -342,7 +348,11 @@ impl Applier {
         known: MapEpoch,
     ) -> impl Iterator<Item = &'h Ownership> + use<'h> {
         let own = stream_of(shard, self.streams) == self.stream;
-        history.entries().iter().filter(move |e| own && e.kind == Kind::Own && e.epoch > known)
+        let entries = history.entries();
+        let new = move |(at, e): &(usize, &Ownership)| {
+            own && e.kind == Kind::Own && e.epoch > known && !is_back(&entries[..*at], e)
+        };
+        entries.iter().enumerate().filter(new).map(|(_, e)| e)
     }
 
     /// A new ownership's cut makes tail of what other zones' logs hold beyond it: of what is applied already, too.
@@ -363,6 +373,13 @@ impl Applier {
     fn is_parked(&self, shard: Shard) -> bool {
         self.state.parked.iter().any(|p| p.record.shard == shard)
     }
+}
+
+/// Is it an abort: the shard back at its owner, with the cut of before? Nobody else has written meanwhile, so all that is tail by it was
+/// tail before; and what that cut once had looked through may have been let go since.
+fn is_back(before: &[Ownership], ownership: &Ownership) -> bool {
+    let last = before.iter().rev().find(|e| e.kind == Kind::Own);
+    last.is_some_and(|last| last.owner == ownership.owner && last.cut == ownership.cut)
 }
 
 fn is_row(record: &Record) -> bool {

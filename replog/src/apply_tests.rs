@@ -194,6 +194,27 @@ fn what_a_lost_zone_wrote_beyond_the_cut_is_in_the_same_list_everywhere() {
     assert_eq!(b.value("x").unwrap().0, Bytes::from("v1"), "B's, though its clock is behind");
 }
 
+/// By then the log may have let go what it had to keep for the cut of before: the zone said for ever that it lacked something.
+#[test]
+fn an_abort_asks_for_no_log_to_be_looked_through_again() {
+    let lost = then(&first(), |h, e| h.declare_lost(A, e).unwrap().unwrap());
+    let taken = then(&lost, |h, e| h.finish_take_over(B, &[(A, 1)].into_iter().collect(), e).unwrap());
+    let moving = then(&taken, |h, e| h.begin_move(C, e).unwrap());
+    let back = then(&moving, |h, e| h.abort(e).unwrap());
+    let log = [put(1, "x", 1, NOW_MS), put(2, "x", 1, NOW_MS), fence(3, 3, &[])];
+    let (mut a, mut late) = (Side::new(A), Side::new(A));
+    a.apply(A, &log);
+    late.apply(A, &log);
+    a.map(&taken);
+    let changes = a.applier.scan(A, &log);
+    a.store.commit(&changes).unwrap();
+    assert_eq!(a.applier.scans().count(), 0);
+    a.map(&back);
+    assert_eq!(a.applier.scans().count(), 0, "the cut is the one of before");
+    late.map(&back);
+    assert_eq!(late.applier.scans().collect::<Vec<_>>(), [(A, Scan { from: 2, to: 3 })], "who did not know it looks");
+}
+
 /// It counts in another log: this one was looked through from an arbitrary place, and said to lack what it never had to keep.
 #[test]
 fn a_cut_of_another_streams_shard_asks_nothing_of_this_stream() {

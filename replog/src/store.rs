@@ -152,6 +152,14 @@ pub struct State {
     pub reports: BTreeMap<Shard, Report>,
 }
 
+impl State {
+    /// The last seq of `zone`'s log up to which everything is applied and nothing is parked.
+    pub fn settled(&self, zone: Zone) -> u64 {
+        let parked = self.parked.iter().filter(|p| p.zone == zone).map(|p| p.seq - 1);
+        parked.chain(self.applied.get(zone)).min().unwrap_or(0)
+    }
+}
+
 /// 32 bytes that are equal when two copies are: BLAKE3 over all rows by (table, key), and over the ledger by (zone, seq). Tombstones
 /// are left out: each zone lets go of them in its own time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

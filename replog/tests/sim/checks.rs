@@ -2,7 +2,7 @@
 
 use crate::disk::{Blocks, last_seq};
 use crate::world::{Fail, World};
-use crate::zone::{Node, SimMap};
+use crate::zone::{Node, SimMap, is_row};
 use bytes::Bytes;
 use replog::store::Store;
 use replog::{Hlc, Op, Record};
@@ -45,7 +45,8 @@ fn name(record: &Record) -> Name {
 /// What a zone knew of a row when it wrote it.
 pub struct Known {
     tokens: BTreeSet<u64>,
-    newest: Option<Record>,
+    /// The newest version of it, and whether that deleted it.
+    newest: Option<(Name, bool)>,
 }
 
 impl Truth {
@@ -67,9 +68,13 @@ impl Truth {
     pub fn known(&self, node: &Node, key: &Bytes) -> Known {
         let applied = node.applied_records();
         let all = applied.iter().map(|(_, r)| r).chain(node.own_records());
-        let of_key: Vec<&Record> = all.filter(|r| r.op != Op::Fence && r.key == key).collect();
-        let newest = of_key.iter().max_by_key(|r| (r.owner_epoch, r.hlc, self.named[&name(r)].1));
-        Known { tokens: of_key.iter().map(|r| self.token(r)).collect(), newest: newest.map(|r| (*r).clone()) }
+        let of_key: Vec<&Record> = all.filter(|r| is_row(r) && r.key == key).collect();
+        // What a snapshot has brought of other zones' logs than its own is in the store alone.
+        let row = node.disk.store.row(b"t", key).expect("memory");
+        let stored = row.map(|row| ((row.shard, row.version.owner_epoch, row.version.hlc), row.deleted));
+        let names = of_key.iter().map(|r| (name(r), r.op == Op::Delete)).chain(stored);
+        let newest = names.clone().max_by_key(|((_, owner_epoch, hlc), _)| (*owner_epoch, *hlc));
+        Known { tokens: names.map(|(name, _)| self.named[&name].0).collect(), newest }
     }
 
     /// A write was accepted: was it legal?
@@ -99,13 +104,13 @@ impl Truth {
             return Err(Fail(format!("7: {zone} writes shard {}, which it knows it lost", record.shard)));
         }
         let Known { tokens: base, newest } = known;
-        let highest = newest.as_ref().map(|r| r.owner_epoch);
+        let highest = newest.map(|((_, owner_epoch, _), _)| owner_epoch);
         if highest.is_some_and(|h| h > record.owner_epoch) {
             return Err(Fail("3: an acknowledged write loses to a row that its zone held".into()));
         }
         let fence = |lost| fence_applied(node, lost, record.shard);
         // A row that was deleted, as everyone knew, is a new row.
-        let deleted = newest.filter(|r| r.op == Op::Delete).map(|r| self.named[&name(&r)]);
+        let deleted = newest.filter(|(_, deleted)| *deleted).map(|(name, _)| self.named[&name]);
         let free = deleted.is_some_and(|(_, zone, seq)| everyone(zone, seq));
         if !free && highest.is_some_and(|h| history.locked(zone, h, fence)) {
             return Err(Fail(format!("5: {zone} writes a locked row of shard {}", record.shard)));
@@ -140,12 +145,17 @@ impl World {
                 return fail(format!("{z} is not quiet"));
             }
         }
+        // What nobody could look through is what an operator was told of: a volume was full, and a take-over followed.
+        let unseen = self.unseen();
+        if !unseen.is_empty() && !self.left_behind {
+            return fail(format!("10: {unseen:?} could not be looked through"));
+        }
         let copies: Vec<_> = self.alive().map(|(_, n)| n.disk.store.digests().unwrap()).collect();
         if copies.iter().any(|c| c.rows != copies[0].rows) {
             return fail("2: rows differ".into());
         }
         let ledgers: Vec<_> = self.alive().map(|(_, n)| n.disk.store.listed()).collect();
-        if copies.iter().any(|c| c.ledger != copies[0].ledger) {
+        if unseen.is_empty() && copies.iter().any(|c| c.ledger != copies[0].ledger) {
             return fail(format!("2: ledgers differ: {ledgers:?}"));
         }
         if !self.truth.losses && !ledgers[0].is_empty() {
@@ -179,9 +189,10 @@ impl World {
     }
 
     fn check_acknowledged(&self, ledger: &BTreeSet<(Zone, u64)>) -> Result<(), Fail> {
+        let unseen = self.unseen();
         let mut later: BTreeSet<u64> = BTreeSet::new();
         for zone in 0..self.zones {
-            let rows = self.log_of(zone).iter().flat_map(|b| &b.records).filter(|(_, r)| r.op != Op::Fence);
+            let rows = self.log_of(zone).iter().flat_map(|b| &b.records).filter(|(_, r)| is_row(r));
             later.extend(rows.flat_map(|(_, r)| &self.truth.bases[&self.truth.token(r)]));
         }
         let (_, any) = self.alive().next().expect("a zone is alive");
@@ -198,14 +209,15 @@ impl World {
                 continue;
             }
             let held = blocks.iter().flat_map(|b| &b.records).find(|(seq, _)| *seq == a.seq);
-            if held.is_none_or(|(_, r)| r.op == Op::Fence || self.truth.token(r) != a.token) {
+            if held.is_none_or(|(_, r)| !is_row(r) || self.truth.token(r) != a.token) {
                 return Err(Fail(format!("3: acknowledged write {} is not in {}'s log", a.token, a.zone)));
             }
             let deletes = held.is_some_and(|(_, r)| r.op == Op::Delete);
             let row = any.disk.store.row(b"t", &a.key).unwrap();
             // A row that is gone is what a delete leaves to be seen.
             let visible = row.map_or(deletes, |row| (row.version.zone, row.seq) == (a.zone, a.seq));
-            if !visible && !later.contains(&a.token) && !ledger.contains(&(a.zone, a.seq)) {
+            let unseen = unseen.iter().any(|(zone, s)| *zone == a.zone && (s.from..=s.to).contains(&a.seq));
+            if !visible && !later.contains(&a.token) && !ledger.contains(&(a.zone, a.seq)) && !unseen {
                 return Err(Fail(format!("3: acknowledged write {} is silently lost", a.token)));
             }
         }

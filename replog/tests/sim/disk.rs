@@ -33,10 +33,18 @@ pub fn last_seq(blocks: &[Rc<Block>]) -> u64 {
 /// A store makes everything durable by itself once so many transactions wait for it.
 const SINCE_MAX: usize = 48;
 
+/// Batches of a segment.
+const SEGMENT: usize = 2;
+
 /// What a crash leaves.
 pub struct Disk {
     /// By zone: the own log, and the mirrors.
     pub logs: Vec<Blocks>,
+    /// By zone: the first batch that is kept. What is before it is here for the observer alone: what was let go, or never came because
+    /// a snapshot stood in for it.
+    kept: Vec<usize>,
+    /// Values of the `gap` records that are not yet in the own log.
+    pub unrecorded: Vec<Bytes>,
     pub store: Memory,
     pub term: u64,
     /// Rows that were handed to the store, to see that none is handed over twice.
@@ -64,7 +72,8 @@ impl Disk {
         let logs = (0..zones).map(|_| vec![]).collect();
         let (store, safe) = (Memory::default(), Memory::default());
         let (applied_rows, most, since) = (BTreeSet::new(), Positions::default(), vec![]);
-        let mut disk = Disk { logs, store, term: 0, applied_rows, most, safe, since };
+        let (kept, unrecorded) = (vec![0; zones], vec![]);
+        let mut disk = Disk { logs, kept, unrecorded, store, term: 0, applied_rows, most, safe, since };
         let map = Change::Map(first, Bytes::new());
         disk.commit(&Changes { list: vec![map], durable: true }).expect("nothing is applied");
         disk
@@ -92,6 +101,59 @@ impl Disk {
             self.settle();
         }
         Ok(())
+    }
+
+    /// Stores what a snapshot holds: rows and entries that may be there already, and may come again in a log.
+    pub fn merge(&mut self, changes: &Changes) {
+        self.store.commit(changes).expect("memory");
+        self.since.push((changes.clone(), vec![]));
+    }
+
+    /// A snapshot takes the place of `zone`'s log: `changes` say so, `log` is what it stands for.
+    pub fn replace(&mut self, zone: Zone, changes: &Changes, log: Blocks) {
+        self.commit(changes).expect("it brings no row");
+        self.applied_rows.extend(log.iter().flat_map(|b| &b.records).map(|(seq, _)| (zone, *seq)));
+        let of = usize::from(zone.0);
+        self.kept[of] = log.len();
+        self.logs[of] = log;
+    }
+
+    /// What there is of a log to be read.
+    pub fn held(&self, of: usize) -> &[Rc<Block>] {
+        &self.logs[of][self.kept[of]..]
+    }
+
+    /// The first seq that is kept of a log.
+    pub fn first_kept(&self, of: usize) -> u64 {
+        self.held(of).first().map_or(last_seq(&self.logs[of]) + 1, |b| b.batch.first_seq)
+    }
+
+    /// What the store has applied of a log with nothing parked, whatever happens now.
+    pub fn durably_settled(&self, zone: Zone) -> u64 {
+        self.safe.state().expect("memory").settled(zone)
+    }
+
+    /// Where the oldest segment of a log ends that is not written any more.
+    fn segment_end(&self, of: usize) -> Option<usize> {
+        let end = (self.kept[of] / SEGMENT + 1) * SEGMENT;
+        (end < self.logs[of].len()).then_some(end)
+    }
+
+    /// The last seq of that segment.
+    pub fn oldest_sealed(&self, of: usize) -> Option<u64> {
+        self.segment_end(of).map(|end| self.logs[of][end - 1].batch.last_seq())
+    }
+
+    /// Lets go whole segments below a seq, but for the newest `keep` batches; how many?
+    pub fn let_go(&mut self, of: usize, below: u64, keep: usize) -> u64 {
+        let mut gone = 0;
+        while let Some(end) = self.segment_end(of) {
+            if self.logs[of][end - 1].batch.last_seq() >= below || self.logs[of].len() - end < keep {
+                break;
+            }
+            (self.kept[of], gone) = (end, gone + 1);
+        }
+        gone
     }
 
     /// How many rows were ever applied, less what a power cut took back.

@@ -48,8 +48,8 @@ impl World {
                     self.conns[at].to_peer.extend(bytes);
                 }
                 Order::Read(seq) => {
-                    let found = origin.disk.logs[o].iter().find(|b| b.batch.last_seq() >= seq);
-                    from.senders[p].on_batch(found.expect("durable").batch.clone(), now_us);
+                    let found = origin.disk.held(o).iter().find(|b| b.batch.last_seq() >= seq);
+                    from.senders[p].on_batch(found.expect("durable and kept").batch.clone(), now_us);
                 }
                 Order::Pack(batches, codec) => from.senders[p].on_packed(Pack::of(&batches, codec), 10, now_us),
                 Order::TakeMap(epoch, _) => maps.push((o, epoch)),
@@ -76,7 +76,7 @@ impl World {
         }
         let stops = [from.senders[p].stopped(), to.receivers[o].stopped(), to.receivers[o].refused()];
         if let Some(stop) = stops.into_iter().flatten().next() {
-            return Err(Fail(format!("link {o} to {p}: {stop}")));
+            self.on_stop(o, p, stop)?;
         }
         for (z, epoch) in maps {
             self.take_map(z, epoch)?;
@@ -102,7 +102,7 @@ impl World {
             return Ok(());
         }
         let [taker, lender] = self.nodes.get_disjoint_mut([to, from]).expect("two zones");
-        if lender.live.is_some() && taker.lent(of, &lender.disk.logs[of])? {
+        if lender.live.is_some() && taker.lent(of, lender.disk.held(of))? {
             self.seen.lent += 1;
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use crate::checks::{Acked, Truth};
 use crate::disk::last_seq;
+use crate::purge::Spool;
 use crate::zone::{Appended, Node, SimMap};
 use bytes::Bytes;
 use replog::gate::Write;
@@ -25,6 +26,10 @@ pub enum Broken {
     RemoteBeforePeer,
     MirrorBeforeFlush,
     MapTakenBack,
+    PurgeUndurable,
+    ParkedLetGo,
+    SeedWithoutLedger,
+    SeedPositionFirst,
 }
 
 /// What may happen in a world.
@@ -99,6 +104,11 @@ pub struct World {
     pub losses: bool,
     pub skews_ms: &'static [i64],
     pub waiting: Vec<(usize, Acked)>,
+    /// Volumes of this world fill up; and by that, something was let go that a zone had not applied.
+    pub fills_up: bool,
+    pub left_behind: bool,
+    pub healing: bool,
+    pub spools: Vec<Spool>,
 }
 
 /// What has happened: a simulation in which something never does proves nothing of it.
@@ -113,6 +123,10 @@ pub struct Seen {
     pub torn: u64,
     pub spared: u64,
     pub taken_back: u64,
+    pub purged: u64,
+    pub gaps: u64,
+    pub seeded: u64,
+    pub unseen: u64,
 }
 
 impl Seen {
@@ -126,6 +140,10 @@ impl Seen {
         self.torn += more.torn;
         self.spared += more.spared;
         self.taken_back += more.taken_back;
+        self.purged += more.purged;
+        self.gaps += more.gaps;
+        self.seeded += more.seeded;
+        self.unseen += more.unseen;
     }
 }
 
@@ -156,6 +174,10 @@ impl World {
             losses,
             skews_ms,
             waiting: vec![],
+            fills_up: seed.is_multiple_of(3),
+            left_behind: false,
+            healing: false,
+            spools: vec![],
         };
         for z in 0..zones {
             world.start(z).expect("the first start");
@@ -182,7 +204,7 @@ impl World {
         self.now_us += self.rng.below(4000);
         let z = self.rng.below(self.zones as u64) as usize;
         let other = self.rng.below(self.zones as u64) as usize;
-        match self.rng.below(46) {
+        match self.rng.below(50) {
             0..=9 => self.client(z)?,
             10..=12 => self.write_batch(z),
             13..=16 => self.flush(z, other),
@@ -205,6 +227,9 @@ impl World {
             44 if self.rng.one_in(8) => self.stale(z, other),
             45 if self.rng.one_in(4) => self.slow[z] = !self.slow[z],
             45 if self.losses && self.rng.one_in(120) => self.destroy(z),
+            46 | 47 => self.purge(z, other),
+            48 => (0..self.zones).for_each(|from| self.ask_snapshot(z, from)),
+            49 if !self.spools.is_empty() && self.rng.one_in(3) => self.store_snapshot()?,
             _ => {}
         }
         Ok(())
@@ -212,6 +237,7 @@ impl World {
 
     /// Everything works again; run until nothing is left to do.
     pub fn heal(&mut self) -> Result<(), Fail> {
+        self.healing = true;
         self.gzs_barred.fill(false);
         self.slow.fill(false);
         for z in 0..self.zones {
@@ -250,6 +276,7 @@ impl World {
                 }
             }
             self.read_mail();
+            self.heal_gaps(round)?;
         }
         Ok(())
     }
@@ -268,6 +295,7 @@ impl World {
         self.seen.spared += lost.spared;
         self.seen.taken_back += lost.transactions;
         self.waiting.retain(|(w, _)| *w != z);
+        self.spools.retain(|s| s.to != z);
         for other in 0..self.zones {
             self.cut(z, other);
             self.cut(other, z);
@@ -276,11 +304,12 @@ impl World {
 
     /// A zone's disk is gone for good; one zone at most.
     pub fn destroy(&mut self, z: usize) {
-        if self.destroyed.contains(&true) {
+        if self.destroyed.contains(&true) || !self.is_whole_without(z) {
             return;
         }
         self.crash(z);
         self.destroyed[z] = true;
+        self.spools.retain(|s| s.from != z);
         self.seen.destroyed += 1;
     }
 

@@ -9,11 +9,12 @@ use replog::commit::confirms;
 use replog::gate::{Decision, Gate, Row, Start, Write};
 use replog::link::{Compress, Log, Mirror, Order, Place, Receiver, Sender};
 use replog::owners::Owners;
-use replog::store::{Change, Changes, Store};
+use replog::store::{Change, Changes, Scan, Store};
 use replog::{Batch, Hlc, Op, Record};
 use shardmap::ownership::{History, Kind};
 use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 /// A map of shards and nothing else; on a link it is its epoch, looked up among the maps that the GZS has issued.
@@ -44,6 +45,10 @@ pub struct Live {
     /// Records that wait for a batch, batches that wait for their flush, by zone: the own log's and the mirrors'.
     pub collect: Vec<Record>,
     pub written: Vec<Blocks>,
+    /// By peer that is being seeded: the last seq that may go of the own log, and until what the peer has applied.
+    pub holds: BTreeMap<usize, (u64, Option<u64>)>,
+    /// By zone: a scan of which a part is not kept, and up to where the rest was looked through.
+    pub looked: Vec<(Option<Scan>, u64)>,
 }
 
 pub struct Node {
@@ -83,7 +88,7 @@ impl Node {
         let map: Arc<dyn Owners> = maps[epoch.0 as usize - 1].clone();
         self.disk.term += 1;
         let applier = Applier::new(self.id, 0, 1, Arc::clone(&map), state);
-        let own = &self.disk.logs[self.me()];
+        let own = self.disk.held(self.me());
         let mut fences: Vec<_> = applier.own_fences().collect();
         let records = own.iter().flat_map(|b| &b.records);
         let beyond = records.filter(|(seq, r)| *seq > applier.applied(self.id) && r.op == Op::Fence);
@@ -95,8 +100,18 @@ impl Node {
         let senders = (0..self.zones).map(|p| self.sender(p, epoch, &bytes)).collect();
         let receivers = (0..self.zones).map(|o| self.receiver(o, &applier, epoch, &bytes)).collect();
         let written = (0..self.zones).map(|_| vec![]).collect();
-        self.live = Some(Live { gate, applier, senders, receivers, collect: vec![], written });
+        self.live = Some(Live {
+            gate,
+            applier,
+            senders,
+            receivers,
+            collect: vec![],
+            written,
+            holds: BTreeMap::new(),
+            looked: vec![(None, 0); self.zones],
+        });
         self.fences_due(now_ms);
+        self.record_gaps(now_ms);
         self.freeze_links();
         Ok(())
     }
@@ -105,7 +120,14 @@ impl Node {
         let own = &self.disk.logs[self.me()];
         let chain = own.last().map_or(0, |b| b.batch.chain);
         let (log_uuid, term) = (u128::from(self.id.0) + 1, self.disk.term);
-        let log = Log { log_uuid, term, first_kept: 1, durable: last_seq(own), chain, hlc: Hlc(0) };
+        let log = Log {
+            log_uuid,
+            term,
+            first_kept: self.disk.first_kept(self.me()),
+            durable: last_seq(own),
+            chain,
+            hlc: Hlc(0),
+        };
         // Every other link packs all that it sends.
         let wish = if peer.is_multiple_of(2) { Compress::Always } else { Compress::Auto };
         Sender::new(place(self.me(), peer), log, epoch, bytes.clone()).with_compress(wish)
@@ -119,7 +141,12 @@ impl Node {
             chain: blocks.last().map_or(0, |b| b.batch.chain),
             term: blocks.last().map_or(0, |b| b.batch.term),
         };
-        Receiver::new(place(origin, self.me()), mirror, applier.applied(Zone(origin as u8)), epoch, bytes.clone())
+        Receiver::new(place(origin, self.me()), mirror, self.told(applier, Zone(origin as u8)), epoch, bytes.clone())
+    }
+
+    /// How much of a log this zone says to have applied, so that others may let it go.
+    fn told(&self, applier: &Applier, zone: Zone) -> u64 {
+        if self.broken == Broken::ParkedLetGo { applier.applied(zone) } else { applier.settled(zone) }
     }
 
     /// Nothing of what is live is left.
@@ -154,7 +181,7 @@ impl Node {
         Some(Appended { seq: self.append(record.clone()), record })
     }
 
-    fn append(&mut self, record: Record) -> u64 {
+    pub fn append(&mut self, record: Record) -> u64 {
         let me = self.me();
         let durable = last_seq(&self.disk.logs[me]);
         let live = self.live.as_mut().expect("up");
@@ -171,7 +198,7 @@ impl Node {
         let mut records = std::mem::take(&mut live.collect);
         for at in 1..records.len() {
             let (before, r) = (records[at - 1].clone(), &mut records[at]);
-            let joined = rng.below(3) == 0 && before.op != Op::Fence && r.op != Op::Fence;
+            let joined = rng.below(3) == 0 && is_row(&before) && is_row(r);
             let one = joined && (before.shard, before.owner_epoch) == (r.shard, r.owner_epoch);
             r.transaction = before.transaction + u32::from(!one);
         }
@@ -183,6 +210,8 @@ impl Node {
     pub fn flush(&mut self, of: usize) {
         let me = self.me();
         let Some(live) = self.live.as_mut().filter(|l| !l.written[of].is_empty()) else { return };
+        let gaps = live.written[of].iter().flat_map(|b| &b.records).filter(|(_, r)| r.op == Op::Gap && of == me);
+        gaps.for_each(|(_, gap)| self.disk.unrecorded.retain(|value| *value != gap.value));
         self.disk.logs[of].append(&mut live.written[of]);
         let last = &self.disk.logs[of].last().expect("just appended").batch;
         if of != me {
@@ -198,21 +227,42 @@ impl Node {
         let zone = Zone(of as u8);
         let Some(live) = self.live.as_mut() else { return Ok(()) };
         let next = live.applier.applied(zone) + 1;
-        let block = self.disk.logs[of].iter().find(|b| b.batch.last_seq() >= next).cloned();
+        let block = self.disk.held(of).iter().find(|b| b.batch.last_seq() >= next).cloned();
         let mut all = vec![live.applier.retry(now_ms)];
         if let Some(block) = block {
             all.push(live.applier.apply(zone, &block.records, now_ms).map_err(|e| Fail(e.to_string()))?.0);
         }
-        let scan = live.applier.scans().find(|(z, _)| *z == zone).filter(|_| self.broken != Broken::NoScan);
-        if let Some((_, scan)) = scan {
-            let found = self.disk.logs[of].iter().find(|b| b.batch.last_seq() >= scan.from).expect("applied, so kept");
-            all.push(live.applier.scan(zone, &found.records));
-        }
+        all.extend(self.look_through(of));
         for changes in all {
             self.commit(&changes)?;
         }
         self.after_apply(zone);
         Ok(())
+    }
+
+    /// The next batch of a scan; what it wants and the log keeps no more is left, and what is behind is looked through.
+    fn look_through(&mut self, of: usize) -> Option<Changes> {
+        let (zone, live) = (Zone(of as u8), self.live.as_mut().expect("up"));
+        let (_, scan) = live.applier.scans().find(|(z, _)| *z == zone).filter(|_| self.broken != Broken::NoScan)?;
+        let kept = self.disk.first_kept(of);
+        if live.looked[of].0 != Some(scan) {
+            live.looked[of] = (Some(scan), kept);
+        }
+        let from = if scan.from >= kept { scan.from } else { live.looked[of].1.max(kept) };
+        let found = self.disk.held(of).iter().find(|b| b.batch.last_seq() >= from).filter(|_| from <= scan.to)?;
+        live.looked[of].1 = found.batch.last_seq() + 1;
+        let whole = scan.from >= kept;
+        let changes = if whole {
+            live.applier.scan(zone, &found.records)
+        } else {
+            live.applier.scan_kept(zone, &found.records, kept)
+        };
+        // What has shrunk to what is not kept is noticed at once: a cut that comes next may ask for all of it again.
+        let left = live.applier.scans().find(|(z, _)| *z == zone).map(|(_, scan)| scan);
+        if left != live.looked[of].0 {
+            live.looked[of] = (left, kept);
+        }
+        Some(changes)
     }
 
     /// How many records wait.
@@ -240,7 +290,7 @@ impl Node {
     }
 
     /// What every other zone has said to have applied of the own log.
-    fn everywhere(&self) -> u64 {
+    pub fn everywhere(&self) -> u64 {
         let me = self.me();
         let senders = self.live.iter().flat_map(|l| l.senders.iter().enumerate());
         senders.filter(|(p, _)| *p != me).map(|(_, s)| s.applied()).min().unwrap_or(0)
@@ -261,7 +311,7 @@ impl Node {
     }
 
     /// The next batch of `of`'s log from another zone's mirror; was it taken?
-    pub fn lent(&mut self, of: usize, mirror: &Blocks) -> Result<bool, Fail> {
+    pub fn lent(&mut self, of: usize, mirror: &[Rc<Block>]) -> Result<bool, Fail> {
         let Some(live) = self.live.as_mut() else { return Ok(false) };
         let next = live.receivers[of].accepted() + 1;
         let Some(block) = mirror.iter().find(|b| b.batch.first_seq == next) else { return Ok(false) };
@@ -285,23 +335,30 @@ impl Node {
         }
         live.receivers[of].on_disconnect();
         if live.receivers[of].stopped().or(live.receivers[of].refused()).is_some() {
-            live.written[of].clear(); // what waits for its flush comes again
-            let live = self.live.as_ref().expect("up");
-            let epoch = live.gate.map().epoch();
-            let again = self.receiver(of, &live.applier, epoch, &map_bytes(epoch));
-            self.live.as_mut().expect("up").receivers[of] = again;
-            self.freeze_links();
+            self.judge_anew(of);
         }
     }
 
-    fn after_apply(&mut self, zone: Zone) {
+    /// A mirror's end of a link begins anew; what waits for its flush comes again.
+    pub fn judge_anew(&mut self, of: usize) {
+        let Some(live) = &self.live else { return };
+        let epoch = live.gate.map().epoch();
+        let again = self.receiver(of, &live.applier, epoch, &map_bytes(epoch));
+        let live = self.live.as_mut().expect("up");
+        live.written[of].clear();
+        live.receivers[of] = again;
+        self.freeze_links();
+    }
+
+    pub fn after_apply(&mut self, zone: Zone) {
         let me = self.me();
+        let told = self.live.as_ref().map_or(0, |live| self.told(&live.applier, zone));
         let live = self.live.as_mut().expect("up");
         for (z, shard, epoch) in live.applier.fences() {
             live.gate.on_fence_applied(z, shard, epoch);
         }
         if usize::from(zone.0) != me {
-            live.receivers[usize::from(zone.0)].on_applied(live.applier.applied(zone));
+            live.receivers[usize::from(zone.0)].on_applied(told);
         }
     }
 
@@ -344,6 +401,11 @@ impl Node {
     /// Step 3 of a take-over.
     pub fn report(&mut self, shard: Shard) -> Result<Option<(MapEpoch, shardmap::Positions)>, Fail> {
         let Some(live) = self.live.as_mut().filter(|l| !l.gate.is_read_only()) else { return Ok(None) };
+        let lost =
+            live.gate.map().history(shard).and_then(|h| h.view().lost).map_or(0, |(zone, _)| usize::from(zone.0));
+        if live.applier.applied(Zone(lost as u8)) < last_seq(&self.disk.logs[lost]).max(last_seq(&live.written[lost])) {
+            return Ok(None); // it applies all that it has taken first
+        }
         let Some((cut, changes)) = live.applier.report(shard) else { return Ok(None) };
         let epoch = live.gate.map().history(shard).expect("reported").view().epoch;
         let applied = live.applier.positions();
@@ -361,7 +423,7 @@ impl Node {
         });
     }
 
-    fn freeze_links(&mut self) {
+    pub fn freeze_links(&mut self) {
         let live = self.live.as_mut().expect("up");
         for (o, receiver) in live.receivers.iter_mut().enumerate() {
             let mut lost = false;
@@ -373,7 +435,7 @@ impl Node {
     /// The row's owner epoch: of what is appended and not applied, else the store's.
     fn row(&self, key: &Bytes) -> Option<OwnerEpoch> {
         let stored = self.disk.store.row(b"t", key).unwrap().map(|r| r.version.owner_epoch);
-        let own = self.own_records().filter(|r| r.op != Op::Fence && r.key == key).map(|r| r.owner_epoch);
+        let own = self.own_records().filter(|r| is_row(r) && r.key == key).map(|r| r.owner_epoch);
         own.chain(stored).max()
     }
 
@@ -399,6 +461,11 @@ impl Node {
         }
         out
     }
+}
+
+/// Is it a write?
+pub fn is_row(record: &Record) -> bool {
+    matches!(record.op, Op::Put | Op::Delete)
 }
 
 pub fn map_bytes(epoch: MapEpoch) -> Bytes {

@@ -62,7 +62,8 @@ pub fn run(args: Args) -> ExitCode {
     ExitCode::from(u8::from(report.differing > 0))
 }
 
-fn read_map(path: &Path) -> Result<Map, String> {
+/// A map file, and the fences beside it.
+pub fn read_map(path: &Path) -> Result<Map, String> {
     let text = |path: &Path| std::fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
     let dir = path.parent().unwrap_or(Path::new(""));
     Map::from_toml(&text(path)?, |name| text(&dir.join(name))).map(|(map, _)| map).map_err(|problems| {

@@ -6,10 +6,10 @@ use super::page;
 use super::peers::{self, Running};
 use super::rig::Rig;
 use super::{Router, order};
+use crate::locate;
 use crate::schedule::Pace;
 use bytes::{Bytes, BytesMut};
 use replog::port::{Answer, Ask, put_ask, take_answer};
-use shardmap::map::Map;
 use shardmap::{MapEpoch, Shard};
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -106,10 +106,7 @@ struct Place {
 impl Place {
     /// A shard of bj in the map file.
     fn of(args: &Router) -> Result<Place, String> {
-        let beside = Path::new(&args.map).parent().unwrap_or(Path::new("")).to_owned();
-        let read = |path: &Path| fs::read_to_string(path).map_err(|e| format!("{}: {e}", path.display()));
-        let (map, _) = Map::from_toml(&read(Path::new(&args.map))?, |name| read(&beside.join(name)))
-            .map_err(|all| format!("--map {}: {}", args.map, all[0]))?;
+        let map = locate::read_map(Path::new(&args.map))?;
         let bj = map.zone_named("bj").ok_or("the map has no zone bj")?;
         let shard = map.shards().find(|(s, _)| map.owner(*s) == Some(bj)).ok_or("zone bj owns no shard")?.0;
         Ok(Place { shard, epoch: map.epoch() })

@@ -3,6 +3,7 @@
 //! Goodput is that of a backlog, written while the link is cut: then the pipe is measured, not who fills it. The first second does not
 //! count, for either side. Lags are those of commits at a steady rate, before and across a cut.
 
+mod apply;
 mod lag;
 mod maria;
 mod report;
@@ -63,7 +64,7 @@ pub struct Args {
     #[arg(long, default_value = "bbr")]
     congestion: String,
     /// What is measured, in this order
-    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Phase::Goodput, Phase::Ours, Phase::Mariadb])]
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Phase::Goodput, Phase::Ours, Phase::Mariadb, Phase::Compress, Phase::Apply])]
     phases: Vec<Phase>,
     /// Our program; beside this one by default
     #[arg(long)]
@@ -89,6 +90,10 @@ enum Phase {
     Ours,
     /// Those of MariaDB's replication
     Mariadb,
+    /// Bytes on the line of the same rows with `compress = "never"` and `"always"`
+    Compress,
+    /// The applier alone, into SQLite
+    Apply,
 }
 
 pub fn run(mut args: Args) -> ExitCode {
@@ -131,7 +136,7 @@ fn phases(args: &Args, dir: &std::path::Path) -> Result<Report, String> {
     let wan = Wan::start(wan::plain(args.each_way_ms, args.rate), &stack, None)?;
     let ours = args.ours.clone().map_or_else(|| std::env::current_exe().map(|p| p.with_file_name("ezone")), Ok);
     let ours = ours.map_err(|e| e.to_string())?.display().to_string();
-    let mut report = Report::new(args.each_way_ms, &args.congestion, args.send_buffer_mib);
+    let mut report = Report::new(args.each_way_ms, &args.congestion, args.send_buffer_mib, args.tiny);
     for phase in &args.phases {
         match phase {
             Phase::Goodput => goodputs(args, &wan, &ours, &dir.join("goodput"), &mut report)?,
@@ -139,6 +144,13 @@ fn phases(args: &Args, dir: &std::path::Path) -> Result<Report, String> {
                 eprintln!("  lag of ours: {} s", args.steady_s + args.cut_s + after_s(args));
                 report.follows.push(follow_ours(args, &wan, &ours, &dir.join("lag"))?);
             }
+            Phase::Compress => {
+                for compress in ["never", "always"] {
+                    let bytes = bytes_a_row(args, &wan, &ours, compress, &dir.join(compress))?;
+                    report.bytes_a_row.push((compress, bytes));
+                }
+            }
+            Phase::Apply => report.applied = Some(apply::measure(&args.map, &dir.join("apply"), args.tiny)?),
             Phase::Mariadb if args.tiny => report.absent.push("NOT RUN: MariaDB: --tiny".into()),
             Phase::Mariadb => match maria::present() {
                 Err(why) => report.absent.push(why),
@@ -205,7 +217,7 @@ fn iperf3(args: &Args, sides: &[Side; 2]) -> Result<f64, String> {
 
 /// The same of ours: a backlog of records, durable at b.
 fn transfer(args: &Args, wan: &Wan, ours: &str, dir: &std::path::Path) -> Result<f64, String> {
-    let zones = Zones::start(wan, ours, &args.map, &args.congestion, dir)?;
+    let zones = Zones::start(wan, ours, &args.map, [&args.congestion, "auto"], dir)?;
     let bits = args.rate.0.unwrap_or(1_000_000_000) as f64;
     let records = (bits / 8.0 * (args.seconds + WARMUP_S) / RECORD_BYTES as f64) as u64;
     let (records, warmup_s) = if args.tiny { (2000, 0.0) } else { (records, WARMUP_S) };
@@ -267,8 +279,33 @@ fn with_cut<T: Send>(args: &Args, wan: &Wan, before: impl FnOnce(), write: impl 
     })
 }
 
+/// From a to b, headers of TCP and IP among them, of rows at the steady rate.
+fn bytes_a_row(
+    args: &Args,
+    wan: &Wan,
+    ours: &str,
+    compress: &'static str,
+    dir: &std::path::Path,
+) -> Result<f64, String> {
+    let zones = Zones::start(wan, ours, &args.map, [&args.congestion, compress], dir)?;
+    let mut writer = zones.writer(Load { value_bytes: ROW_BYTES, random: false, per_s: Some(args.rows_per_s) })?;
+    let before = wan.seen().a_to_b.sent_bytes;
+    writer.begin(Instant::now());
+    writer.write_for(Duration::from_secs_f64(args.steady_s))?;
+    let rows = writer.committed.len();
+    let last = writer.committed.iter().map(|m| m.upto).max().unwrap_or(0);
+    let until = Instant::now() + APPLIED_MAX;
+    while !zones::look(&wan.sides[1], "/status").is_ok_and(|t| t.durable >= last) {
+        if Instant::now() >= until {
+            return Err(format!("compress = \"{compress}\": what was written did not arrive"));
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    Ok((wan.seen().a_to_b.sent_bytes - before) as f64 / rows.max(1) as f64)
+}
+
 fn follow_ours(args: &Args, wan: &Wan, ours: &str, dir: &std::path::Path) -> Result<Follow, String> {
-    let zones = Zones::start(wan, ours, &args.map, &args.congestion, dir)?;
+    let zones = Zones::start(wan, ours, &args.map, [&args.congestion, "auto"], dir)?;
     let mut writer = zones.writer(Load { value_bytes: ROW_BYTES, random: false, per_s: Some(args.rows_per_s) })?;
     let (begun, ended, before) = (Instant::now(), AtomicBool::new(false), wan.seen());
     let time = Duration::from_secs_f64(args.steady_s + args.cut_s + after_s(args));

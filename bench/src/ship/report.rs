@@ -1,5 +1,6 @@
 //! What was measured, in text and as JSON.
 
+use super::apply::Applied;
 use super::lag::{self, Mark};
 use super::maria::SETTINGS;
 use serde_json::{Value, json};
@@ -77,21 +78,27 @@ pub fn behind(rows_per_s: f64) -> u64 {
 pub struct Report {
     each_way_ms: f64,
     conditions: String,
+    /// Its figures mean nothing: no target is looked at.
+    is_tiny: bool,
     /// By loss in millionths and side: megabits a second, a round each.
     goodput: BTreeMap<(u64, &'static str), Vec<f64>>,
     pub follows: Vec<Follow>,
     pub maria: Option<String>,
+    /// By the setting: bytes on the line.
+    pub bytes_a_row: Vec<(&'static str, f64)>,
+    pub applied: Option<Applied>,
     pub absent: Vec<String>,
     pub link: Value,
 }
 
 impl Report {
-    pub fn new(each_way_ms: f64, congestion: &str, send_buffer_mib: u32) -> Report {
+    pub fn new(each_way_ms: f64, congestion: &str, send_buffer_mib: u32, is_tiny: bool) -> Report {
         let conditions = format!(
             "{each_way_ms} ms each way, {congestion} and send buffers of at most {send_buffer_mib} MiB on all sides"
         );
-        let (goodput, follows, absent) = (BTreeMap::new(), vec![], vec![]);
-        Report { each_way_ms, conditions, goodput, follows, maria: None, absent, link: Value::Null }
+        let (goodput, follows, absent, bytes_a_row) = (BTreeMap::new(), vec![], vec![], vec![]);
+        let (maria, applied, link) = (None, None, Value::Null);
+        Report { each_way_ms, conditions, is_tiny, goodput, follows, maria, bytes_a_row, applied, absent, link }
     }
 
     pub fn put(&mut self, who: &'static str, loss: f64, mbit_per_s: f64) {
@@ -106,6 +113,9 @@ impl Report {
 
     /// Name, what was seen, the limit, and whether it is one that must be reached instead of kept below.
     fn targets(&self) -> Vec<(String, Option<f64>, f64, bool)> {
+        if self.is_tiny {
+            return vec![];
+        }
         let mut all = vec![];
         let losses: std::collections::BTreeSet<u64> = self.goodput.keys().map(|(loss, _)| *loss).collect();
         for loss in losses {
@@ -124,11 +134,30 @@ impl Report {
                 }
             }
         }
+        if let [(_, never), (_, always)] = self.bytes_a_row[..] {
+            all.push((
+                "bytes on the line without compression to those with it".into(),
+                Some(never / always),
+                3.0,
+                true,
+            ));
+        }
+        if let Some(applied) = &self.applied {
+            all.push((
+                "applied into SQLite, records a second on one core".into(),
+                Some(applied.per_s),
+                100_000.0,
+                true,
+            ));
+        }
         all
     }
 
     pub fn print(&self) {
         println!("{}", self.conditions);
+        if self.is_tiny {
+            println!("--tiny: everything runs; the figures mean nothing, and no target is looked at");
+        }
         self.absent.iter().for_each(|why| println!("{why}"));
         for ((loss, who), all) in &self.goodput {
             let rounds: Vec<String> = all.iter().map(|v| format!("{v:.0}")).collect();
@@ -156,6 +185,12 @@ impl Report {
             println!("  commit, and how long until it was visible there at the longest:");
             f.plot.iter().for_each(|line| println!("  {line}"));
         }
+        for (compress, bytes) in &self.bytes_a_row {
+            println!("compress = \"{compress}\": {bytes:.0} bytes a row from a to b");
+        }
+        if let Some(a) = &self.applied {
+            println!("applied into SQLite: {:.0} records/s, {:.0} a second of processor time", a.per_s, a.per_cpu_s);
+        }
         for (name, seen, limit, at_least) in self.targets() {
             let met = seen.map(|v| if at_least { v >= limit } else { v <= limit });
             let verdict = met.map_or("not measured", |met| if met { "met" } else { "MISSED" });
@@ -181,6 +216,8 @@ impl Report {
             .collect();
         let follows: Vec<Value> = self.follows.iter().map(Follow::to_json).collect();
         json!({"conditions": self.conditions, "goodput": goodput, "follows": follows, "targets": targets, "not_run": self.absent,
+            "bytes_a_row": self.bytes_a_row.iter().map(|(c, b)| json!({"compress": c, "bytes": b})).collect::<Vec<_>>(),
+            "applied": self.applied.as_ref().map(|a| json!({"per_s": a.per_s, "per_cpu_s": a.per_cpu_s})),
             "maria": self.maria, "maria_settings": SETTINGS, "link": self.link})
     }
 }

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 const NAMES: [&str; 2] = ["bj", "sh"];
 /// A shard of bj in the map of the demo, and its epoch.
-const SHARD: Shard = Shard(121);
+pub const SHARD: Shard = Shard(121);
 const EPOCH: MapEpoch = MapEpoch(1);
 /// bj is the first zone of that map.
 const ORIGIN: Zone = Zone(0);
@@ -29,7 +29,7 @@ const START_MAX: Duration = Duration::from_secs(60);
 /// Asks under way at once.
 const WINDOW: usize = 1024;
 /// Rows that are written in turn.
-const KEYS: u64 = 100_000;
+pub const KEYS: u64 = 100_000;
 
 pub struct Zones {
     children: Vec<Child>,
@@ -57,7 +57,13 @@ pub struct Load {
 }
 
 impl Zones {
-    pub fn start(wan: &Wan, ezone: &str, map: &str, congestion: &str, dir: &Path) -> Result<Zones, String> {
+    pub fn start(
+        wan: &Wan,
+        ezone: &str,
+        map: &str,
+        [congestion, compress]: [&str; 2],
+        dir: &Path,
+    ) -> Result<Zones, String> {
         let mut zones = Zones { children: vec![], dir: dir.to_owned() };
         let map = fs::canonicalize(map).map_err(|e| format!("--map {map}: {e}"))?;
         for (i, side) in wan.sides.iter().enumerate() {
@@ -65,7 +71,7 @@ impl Zones {
             fs::create_dir_all(&data).map_err(|e| format!("{}: {e}", data.display()))?;
             let text = format!(
                 "[node]\nzone = \"{}\"\ndata_dir = {:?}\n[map]\nfile = {:?}\n[log]\nlisten = \"{}:7000\"\nadmin = \"127.0.0.1:7001\"\n\
-                 allow_plain_links = true\ncongestion = \"{congestion}\"\ncores = [{i}]\nstreams = 1\n[zones.{}]\nrouter = \"127.0.0.1:9\"\nlink = \"{}:7000\"\n",
+                 allow_plain_links = true\ncongestion = \"{congestion}\"\ncompress = \"{compress}\"\ncores = [{i}]\nstreams = 1\n[zones.{}]\nrouter = \"127.0.0.1:9\"\nlink = \"{}:7000\"\n",
                 NAMES[i],
                 data.display().to_string(),
                 map.display().to_string(),

@@ -267,6 +267,12 @@ async fn hear(core: Rc<Core>, mut news: UnboundedReceiver<News>) {
                     all.iter().for_each(|(zone, shard, epoch)| gate.on_fence_applied(*zone, *shard, *epoch));
                 }
             }
+            News::Settled { stream, all } => {
+                for stream in core.streams.iter().filter(|s| s.number == stream) {
+                    stream.settled.borrow_mut().clone_from(&all);
+                    stream.applied_changed.notify();
+                }
+            }
             News::Room(has) => {
                 core.store_full.set(!has);
                 core.streams.iter().for_each(|s| s.applied_changed.notify());

@@ -77,6 +77,11 @@ pub(super) struct Stream {
     pub fed: RefCell<Positions>,
     /// For each zone's log: up to where it is applied.
     pub applied: RefCell<Positions>,
+    /// The same, but for what is parked and what follows it: a cut never goes below this, so it is this that others are told.
+    pub settled: RefCell<Positions>,
+    /// The same, as far as no power cut takes it back: what lets segments go.
+    pub kept: RefCell<Positions>,
+    /// Of `applied` or `settled`.
     pub applied_changed: Signal,
     pub links: RefCell<BTreeMap<Zone, Link>>,
     /// A link has heard of its peer.
@@ -325,6 +330,14 @@ impl Stream {
         self.applied.borrow().get(zone).unwrap_or(0)
     }
 
+    pub fn settled_seq(&self, zone: Zone) -> u64 {
+        self.settled.borrow().get(zone).unwrap_or(0)
+    }
+
+    pub fn kept_seq(&self, zone: Zone) -> u64 {
+        self.kept.borrow().get(zone).unwrap_or(0)
+    }
+
     /// The piece of `zone`'s log that ends with `seq` is about to be handed to the keeper.
     pub fn on_fed(&self, zone: Zone, seq: u64) {
         let above = self.fed_seq(zone).max(seq);
@@ -335,6 +348,7 @@ impl Stream {
     /// The keeper has answered; nothing of `zone`'s log is in its hands.
     pub fn on_applied(&self, zone: Zone, done: &Applied) {
         self.applied.borrow_mut().set(zone, done.seq);
+        self.settled.borrow_mut().set(zone, done.settled);
         self.fed.borrow_mut().set(zone, done.seq);
         match done.scan {
             Some(scan) => self.scans.borrow_mut().insert(zone, scan),

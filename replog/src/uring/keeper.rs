@@ -128,9 +128,19 @@ impl Keeper {
             if !changes.is_empty() {
                 self.commit(at, &changes)?;
                 self.kept[at].tell_fences(&self.news);
+                let (stream, all) = (self.kept[at].stream, Box::new(self.kept[at].settled()));
+                let _ = self.news.unbounded_send(News::Settled { stream, all }); // the core may be gone
             }
         }
         Ok(())
+    }
+
+    /// What is stored may be taken back by a power cut until this: a commit that is flushed makes everything before it durable.
+    fn settle(&mut self, at: usize) -> Result<Positions, End> {
+        let applied = self.kept[at].applier.positions();
+        let list = applied.iter().map(|(zone, seq)| Change::Applied(zone, seq)).collect();
+        self.commit(at, &Changes { list, durable: true })?;
+        Ok(self.kept[at].settled())
     }
 
     /// Stores `changes`. A full disk holds up applying on this core; the log goes on as long as it has segments. Nothing is skipped.
@@ -185,6 +195,8 @@ impl Keeper {
                 }
                 // There may be more of them another time.
                 Ok(Job::Collect { done, .. }) => drop(done.send(false)),
+                // Nothing more is durable; whoever asked hears nothing, and asks again.
+                Ok(Job::Settle { .. }) => {}
                 Ok(
                     job @ (Job::Apply { .. }
                     | Job::Scan { .. }
@@ -258,6 +270,11 @@ impl Keeper {
             Job::Collect { stream, everywhere, done } => {
                 let more = self.collect(stream, &everywhere)?;
                 let _ = done.send(more);
+            }
+            Job::Settle { stream, done } => {
+                let at = self.at(stream)?;
+                let settled = self.settle(at)?;
+                let _ = done.send(settled);
             }
             Job::Conflicts { stream, asked, done } => {
                 let found = self.conflicts(stream, asked)?;
@@ -373,7 +390,13 @@ impl Kept {
 
     fn applied(&self, zone: Zone, wait: Option<Wait>) -> Applied {
         let scan = self.applier.scans().find(|(z, _)| *z == zone).map(|(_, scan)| scan);
-        Applied { seq: self.applier.applied(zone), wait, scan, map_epoch: self.applier.map_epoch() }
+        let (seq, settled) = (self.applier.applied(zone), self.applier.settled(zone));
+        Applied { seq, settled, wait, scan, map_epoch: self.applier.map_epoch() }
+    }
+
+    /// Up to where nothing is parked of each zone's log.
+    fn settled(&self) -> Positions {
+        self.applier.positions().iter().map(|(zone, _)| (zone, self.applier.settled(zone))).collect()
     }
 
     fn tell_fences(&self, to: &UnboundedSender<News>) {

@@ -58,11 +58,21 @@ fn a_lock_opens_when_what_was_parked_is_settled_though_nothing_more_arrives() {
     let batch = Batch::build(&Origin { stream: 0, zone: A, term: 1, log_uuid_lo: 7 }, 1, 0, 0, &all);
     let (done, answer) = channel();
     jobs.send(Job::Apply { stream: 0, zone: A, batches: vec![batch], done }).unwrap();
-    assert_eq!(block_on(answer).unwrap().seq, 2);
+    let answer = block_on(answer).unwrap();
+    assert_eq!((answer.seq, answer.settled), (2, 0), "a cut would go below what is parked");
+    let settle = || {
+        let (done, answer) = channel();
+        jobs.send(Job::Settle { stream: 0, done }).unwrap();
+        block_on(answer).unwrap()
+    };
+    let upto = |seq| [(A, seq)].into_iter().collect::<Positions>();
+    assert_eq!(settle(), upto(0), "nor may its log be let go");
     let mut news = || block_on(futures_lite::StreamExt::next(&mut fences)).unwrap();
     let of = |epoch| News::Fences { stream: 0, all: vec![(A, Shard(0), OwnerEpoch(epoch))] };
     assert_eq!(news(), of(0));
     assert_eq!(news(), of(3), "told by itself, once the record is settled");
+    assert_eq!(news(), News::Settled { stream: 0, all: upto(2).into() });
+    assert_eq!(settle(), upto(2));
     let (done, closed) = channel();
     jobs.send(Job::Close { done }).unwrap();
     block_on(closed).unwrap();

@@ -367,7 +367,7 @@ pub(super) async fn receiver(
 ) -> Rc<RefCell<Receiver>> {
     let new = |held| {
         let (epoch, map) = core.map_bytes();
-        let applied = stream.applied_seq(origin);
+        let applied = stream.settled_seq(origin);
         let place = place(core, stream, origin, core.options.zone);
         let window = core.options.line.window_bytes;
         let mut receiver = Receiver::new(place, held, applied, epoch, map).with_window(window);
@@ -433,7 +433,7 @@ impl Incoming<'_> {
             self.mirror.on_stopped(None);
         }
         receiver.on_durable(self.mirror.durable_seq());
-        receiver.on_applied(self.stream.applied_seq(self.origin));
+        receiver.on_applied(self.stream.settled_seq(self.origin));
         epoch
     }
 
@@ -459,9 +459,9 @@ impl Incoming<'_> {
     }
 
     async fn wait(&self, map_epoch: MapEpoch) {
-        let (durable, applied) = (self.mirror.durable_seq(), self.stream.applied_seq(self.origin));
+        let (durable, applied) = (self.mirror.durable_seq(), self.stream.settled_seq(self.origin));
         let deadline = self.receiver.borrow().deadline();
-        let more = || (self.stream.applied_seq(self.origin) > applied).then_some(());
+        let more = || (self.stream.settled_seq(self.origin) > applied).then_some(());
         let store = or(self.mirror.durable_beyond(durable), self.stream.applied_changed.wait(more));
         let mirror = or(store, self.mirror.breaks_beyond(self.breaks));
         let news = or(self.core.map_beyond(map_epoch), until(deadline));

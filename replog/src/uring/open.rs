@@ -126,6 +126,9 @@ pub(super) async fn open_stream(
         mirrors,
         fed: RefCell::new(begin.applied.clone()),
         applied: RefCell::new(begin.applied),
+        // What is parked is known when something follows, or when it is tried again.
+        settled: RefCell::default(),
+        kept: RefCell::default(),
         applied_changed: Signal::default(),
         links: RefCell::default(),
         links_changed: Signal::default(),

@@ -1,6 +1,7 @@
 //! Lets logs and mirrors go, each second: as far as everyone has them, or as the volume needs the room.
 
 use super::core::{Core, Stream};
+use super::keeper::Job;
 use super::stream::StreamLog;
 use crate::retain::{Known, Volume, release};
 use glommio::timer::sleep;
@@ -30,7 +31,10 @@ pub(super) async fn run(core: Rc<Core>) {
                 let unsettled = core.unsettled();
                 hold_back(&core, unsettled > 0 && volume.is_tight(core.options.retain), unsettled, volume);
                 if unsettled == 0 {
-                    core.streams.iter().for_each(|stream| look(&core, stream, volume));
+                    for stream in &core.streams {
+                        settle(&core, stream).await;
+                        look(&core, stream, volume);
+                    }
                 }
             }
             Err(e) if !said => {
@@ -41,6 +45,21 @@ pub(super) async fn run(core: Rc<Core>) {
                 said = true;
             }
             Err(_) => {}
+        }
+    }
+}
+
+/// Has what is applied made durable, where a segment could go then that must not yet: a power cut takes transactions of the store back,
+/// and the log has to bring them again.
+async fn settle(core: &Core, stream: &Stream) {
+    let waits = |zone, log: &StreamLog| {
+        let oldest = log.with(|l| l.oldest_sealed());
+        oldest.is_some_and(|seq| seq > stream.kept_seq(zone) && seq <= stream.applied_seq(zone))
+    };
+    if stream.logs().any(|(zone, log)| waits(zone, &log)) {
+        let number = stream.number;
+        if let Some(kept) = core.ask(|done| Job::Settle { stream: number, done }).await {
+            *stream.kept.borrow_mut() = kept;
         }
     }
 }
@@ -114,7 +133,7 @@ fn let_go(
     // What a scan wants and is not there any more is not held: only an operator ends that.
     let scan = stream.scans.borrow().get(&zone).filter(|s| s.to >= kept).map(|s| s.from.max(kept));
     let Some(oldest) = log.with(|l| l.oldest_sealed()) else { return };
-    let known = Known { applied: stream.applied_seq(zone), scan, seeded, peers, oldest, volume };
+    let known = Known { applied: stream.kept_seq(zone), scan, seeded, peers, oldest, volume };
     let release = release(core.options.retain, known);
     log.release(release.below, release.keep_bytes);
     if release.leaves_behind {

@@ -35,6 +35,8 @@ pub(in crate::uring) enum Job {
     Report { stream: u32, shards: Vec<Shard>, take_over: bool, done: Sender<Vec<Reported>> },
     /// Drop tombstones that may go, by what every zone has applied of each log; the answer: are there more to look at?
     Collect { stream: u32, everywhere: Positions, done: Sender<bool> },
+    /// Make durable what is stored; the answer: up to where of each zone's log that is, with nothing parked before it.
+    Settle { stream: u32, done: Sender<Positions> },
     /// Entries of a stream's ledger.
     Conflicts { stream: u32, asked: Asked, done: Sender<Vec<Conflict>> },
     /// Figures of all streams.
@@ -54,6 +56,8 @@ pub(in crate::uring) struct NoRoom;
 pub(in crate::uring) enum News {
     /// The FENCEs of a stream that count as applied.
     Fences { stream: u32, all: Vec<(Zone, Shard, OwnerEpoch)> },
+    /// Parked records were settled: up to where nothing is parked of each zone's log.
+    Settled { stream: u32, all: Box<Positions> },
     /// From now on a store has, or has no, room.
     Room(bool),
 }
@@ -63,6 +67,8 @@ pub(in crate::uring) enum News {
 pub(in crate::uring) struct Applied {
     /// The last seq of that log that is applied.
     pub seq: u64,
+    /// The last one up to which nothing is parked either.
+    pub settled: u64,
     /// Why it stopped before the end, if it did.
     pub wait: Option<Wait>,
     /// What is left to look through of that log.

@@ -49,6 +49,9 @@ pub struct Args {
     /// Chances of loss at which goodput is measured
     #[arg(long, value_delimiter = ',', default_values_t = [0.0, 0.001])]
     loss: Vec<f64>,
+    /// Chance of loss while lags are measured
+    #[arg(long, default_value_t = 0.0)]
+    steady_loss: f64,
     /// Commits of rows a second in the latency phase
     #[arg(long, default_value_t = 5000.0)]
     rows_per_s: f64,
@@ -138,6 +141,7 @@ fn phases(args: &Args, dir: &std::path::Path) -> Result<Report, String> {
     let ours = ours.map_err(|e| e.to_string())?.display().to_string();
     let mut report = Report::new(args.each_way_ms, &args.congestion, args.send_buffer_mib, args.tiny);
     for phase in &args.phases {
+        wan.set(|s| s.loss = if *phase == Phase::Goodput { 0.0 } else { args.steady_loss });
         match phase {
             Phase::Goodput => goodputs(args, &wan, &ours, &dir.join("goodput"), &mut report)?,
             Phase::Ours => {

@@ -1,7 +1,7 @@
 //! One TCP connection of a link: a task of its own reads it, another one writes it, so that neither what arrives nor what is read from the
 //! disk meanwhile is kept waiting by what is written.
 
-use super::line::{Gear, Line, choose, tune};
+use super::line::{Gear, Line, choose, has_much, tune};
 use super::now_us;
 use super::secure::{Session, plain_to_tls};
 use super::signal::Signal;
@@ -226,9 +226,10 @@ async fn writer(connection: Rc<Connection>, mut write: WriteHalf<TcpStream>, fd:
         connection.outbox.borrow_mut().pop_front();
         connection.outbox_bytes.set(connection.outbox_bytes.get() - bytes.len());
         connection.left.notify();
-        if let Some(behind) = gear.on_written(connection.is_busy(), now_us()) {
-            // SAFETY: it is that of the socket of which `write` is a half, which is open.
-            *connection.congestion.borrow_mut() = choose(&unsafe { BorrowedFd::borrow_raw(fd) }, &line, behind);
+        // SAFETY: it is that of the socket of which `write` is a half, which is open.
+        let socket = unsafe { BorrowedFd::borrow_raw(fd) };
+        if let Some(behind) = gear.on_written(connection.is_busy() || has_much(&socket), now_us()) {
+            *connection.congestion.borrow_mut() = choose(&socket, &line, behind);
         }
     }
     connection.end();

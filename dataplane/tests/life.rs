@@ -434,6 +434,34 @@ fn a_successor_that_does_not_come_up_changes_nothing() {
     load.end();
 }
 
+/// Its end and the end of its connection are two events, in either order; counted twice, the second would end its successor.
+#[test]
+fn a_successor_that_ends_while_it_takes_the_listeners_failed_once() {
+    let mut node = Node::new("once");
+    let program = installed(&node);
+    node.start("router", &program);
+    let ends = format!("#!/bin/sh\nwhile [ ! -e {} ]; do sleep 0.05; done\nexit 3\n", node.dir.join("go").display());
+    fs::write(node.dir.join("ends"), ends).unwrap();
+    fs::set_permissions(node.dir.join("ends"), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    fs::rename(node.dir.join("ends"), &program).unwrap();
+    assert_eq!(node.page("POST", "/upgrade").0, 202);
+    let mut connection = std::os::unix::net::UnixStream::connect(node.dir.join("data/router.sock")).unwrap();
+    connection.read_exact(&mut [0]).unwrap();
+    fs::write(node.dir.join("go"), "").unwrap();
+    sleep(Duration::from_millis(500));
+    assert_eq!(node.page("POST", "/upgrade").0, 409, "the listeners are still being given");
+    drop(connection);
+    within("the failure is shown", || (node.life()["upgrades_failed"] != 0).then_some(()));
+    sleep(Duration::from_millis(300));
+    let life = node.life();
+    assert_eq!(life["upgrades_failed"], 1, "{life}\n{}", node.said());
+    assert!(life["last_upgrade"]["problems"].to_string().contains("exit status: 3"), "{life}");
+    replace(&program, exe());
+    assert_eq!(node.page("POST", "/upgrade").0, 202);
+    let pid = node.pid();
+    upgraded(&node, pid, 1);
+}
+
 #[test]
 fn sigterm_lets_load_balancers_look_away_then_answers_what_is_in_flight() {
     let mut node = Node::new("term");

@@ -298,8 +298,9 @@ impl Running {
                 None => std::future::pending().await,
             }
         };
+        // While the listeners are given, the end of the connection tells first; then the process's own says why.
         let successor = async {
-            match &mut self.successor {
+            match self.successor.as_mut().filter(|_| !self.giving) {
                 Some(child) => child.wait().await.map_or_else(|e| e.to_string(), |status| status.to_string()),
                 None => std::future::pending().await,
             }
@@ -343,7 +344,7 @@ impl Running {
                 Event::Heir(stream) => self.give(stream),
                 Event::Gave(Ok(stream)) => match upgrade::let_go(stream) {
                     Ok(()) => return self.leave(Leaving::HandedOver).await,
-                    Err(e) => self.not_upgraded(format!("the successor was ready and is gone: {e}")),
+                    Err(e) => self.not_taken(format!("it was ready and is gone: {e}")),
                 },
                 Event::Gave(Err(why)) => self.not_taken(why),
                 Event::SuccessorSilent => {

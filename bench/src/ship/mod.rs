@@ -9,16 +9,18 @@ mod maria;
 mod report;
 mod zones;
 
-use crate::sys;
 use crate::wan::{self, Rate, Side, Stack, Wan};
+use crate::{locate, sys};
 use lag::Mark;
 use maria::Maria;
 use report::{Follow, Report};
 use serde_json::Value;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use zones::{Load, Zones};
 
@@ -103,14 +105,8 @@ pub fn run(mut args: Args) -> ExitCode {
     if args.tiny {
         (args.rounds, args.seconds, args.steady_s, args.cut_s) = (1, 2.0, 1.5, 4.0);
     }
-    match measure(&args) {
-        Ok(report) => {
-            report.print();
-            if args.json {
-                println!("{}", report.to_json());
-            }
-            ExitCode::SUCCESS
-        }
+    match measure(args) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
             eprintln!("ezbench ship: {fault}");
             ExitCode::from(2)
@@ -118,72 +114,120 @@ pub fn run(mut args: Args) -> ExitCode {
     }
 }
 
-fn measure(args: &Args) -> Result<Report, String> {
+/// Whatever ends it, a phase that fails or a signal: what was measured until then is shown, and nothing is left behind.
+fn measure(args: Args) -> Result<(), String> {
     if !sys::is_root() {
         return Err("network namespaces and TUN devices need root".into());
     }
     if !(1..=100).contains(&args.rounds) || !(1.5..=600.0).contains(&args.seconds) {
         return Err(format!("--rounds {} --seconds {}: expected 1 to 100, and 1.5 to 600", args.rounds, args.seconds));
     }
+    locate::read_map(std::path::Path::new(&args.map))?; // not only after minutes of measuring
     wan::sweep();
+    let stop = sys::stop_signals().map_err(|e| format!("cannot watch for signals: {e}"))?;
     let dir = args.dir.join(format!("ezbench-ship-{}", std::process::id()));
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let dir = dir.canonicalize().map_err(|e| format!("{}: {e}", dir.display()))?;
-    let result = phases(args, &dir);
+    let report = Report::new(args.each_way_ms, &args.congestion, args.send_buffer_mib, args.tiny);
+    let (args, report) = (Arc::new(args), Arc::new(Mutex::new(report)));
+    let measuring = {
+        let (args, report, dir) = (args.clone(), report.clone(), dir.clone());
+        thread::spawn(move || phases(&args, &dir, &report))
+    };
+    let ended = wait(measuring, &stop);
+    // A signal leaves its servers running until this program ends, a moment from now.
+    wan::leave();
     let _ = std::fs::remove_dir_all(&dir);
-    result
+    let report = report.lock().map_err(|_| "a phase has panicked; its message is above")?;
+    report.print();
+    if args.json {
+        println!("{}", report.to_json());
+    }
+    ended
 }
 
-fn phases(args: &Args, dir: &std::path::Path) -> Result<Report, String> {
+fn wait(measuring: JoinHandle<Result<(), String>>, stop: &OwnedFd) -> Result<(), String> {
+    let mut poller = sys::Poller::new().map_err(|e| format!("waiting: {e}"))?;
+    poller.add(stop, 0, sys::READ).map_err(|e| format!("waiting: {e}"))?;
+    let mut ready = vec![];
+    while !measuring.is_finished() {
+        poller.wait(&mut ready, Some(Duration::from_millis(100))).map_err(|e| format!("waiting: {e}"))?;
+        if !ready.is_empty() {
+            return Err("cut short by a signal: only the phases and rounds above were measured".into());
+        }
+    }
+    measuring.join().map_err(|_| "a phase has panicked; its message is above".to_owned())?
+}
+
+fn phases(args: &Args, dir: &std::path::Path, report: &Mutex<Report>) -> Result<(), String> {
+    let report = || report.lock().expect("whoever prints it does not panic");
     let stack = Stack::with(&args.congestion, args.send_buffer_mib);
     let wan = Wan::start(wan::plain(args.each_way_ms, args.rate), &stack, None)?;
     let ours = args.ours.clone().map_or_else(|| std::env::current_exe().map(|p| p.with_file_name("ezone")), Ok);
     let ours = ours.map_err(|e| e.to_string())?.display().to_string();
-    let mut report = Report::new(args.each_way_ms, &args.congestion, args.send_buffer_mib, args.tiny);
     for phase in &args.phases {
         wan.set(|s| s.loss = if *phase == Phase::Goodput { 0.0 } else { args.steady_loss });
         match phase {
-            Phase::Goodput => goodputs(args, &wan, &ours, &dir.join("goodput"), &mut report)?,
+            Phase::Goodput => goodputs(args, &wan, &ours, &dir.join("goodput"), report)?,
             Phase::Ours => {
                 eprintln!("  lag of ours: {} s", args.steady_s + args.cut_s + after_s(args));
-                report.follows.push(follow_ours(args, &wan, &ours, &dir.join("lag"))?);
+                let follow = follow_ours(args, &wan, &ours, &dir.join("lag"))?;
+                report().follows.push(follow);
             }
             Phase::Compress => {
                 for compress in ["never", "always"] {
+                    eprintln!("  bytes on the line with compress = \"{compress}\"");
                     let bytes = bytes_a_row(args, &wan, &ours, compress, &dir.join(compress))?;
-                    report.bytes_a_row.push((compress, bytes));
+                    report().bytes_a_row.push((compress, bytes));
                 }
             }
-            Phase::Apply => report.applied = Some(apply::measure(&args.map, &dir.join("apply"), args.tiny)?),
-            Phase::Mariadb if args.tiny => report.absent.push("NOT RUN: MariaDB: --tiny".into()),
+            Phase::Apply => {
+                eprintln!("  the applier alone");
+                let applied = apply::measure(&args.map, &dir.join("apply"), args.tiny)?;
+                report().applied = Some(applied);
+            }
+            Phase::Mariadb if args.tiny => report().absent.push("NOT RUN: MariaDB: --tiny".into()),
             Phase::Mariadb => match maria::present() {
-                Err(why) => report.absent.push(why),
+                Err(why) => report().absent.push(why),
                 Ok(version) => {
                     eprintln!("  lag of MariaDB");
-                    report.maria = Some(version);
-                    report.follows.push(follow_maria(args, &wan, &dir.join("maria"))?);
+                    report().maria = Some(version);
+                    let follow = follow_maria(args, &wan, &dir.join("maria"))?;
+                    report().follows.push(follow);
                 }
             },
         }
+        report().link = serde_json::to_value(wan.seen()).unwrap_or_default();
     }
-    report.link = serde_json::to_value(wan.seen()).unwrap_or_default();
-    Ok(report)
+    Ok(())
 }
 
 /// Each round both, in an order that changes.
-fn goodputs(args: &Args, wan: &Wan, ours: &str, dir: &std::path::Path, report: &mut Report) -> Result<(), String> {
+fn goodputs<'a>(
+    args: &Args,
+    wan: &Wan,
+    ours: &str,
+    dir: &std::path::Path,
+    report: impl Fn() -> MutexGuard<'a, Report>,
+) -> Result<(), String> {
     let iperf = Command::new("iperf3").arg("--version").output().is_ok();
     if !iperf {
-        report.absent.push("NOT RUN: iperf3: it is not here (apt-get install iperf3)".into());
+        report().absent.push("NOT RUN: iperf3: it is not here (apt-get install iperf3)".into());
     }
     for loss in &args.loss {
         for round in 0..args.rounds {
             wan.set(|s| s.loss = *loss);
             for turn in [round % 2, 1 - round % 2] {
                 match turn {
-                    0 if iperf => report.put("iperf3", *loss, iperf3(args, &wan.sides)?),
+                    0 if iperf => {
+                        let seen = iperf3(args, &wan.sides)?;
+                        report().put("iperf3", *loss, seen);
+                    }
                     0 => {}
-                    _ => report.put("ours", *loss, transfer(args, wan, ours, dir)?),
+                    _ => {
+                        let seen = transfer(args, wan, ours, dir)?;
+                        report().put("ours", *loss, seen);
+                    }
                 }
             }
             wan.set(|s| s.loss = 0.0);

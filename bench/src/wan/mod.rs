@@ -23,7 +23,7 @@ use options::{Options, Order};
 pub use options::{Rate, plain, rate};
 use relay::{Relay, Route};
 use serde_json::{Value, json};
-pub use side::{Side, Stack, sweep};
+pub use side::{Side, Stack, leave, sweep};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};

@@ -146,6 +146,12 @@ pub fn sweep() -> Vec<String> {
     left
 }
 
+/// Removes the namespaces of this program, whoever still uses them: the last step before it ends without `drop`.
+pub fn leave() {
+    let own = ["a", "b"].map(|end| format!("{PREFIX}{}-{end}", std::process::id()));
+    own.iter().for_each(|name| remove(&Path::new(NAMES).join(name)));
+}
+
 /// The process that made a namespace of this name; `None`: not ours.
 fn owner(name: &str) -> Option<u32> {
     let (pid, end) = name.strip_prefix(PREFIX)?.split_once('-')?;

@@ -18,7 +18,7 @@ mod sender;
 mod squeeze;
 
 pub use frame::{Ack, Ask, FRAME_MAX, Frame, Held, Hello, MAP_MAX, Malformed, SeedAsk, Welcome, put, take};
-pub use pack::{Codec, Pack};
+pub use pack::{Codec, Pack, Packer};
 pub use receiver::{Mirror, Receiver};
 pub use sender::{Log, Sender, Shipped};
 pub use squeeze::Compress;

@@ -7,7 +7,7 @@
 //! Accepts `accepted + 1` only. What is lower is a duplicate and must agree; what is higher ends the connection, and the
 //! next one starts from what is durable. While its origin is lost, it takes no DATA, but maps still travel both ways.
 
-use super::pack::CODECS;
+use super::pack::{CODECS, Unpacker};
 use super::{
     ACK_AFTER_US, Ack, CREDIT_BYTES, Frame, Hello, Order, Pack, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire,
 };
@@ -52,6 +52,7 @@ pub struct Receiver {
     origin_hlc: Hlc,
     everywhere: u64,
     echo_us: u64,
+    unpacker: Unpacker,
     ack_due: bool,
     acked_us: u64,
     /// Bytes that may be unacknowledged.
@@ -80,6 +81,7 @@ impl Receiver {
             origin_hlc: Hlc::default(),
             everywhere: 0,
             echo_us: 0,
+            unpacker: Unpacker::default(),
             ack_due: false,
             acked_us: 0,
             window_bytes: CREDIT_BYTES,
@@ -103,6 +105,7 @@ impl Receiver {
     pub fn on_disconnect(&mut self) {
         self.wire.disconnect();
         (self.hello_term, self.ack_due, self.passed_over) = (None, false, false);
+        self.unpacker = Unpacker::default();
     }
 
     /// Bytes from the origin.
@@ -291,7 +294,7 @@ impl Receiver {
 
     /// Each batch in its turn, as if it had come by itself. A pack that is not one ends the connection.
     fn on_pack(&mut self, sent_us: u64, pack: &Pack, now_us: u64) {
-        match pack.unpack() {
+        match self.unpacker.unpack(pack) {
             Ok(batches) => {
                 for batch in batches {
                     if self.wire.up {

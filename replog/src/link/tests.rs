@@ -1,5 +1,6 @@
 //! Frames in golden bytes and under fire, and both machines over connections that delay, cut and lose.
 
+use super::pack::Unpacker;
 use super::*;
 use crate::batch::Origin;
 use crate::{Hlc, Record};
@@ -86,8 +87,8 @@ fn frames() -> Vec<Frame> {
         Frame::Ask(ask.clone()),
         Frame::Seed(SeedAsk { asker: Zone(3), ask }),
         Frame::Part(Bytes::from_static(b"part")),
-        Frame::Pack { sent_us: 1, pack: Pack::of(&[batch(1, 0, 1, 2), batch(3, 0, 1, 9)], Codec::Zstd) },
-        Frame::Pack { sent_us: 1, pack: Pack::of(&[batch(1, 0, 1, 2)], Codec::None) },
+        Frame::Pack { sent_us: 1, pack: packed(&[batch(1, 0, 1, 2), batch(3, 0, 1, 9)], Codec::Zstd) },
+        Frame::Pack { sent_us: 1, pack: packed(&[batch(1, 0, 1, 2)], Codec::None) },
     ]);
     all.push(Frame::Held(Held { log_uuid: 1 << 100 | 2, first_kept: 3, durable: 4, chain: 5, batches: 6 }));
     all.extend([Why::Foreign, Why::Incarnation, Why::Diverged, Why::Gap, Why::Fenced, Why::Garbled].map(stop));
@@ -139,12 +140,17 @@ fn the_bytes_of_every_frame_are_those_of_the_format() {
     let missing: String = lines.filter(|line| !format.contains(line)).collect();
     assert!(missing.is_empty(), "FORMAT.md has not these lines:\n{missing}");
     // What zstd makes may differ from release to release: the frame around it is frozen, and what it holds.
-    let pack = Pack::of(std::slice::from_ref(&batch), Codec::None);
+    let pack = packed(std::slice::from_ref(&batch), Codec::None);
     let mut out = BytesMut::new();
     put(&mut out, &Frame::Pack { sent_us: 1, pack });
     let len = batch.bytes.len() as u32;
     let head: Vec<u8> = [&1u64.to_le_bytes()[..], &[0], &(len + 4).to_le_bytes(), &len.to_le_bytes()].concat();
     assert_eq!((&out[8..10], &out[10..27], &out[27..]), (&[1, 12][..], &head[..], &batch.bytes[..]));
+}
+
+/// The first pack of a connection.
+fn packed(batches: &[Batch], codec: Codec) -> Pack {
+    Packer::default().pack(batches, codec)
 }
 
 /// An order as a service would write it.
@@ -193,6 +199,51 @@ fn orders_shrink_to_a_third_and_the_mirror_has_the_same_bytes() {
         line_bytes * 3 < log_bytes && (1..10).contains(&packs),
         "{line_bytes} bytes for {log_bytes} in {packs} packs"
     );
+}
+
+#[test]
+fn small_packs_are_short_too_as_they_refer_to_those_before() {
+    let log = orders(200, 20);
+    let (mut packer, mut unpacker) = (Packer::default(), Unpacker::default());
+    let (mut raw, mut line, mut alone) = (0, 0, 0);
+    for batch in &log {
+        let pack = packer.pack(std::slice::from_ref(batch), Codec::Zstd);
+        assert_eq!(unpacker.unpack(&pack).unwrap(), [batch.bytes.clone()]);
+        (raw, line) = (raw + batch.bytes.len(), line + pack.packed.len());
+        alone += packed(std::slice::from_ref(batch), Codec::Zstd).packed.len();
+    }
+    assert!(line * 7 < raw && line * 5 < alone * 4, "{line} bytes for {raw}, each by itself {alone}");
+}
+
+#[test]
+fn a_stream_goes_on_past_its_window_around_what_was_not_compressed_and_with_what_does_not_shrink() {
+    let (mut packer, mut unpacker) = (Packer::default(), Unpacker::default());
+    let noise = |n: u64| {
+        let mut state = n;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 56) as u8
+        };
+        let record = Record { value: (0..60_000).map(|_| next()).collect(), ..order(n) };
+        let origin = Origin { stream: 0, zone: Zone(0), term: 9, log_uuid_lo: UUID as u64 };
+        Batch::build(&origin, n, 0, 0, &[record])
+    };
+    for n in 1..200 {
+        let batches: Vec<_> = if n % 7 == 0 { orders(4, 50) } else { vec![noise(n)] };
+        let codec = if n % 5 == 0 { Codec::None } else { Codec::Zstd };
+        let pack = packer.pack(&batches, codec);
+        assert!(pack.codec == codec && pack.packed.len() < pack.raw_len as usize + 100);
+        let all: Vec<_> = batches.iter().map(|b| b.bytes.clone()).collect();
+        assert!(unpacker.unpack(&pack).unwrap() == all, "pack {n}");
+    }
+}
+
+#[test]
+fn a_pack_of_another_connection_is_no_pack() {
+    let (mut packer, log) = (Packer::default(), orders(2, 20));
+    packer.pack(&log[..1], Codec::Zstd);
+    let second = packer.pack(&log[1..], Codec::Zstd);
+    assert!(Unpacker::default().unpack(&second).is_err());
 }
 
 #[test]
@@ -254,8 +305,8 @@ fn a_peer_that_names_no_codecs_is_sent_no_pack() {
 
 #[test]
 fn a_pack_that_lies_is_refused_and_takes_no_more_memory_than_it_announced() {
-    let good = Pack::of(&orders(4, 20), Codec::Zstd);
-    assert_eq!(good.unpack().unwrap().len(), 4);
+    let good = packed(&orders(4, 20), Codec::Zstd);
+    assert_eq!(Unpacker::default().unpack(&good).unwrap().len(), 4);
     let zeros = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
     assert!(zeros.len() < 10_000, "a bomb: 64 MiB in {} bytes", zeros.len());
     let mut lying = good.packed.to_vec();
@@ -277,7 +328,7 @@ fn a_pack_that_lies_is_refused_and_takes_no_more_memory_than_it_announced() {
         (none(&long_batch), "do not fill it"),
         (none(&[0; 127]), "expected"),
     ] {
-        let why = pack.unpack().unwrap_err().to_string();
+        let why = Unpacker::default().unpack(&pack).unwrap_err().to_string();
         assert!(why.contains(said), "{why}: {said}");
         let mut p = Pair::new(vec![], vec![]);
         p.connect();
@@ -338,6 +389,7 @@ struct Pair {
     to_r: Vec<u8>,
     to_s: Vec<u8>,
     open: bool,
+    packer: Packer,
     now: u64,
     maps_taken: Vec<MapEpoch>,
 }
@@ -346,7 +398,7 @@ impl Pair {
     fn new(log: Vec<Batch>, mirror: Vec<Batch>) -> Pair {
         let (s, r) = (sender(logged(&log, 9)), receiver(mirrored(&mirror)));
         let (written, to_r, to_s, maps_taken) = (vec![], vec![], vec![], vec![]);
-        Pair { s, r, log, mirror, written, to_r, to_s, open: false, now: 1, maps_taken }
+        Pair { s, r, log, mirror, written, to_r, to_s, open: false, packer: Packer::default(), now: 1, maps_taken }
     }
     fn connect(&mut self) {
         self.cut();
@@ -357,7 +409,7 @@ impl Pair {
     fn cut(&mut self) {
         self.s.on_disconnect();
         self.r.on_disconnect();
-        (self.open, self.to_r, self.to_s) = (false, vec![], vec![]);
+        (self.open, self.to_r, self.to_s, self.packer) = (false, vec![], vec![], Packer::default());
     }
     fn orders(&mut self) {
         while let Some(order) = self.s.next_order(self.now) {
@@ -367,7 +419,10 @@ impl Pair {
                     let found = self.log.iter().find(|b| (b.first_seq..=b.last_seq()).contains(&seq));
                     self.s.on_batch(found.unwrap().clone(), self.now);
                 }
-                Order::Pack(batches, codec) => self.s.on_packed(Pack::of(&batches, codec), 1, self.now),
+                Order::Pack(batches, codec) => {
+                    let pack = self.packer.pack(&batches, codec);
+                    self.s.on_packed(pack, 1, self.now);
+                }
                 Order::Close => self.open = false,
                 Order::TakeMap(epoch, map) => self.s.on_map(epoch, map, self.now),
                 Order::Append(_) => panic!("a sender appends nothing"),

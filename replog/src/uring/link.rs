@@ -9,7 +9,7 @@ use super::now_us;
 use super::secure::Session;
 use super::stream::{self, StreamLog};
 use crate::Batch;
-use crate::link::{Codec, Log, Order, Pack, Place, Receiver, Sender, Why};
+use crate::link::{Codec, Log, Order, Pack, Packer, Place, Receiver, Sender, Why};
 use bytes::{Bytes, BytesMut};
 use futures_lite::future::or;
 use glommio::net::TcpStream;
@@ -65,6 +65,7 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
                 peer: &peer,
                 sender: &mut sender,
                 connection,
+                packer: Packer::default(),
                 ahead: Ahead::default(),
                 waits: damaged.as_deref().unwrap_or("connecting"),
                 damaged: None,
@@ -145,6 +146,7 @@ struct Outgoing<'a> {
     peer: &'a Peer,
     sender: &'a mut Sender,
     connection: Rc<Connection>,
+    packer: Packer,
     /// Batches that were read with the one asked for, or meanwhile: the next ones.
     ahead: Ahead,
     /// What is shown until the peer answers.
@@ -246,7 +248,8 @@ impl Outgoing<'_> {
                     }
                 }
                 Order::Pack(batches, codec) => {
-                    let (pack, cost_us) = packed(batches, codec).await;
+                    let (packer, pack, cost_us) = packed(std::mem::take(&mut self.packer), batches, codec).await;
+                    self.packer = packer;
                     self.sender.on_packed(pack, cost_us, now_us());
                 }
                 Order::TakeMap(_, map) => self.core.tell(Told::Map(map)),
@@ -270,11 +273,12 @@ impl Outgoing<'_> {
 }
 
 /// Makes a pack, and says what it cost. Much is packed by another thread: commits of this core's streams do not wait for it.
-async fn packed(batches: Vec<Batch>, codec: Codec) -> (Pack, u64) {
+async fn packed(mut packer: Packer, batches: Vec<Batch>, codec: Codec) -> (Packer, Pack, u64) {
     let bytes: usize = batches.iter().map(|b| b.bytes.len()).sum();
     let work = move || {
         let began = Instant::now();
-        (Pack::of(&batches, codec), began.elapsed().as_micros() as u64)
+        let pack = packer.pack(&batches, codec);
+        (packer, pack, began.elapsed().as_micros() as u64)
     };
     if codec == Codec::None || bytes < PACK_HERE_BYTES {
         work()

@@ -5,7 +5,7 @@
 
 use bytes::{Bytes, BytesMut};
 use replog::limits::{BATCH_MAX, BLOCK, HEADER, KEY_MAX, TABLE_MAX, VALUE_MAX};
-use replog::link::pack::PACK_RAW_MAX;
+use replog::link::pack::{PACK_RAW_MAX, Unpacker};
 use replog::link::{self, Frame, Log, Mirror, Order, Place, Receiver, Sender};
 use replog::open::{Depth, Floor, Storage, Verdict, Walk, examine};
 use replog::seed::{Head, Packer, Taken, Taker, Taking};
@@ -53,10 +53,10 @@ pub fn frame(bytes: &[u8]) {
 }
 
 fn taken(bytes: &[u8]) {
-    let mut left = BytesMut::from(bytes);
+    let (mut left, mut unpacker) = (BytesMut::from(bytes), Unpacker::default());
     while let Ok(Some(frame)) = link::take(&mut left) {
         if let Frame::Pack { pack, .. } = &frame
-            && let Ok(batches) = pack.unpack()
+            && let Ok(batches) = unpacker.unpack(pack)
         {
             let len: usize = batches.iter().map(|b| b.len() + 4).sum();
             assert!(len == pack.raw_len as usize && len <= PACK_RAW_MAX);

@@ -7,7 +7,7 @@ mod rng;
 
 use bytes::{Bytes, BytesMut};
 use replog::batch::{Batch, Origin};
-use replog::link::{self, Ack, Ask, Codec, Frame, Hello, Pack, SeedAsk, Welcome};
+use replog::link::{self, Ack, Ask, Codec, Frame, Hello, SeedAsk, Welcome};
 use replog::seed::{Head, Packer, refusal};
 use replog::segment::{Checkpoint, Digest, FIRST_POS, Footer, Header};
 use replog::store::{Entry, Fence, Row};
@@ -76,15 +76,15 @@ fn frames() -> Vec<Vec<u8>> {
         map_epoch: MapEpoch(1),
         first_kept: 1,
         durable: 9,
-        codecs: 5,
+        codecs: 9,
     };
     let (durable, map_epoch) = (0, MapEpoch(1));
     let all = [
         Frame::Hello(hello),
-        Frame::Welcome(Welcome { durable, chain: 0, applied: 0, term: 1, map_epoch, credit: 1 << 20, codecs: 5 }),
+        Frame::Welcome(Welcome { durable, chain: 0, applied: 0, term: 1, map_epoch, credit: 1 << 20, codecs: 9 }),
         Frame::Data { sent_us: 1, batch: batches[0].bytes.clone() },
-        Frame::Pack { sent_us: 1, pack: Pack::of(&batches, Codec::Zstd) },
-        Frame::Pack { sent_us: 1, pack: Pack::of(&batches, Codec::None) },
+        Frame::Pack { sent_us: 1, pack: link::Packer::default().pack(&batches, Codec::Zstd) },
+        Frame::Pack { sent_us: 1, pack: link::Packer::default().pack(&batches, Codec::None) },
         Frame::Ack(Ack { durable, applied: 0, map_epoch, credit: 9, echo_us: 1 }),
         Frame::Ask(ask.clone()),
         Frame::Seed(SeedAsk { asker: Zone(1), ask }),

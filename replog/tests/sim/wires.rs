@@ -3,7 +3,7 @@
 use crate::disk::Block;
 use crate::world::{Broken, Conn, Fail, World};
 use crate::zone::map_bytes;
-use replog::link::{Order, Pack};
+use replog::link::Order;
 
 impl World {
     /// The connection from `o` to `p` opens, or carries something, whole or in part.
@@ -51,7 +51,9 @@ impl World {
                     let found = origin.disk.held(o).iter().find(|b| b.batch.last_seq() >= seq);
                     from.senders[p].on_batch(found.expect("durable and kept").batch.clone(), now_us);
                 }
-                Order::Pack(batches, codec) => from.senders[p].on_packed(Pack::of(&batches, codec), 10, now_us),
+                Order::Pack(batches, codec) => {
+                    from.senders[p].on_packed(self.conns[at].packer.pack(&batches, codec), 10, now_us);
+                }
                 Order::TakeMap(epoch, _) => maps.push((o, epoch)),
                 Order::Close => self.conns[at].open = false,
                 Order::Append(_) => return Err(Fail("a sender appends".into())),

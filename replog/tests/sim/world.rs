@@ -6,6 +6,7 @@ use crate::purge::Spool;
 use crate::zone::{Appended, Node, SimMap};
 use bytes::Bytes;
 use replog::gate::Write;
+use replog::link::Packer;
 use shardmap::ownership::{History, Kind};
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::sync::Arc;
@@ -71,6 +72,7 @@ pub struct Conn {
     /// Everything that this connection's origin has sent, and what an earlier one's had.
     pub sent: Vec<u8>,
     pub stale: Vec<u8>,
+    pub packer: Packer,
 }
 
 /// A zone's report on its way to the GZS.

@@ -91,6 +91,12 @@ impl Zones {
         while Instant::now() < until && writer.is_none() {
             // A few only: the other zone's figures of its lag begin with these.
             writer = zones.writer(Load { value_bytes: 100, random: false, per_s: Some(500.0) }).ok();
+            for (child, name) in zones.children.iter_mut().zip(NAMES) {
+                if let Ok(Some(status)) = child.try_wait() {
+                    let said = fs::read_to_string(dir.join(name).join("said")).unwrap_or_default();
+                    return Err(format!("the log of {name} ended ({status}): {said}"));
+                }
+            }
             thread::sleep(Duration::from_millis(50));
         }
         let said = || fs::read_to_string(dir.join("bj/said")).unwrap_or_default();

@@ -126,7 +126,8 @@ impl fmt::Display for Stop {
             ),
             Why::Diverged => write!(
                 f,
-                "the logs differ ({seen:#x}, expected {expected:#x}): compare them before anything is repaired"
+                "the logs differ ({seen:#x}, expected {expected:#x}): compare the origin's own log with the mirror of it at the peer (`ezctl log diff`), restore \
+                 the wrong one from a copy, then `ezctl link clear`"
             ),
             Why::Gap => write!(
                 f,

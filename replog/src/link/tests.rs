@@ -208,7 +208,7 @@ fn small_packs_are_short_too_as_they_refer_to_those_before() {
     let (mut raw, mut line, mut alone) = (0, 0, 0);
     for batch in &log {
         let pack = packer.pack(std::slice::from_ref(batch), Codec::Zstd);
-        assert_eq!(unpacker.unpack(&pack).unwrap(), [batch.bytes.clone()]);
+        assert_eq!(unpacker.unpack(&pack).unwrap(), std::slice::from_ref(&batch.bytes));
         (raw, line) = (raw + batch.bytes.len(), line + pack.packed.len());
         alone += packed(std::slice::from_ref(batch), Codec::Zstd).packed.len();
     }

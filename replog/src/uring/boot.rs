@@ -384,16 +384,16 @@ fn incoming(core: &Core, stream: &Stream) -> BTreeMap<Zone, String> {
         }
     }
     for (zone, scan) in stream.scans.borrow().iter() {
-        let own = (*zone == core.options.zone).then(|| stream.log.clone());
-        let log = own.or_else(|| stream.mirrors.get(zone).and_then(Mirror::log));
+        let own = (zone == core.options.zone).then(|| stream.log.clone());
+        let log = own.or_else(|| stream.mirrors.get(&zone).and_then(Mirror::log));
         if log.is_some_and(|log| scan.from < log.with(|l| l.first_kept())) {
             let what =
-                if *zone == core.options.zone { "compare the ledgers of all zones" } else { "seed this stream again" };
+                if zone == core.options.zone { "compare the ledgers of all zones" } else { "seed this stream again" };
             let text = format!(
                 "unseen: seq {} to {} were not kept when a new cut asked for them: the conflict ledger may lack some; {what}",
                 scan.from, scan.to
             );
-            all.entry(*zone).or_insert(text);
+            all.entry(zone).or_insert(text);
         }
     }
     all

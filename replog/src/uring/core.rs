@@ -8,6 +8,7 @@ use super::line::LineFigures;
 use super::mirror::Mirror;
 use super::node::{Options, Peer, Told};
 use super::now_ms;
+use super::scans::Scans;
 use super::seed::Hold;
 use super::signal::{Budget, Signal};
 use super::stream::{self, Durable, StreamLog};
@@ -17,7 +18,6 @@ use crate::log;
 use crate::owners::stream_of;
 use crate::record::Record;
 use crate::seed::Plan;
-use crate::store::Scan;
 use crate::watch::Watches;
 use bytes::Bytes;
 use futures_channel::mpsc::UnboundedSender;
@@ -95,7 +95,7 @@ pub(super) struct Stream {
     /// Mirrors that a snapshot has given, whose gap is still to be recorded.
     pub unrecorded: RefCell<Vec<Plan>>,
     /// Scans under way, or of which the rest is not kept.
-    pub scans: RefCell<BTreeMap<Zone, Scan>>,
+    pub scans: RefCell<Scans>,
     pub scans_changed: Signal,
     /// Rows that are being looked up, while the log goes on.
     pub watches: RefCell<Watches>,
@@ -181,9 +181,9 @@ impl Core {
                 mirror.freeze(self.is_lost(stream.number, *zone));
             }
         }
-        for (number, zone, scan) in scans {
-            if let Some(stream) = self.streams.iter().find(|s| s.number == number) {
-                stream.scans.borrow_mut().insert(zone, scan);
+        for (stream, number, all) in scans {
+            if let Some(stream) = self.streams.iter().find(|s| s.number == stream) {
+                stream.scans.borrow_mut().on_all(number, &all);
                 stream.scans_changed.notify();
             }
         }
@@ -350,10 +350,7 @@ impl Stream {
         self.applied.borrow_mut().set(zone, done.seq);
         self.settled.borrow_mut().set(zone, done.settled);
         self.fed.borrow_mut().set(zone, done.seq);
-        match done.scan {
-            Some(scan) => self.scans.borrow_mut().insert(zone, scan),
-            None => self.scans.borrow_mut().remove(&zone),
-        };
+        self.scans.borrow_mut().on_one(done.number, zone, done.scan);
         self.applied_changed.notify();
     }
 }

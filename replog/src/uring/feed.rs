@@ -5,11 +5,12 @@ use super::keeper::{Applied, Job};
 use super::mirror::Mirror;
 use super::stream::{self, StreamLog};
 use crate::apply::Wait;
+use crate::batch::Batch;
 use crate::store::Scan;
-use futures_lite::future::or;
+use futures_lite::future::{or, zip};
 use glommio::timer::sleep;
 use shardmap::{MapEpoch, Zone};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,8 @@ struct Feed {
     log: StreamLog,
     /// The scan of which a part is not kept, and up to where the rest was looked through.
     above: Cell<(Option<Scan>, u64)>,
+    /// What is to be applied next, read while the keeper was at the piece before it.
+    ahead: RefCell<Vec<Batch>>,
 }
 
 impl Core {
@@ -57,7 +60,7 @@ impl Core {
 
 impl Feed {
     fn of(core: Rc<Core>, stream: Rc<Stream>, zone: Zone, log: StreamLog) -> Feed {
-        Feed { core, stream, zone, log, above: Cell::new((None, 0)) }
+        Feed { core, stream, zone, log, above: Cell::new((None, 0)), ahead: RefCell::default() }
     }
 
     async fn run(&self) -> Result<(), String> {
@@ -85,7 +88,7 @@ impl Feed {
     /// Where a scan goes on. What it wants and the log has not yet, it waits for; what it wants and the log has no more, it leaves for an
     /// operator, and looks through what is behind.
     fn scan(&self) -> Option<u64> {
-        let scan = *self.stream.scans.borrow().get(&self.zone)?;
+        let scan = self.stream.scans.borrow().get(self.zone)?;
         let kept = self.log.with(|l| l.first_kept());
         if scan.from >= kept {
             return (scan.from <= self.log.durable_seq()).then_some(scan.from);
@@ -122,19 +125,35 @@ impl Feed {
 
     async fn hand_over(&self, from: u64, scan: bool) -> Result<Applied, String> {
         let (zone, stream) = (self.zone, self.stream.number);
-        let batches = self.log.read_from(from, PIECE_BYTES).await.map_err(|e| self.broken(&e))?;
+        let ahead = if scan { Vec::new() } else { self.ahead.take() };
+        let batches = match ahead.first() {
+            // It may begin with what was applied already: the applier passes over that.
+            Some(first) if (first.first_seq..=first.last_seq()).contains(&from) => ahead,
+            _ => self.log.read_from(from, PIECE_BYTES).await.map_err(|e| self.broken(&e))?,
+        };
         let done = if scan {
             let kept = self.log.with(|l| l.first_kept());
             let (of, above) = self.above.get();
             self.above.set((of, batches.last().map_or(above, |b| b.last_seq() + 1)));
             self.core.ask(|done| Job::Scan { stream, zone, batches, kept, done }).await
         } else {
-            self.stream.on_fed(zone, batches.last().map_or(0, |b| b.last_seq()));
-            self.core.ask(|done| Job::Apply { stream, zone, batches, done }).await
+            let last = batches.last().map_or(0, |b| b.last_seq());
+            // Who keeps up takes all that there is then, not what there was before.
+            let behind = batches.iter().map(|b| b.bytes.len()).sum::<usize>() >= PIECE_BYTES / 2;
+            self.stream.on_fed(zone, last);
+            zip(self.core.ask(|done| Job::Apply { stream, zone, batches, done }), self.read_ahead(last, behind)).await.0
         };
         let done = done.ok_or("the keeper is gone")?;
         self.stream.on_applied(zone, &done);
         Ok(done)
+    }
+
+    /// Reads what follows `last`, if it is there; what cannot be read now is read, and told of, in its turn.
+    async fn read_ahead(&self, last: u64, behind: bool) {
+        if behind && self.log.durable_seq() > last {
+            let next = self.log.read_from(last + 1, PIECE_BYTES).await;
+            self.ahead.replace(next.unwrap_or_default());
+        }
     }
 
     /// Ends when there may be something to do: more than `durable`, a scan, or the end of `pause`.

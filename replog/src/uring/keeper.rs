@@ -40,6 +40,8 @@ pub(super) struct Kept {
     pub stored: Positions,
     /// For each zone's tombstones: from where they are looked at next.
     pub looked: BTreeMap<Zone, u64>,
+    /// How many answers have spoken of scans.
+    answers: u64,
 }
 
 pub(super) struct Keeper {
@@ -74,7 +76,15 @@ impl From<String> for End {
 impl Kept {
     /// The applier and the store that it began with.
     pub fn new(stream: u32, applier: Applier, store: Sqlite) -> Kept {
-        Kept { stream, stored: applier.positions().clone(), applier, store, ledger: None, looked: BTreeMap::new() }
+        Kept {
+            stream,
+            stored: applier.positions().clone(),
+            applier,
+            store,
+            ledger: None,
+            looked: BTreeMap::new(),
+            answers: 0,
+        }
     }
 }
 
@@ -256,7 +266,7 @@ impl Keeper {
                     let changes = self.kept[at].applier.on_map(map.clone(), bytes.clone());
                     self.commit(at, &changes)?;
                 }
-                let scans = self.kept.iter().flat_map(|k| k.applier.scans().map(|(zone, scan)| (k.stream, zone, scan)));
+                let scans = self.kept.iter_mut().map(|k| (k.stream, k.next_answer(), k.applier.scans().collect()));
                 let _ = done.send(scans.collect());
             }
             Job::Report { stream, shards, take_over, done } => {
@@ -388,10 +398,15 @@ impl Kept {
         if unseen { self.applier.scan_kept(zone, batch, kept) } else { self.applier.scan(zone, batch) }
     }
 
-    fn applied(&self, zone: Zone, wait: Option<Wait>) -> Applied {
+    fn next_answer(&mut self) -> u64 {
+        self.answers += 1;
+        self.answers
+    }
+
+    fn applied(&mut self, zone: Zone, wait: Option<Wait>) -> Applied {
         let scan = self.applier.scans().find(|(z, _)| *z == zone).map(|(_, scan)| scan);
         let (seq, settled) = (self.applier.applied(zone), self.applier.settled(zone));
-        Applied { seq, settled, wait, scan, map_epoch: self.applier.map_epoch() }
+        Applied { seq, settled, wait, scan, number: self.next_answer(), map_epoch: self.applier.map_epoch() }
     }
 
     /// Up to where nothing is parked of each zone's log.

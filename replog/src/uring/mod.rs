@@ -27,6 +27,7 @@ mod open;
 mod port;
 pub mod repair;
 mod retain;
+mod scans;
 pub mod secure;
 mod seed;
 mod signal;

@@ -6,6 +6,7 @@ use super::dir::{incarnation, lock, sync_dir};
 use super::keeper::Kept;
 use super::mirror::Mirror;
 use super::node::{Error, Options};
+use super::scans::Scans;
 use super::seed;
 use super::signal::Signal;
 use super::sqlite::Sqlite;
@@ -136,7 +137,7 @@ pub(super) async fn open_stream(
         holds: RefCell::default(),
         seeded: Cell::new(0),
         unrecorded: RefCell::new(unrecorded),
-        scans: RefCell::new(begin.scans),
+        scans: RefCell::new(Scans::new(begin.scans)),
         scans_changed: Signal::default(),
         watches: RefCell::new(Watches::new(options.zone, number)),
     })

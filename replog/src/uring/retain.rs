@@ -131,7 +131,7 @@ fn let_go(
 ) {
     let kept = log.with(|l| l.first_kept());
     // What a scan wants and is not there any more is not held: only an operator ends that.
-    let scan = stream.scans.borrow().get(&zone).filter(|s| s.to >= kept).map(|s| s.from.max(kept));
+    let scan = stream.scans.borrow().get(zone).filter(|s| s.to >= kept).map(|s| s.from.max(kept));
     let Some(oldest) = log.with(|l| l.oldest_sealed()) else { return };
     let known = Known { applied: stream.kept_seq(zone), scan, seeded, peers, oldest, volume };
     let release = release(core.options.retain, known);

@@ -334,7 +334,7 @@ async fn begin(core: &Rc<Core>, stream: &Rc<Stream>, zone: Zone) -> Result<Begun
         mirror: mirror.mirrored(),
         first_kept: mirror.log().map_or(0, |log| log.with(|l| l.first_kept())),
         applied: stream.applied_seq(zone),
-        scan: stream.scans.borrow().get(&zone).copied(),
+        scan: stream.scans.borrow().get(zone),
         map_epoch,
         dir: mirror.dir().to_owned(),
         jobs: core.jobs.clone(),

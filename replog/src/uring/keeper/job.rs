@@ -30,7 +30,7 @@ pub(in crate::uring) enum Job {
     /// First answers to idempotency keys, by age.
     Answers { stream: u32, from: Hlc, below: Hlc, most: usize, done: Sender<Vec<(Shard, Bytes, Version)>> },
     /// Store a newer map; the answer is what has to be looked through.
-    Map { map: Arc<Map>, bytes: Bytes, done: Sender<Vec<(u32, Zone, Scan)>> },
+    Map { map: Arc<Map>, bytes: Bytes, done: Sender<Vec<Scanned>> },
     /// What this zone has of some shards.
     Report { stream: u32, shards: Vec<Shard>, take_over: bool, done: Sender<Vec<Reported>> },
     /// Drop tombstones that may go, by what every zone has applied of each log; the answer: are there more to look at?
@@ -62,6 +62,9 @@ pub(in crate::uring) enum News {
     Room(bool),
 }
 
+/// A stream, the number of the answer, and all that is left to look through of its logs.
+pub(in crate::uring) type Scanned = (u32, u64, BTreeMap<Zone, Scan>);
+
 /// What an apply or a scan led to.
 #[derive(Debug)]
 pub(in crate::uring) struct Applied {
@@ -73,6 +76,8 @@ pub(in crate::uring) struct Applied {
     pub wait: Option<Wait>,
     /// What is left to look through of that log.
     pub scan: Option<Scan>,
+    /// The number of this answer among those of its stream that speak of scans.
+    pub number: u64,
     /// The map that the applier went by.
     pub map_epoch: MapEpoch,
 }

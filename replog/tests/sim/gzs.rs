@@ -37,9 +37,23 @@ impl World {
         let Some(live) = &mut self.nodes[z].live else { return Ok(()) };
         let links = live.senders.iter().enumerate().filter_map(|(p, s)| Some((Zone(p as u8), s.live()?)));
         let links: Vec<_> = links.collect();
+        let waits = live.gate.is_read_only();
         live.gate.on_links(&links);
+        let ends = waits && !live.gate.is_read_only();
         if self.losses && self.rng.one_in(20) {
             live.gate.start_alone();
+            self.sure[z] = true;
+        }
+        if ends {
+            // Whoever could own something has said something since this start.
+            let live = self.nodes[z].live.as_ref().expect("up");
+            let mut owners = vec![];
+            live.gate.map().each(&mut |_, h| {
+                owners.extend(h.entries().iter().flat_map(|e| [e.owner, e.to, e.lost.map(|l| l.0)]).flatten());
+            });
+            let mut others = owners.into_iter().map(|o| usize::from(o.0)).filter(|o| *o != z);
+            self.sure[z] |= others.all(|o| self.heard[z * self.zones + o]);
+            self.seen.by_links += 1;
         }
         Ok(())
     }
@@ -49,6 +63,7 @@ impl World {
         self.take_map(z, epoch)?;
         if let Some(live) = &mut self.nodes[z].live {
             live.gate.on_gzs(epoch);
+            self.sure[z] |= live.gate.map().epoch() == epoch;
         }
         Ok(())
     }

@@ -29,6 +29,7 @@ impl World {
         let conn = &mut self.conns[at];
         let to_peer: Vec<u8> = conn.to_peer.drain(..conn.to_peer.len() / part).collect();
         let to_origin: Vec<u8> = conn.to_origin.drain(..conn.to_origin.len() / part).collect();
+        self.heard[at] |= !to_origin.is_empty();
         self.nodes[p].live.as_mut().expect("up").receivers[o].on_bytes(&to_peer, self.now_us);
         self.nodes[o].live.as_mut().expect("up").senders[p].on_bytes(&to_origin, self.now_us);
         self.orders(o, p)?;

@@ -29,6 +29,7 @@ pub enum Broken {
     MapTakenBack,
     PurgeUndurable,
     ParkedLetGo,
+    WritableAtStart,
     SeedWithoutLedger,
     SeedPositionFirst,
 }
@@ -109,6 +110,10 @@ pub struct World {
     /// Volumes of this world fill up; and by that, something was let go that a zone had not applied.
     pub fills_up: bool,
     pub left_behind: bool,
+    /// Since its start, the zone has learnt who owns what, or an operator has answered for it.
+    pub sure: Vec<bool>,
+    /// Which zones have answered a zone since its start, in the order of `conns`.
+    pub heard: Vec<bool>,
     pub healing: bool,
     pub spools: Vec<Spool>,
 }
@@ -128,7 +133,10 @@ pub struct Seen {
     pub purged: u64,
     pub gaps: u64,
     pub seeded: u64,
+    /// Runs at whose end some zone could not look through all that a cut asked for.
     pub unseen: u64,
+    /// Logs that ended read-only by their links alone.
+    pub by_links: u64,
 }
 
 impl Seen {
@@ -146,6 +154,7 @@ impl Seen {
         self.gaps += more.gaps;
         self.seeded += more.seeded;
         self.unseen += more.unseen;
+        self.by_links += more.by_links;
     }
 }
 
@@ -178,6 +187,8 @@ impl World {
             waiting: vec![],
             fills_up: seed.is_multiple_of(3),
             left_behind: false,
+            sure: vec![false; zones],
+            heard: vec![false; zones * zones],
             healing: false,
             spools: vec![],
         };
@@ -288,6 +299,8 @@ impl World {
             return Ok(());
         }
         let now_ms = self.now_ms(z);
+        self.sure[z] = false;
+        self.heard[z * self.zones..][..self.zones].fill(false);
         self.nodes[z].start(&self.maps, now_ms)
     }
 
@@ -342,6 +355,9 @@ impl World {
         let known = self.truth.known(&self.nodes[z], &key);
         let now_ms = self.now_ms(z);
         let Some(Appended { record, seq }) = self.nodes[z].write(&ask, now_ms) else { return Ok(()) };
+        if !self.sure[z] {
+            return Err(Fail(format!("11: {z} writes before it knows what it still owns")));
+        }
         self.truth.name(&record, token, Zone(z as u8), seq);
         // Of what a zone had applied and a power cut took back, no other zone waits for a second time.
         let states: Vec<_> = self.nodes.iter().map(|n| n.disk.most.clone()).collect();

@@ -110,6 +110,9 @@ impl Node {
             holds: BTreeMap::new(),
             looked: vec![(None, 0); self.zones],
         });
+        if self.broken == Broken::WritableAtStart {
+            self.live.as_mut().expect("up").gate.start_alone();
+        }
         self.fences_due(now_ms);
         self.record_gaps(now_ms);
         self.freeze_links();

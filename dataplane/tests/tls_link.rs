@@ -13,7 +13,7 @@ use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
 use shardmap::{MapEpoch, Shard, Zone};
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
@@ -152,6 +152,11 @@ impl World {
     fn knock(&self, config: ClientConfig, first: &Frame) -> (Vec<u8>, Option<Vec<u8>>) {
         let socket = TcpStream::connect(self.link(BJ)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        World::knock_by(socket, config, first)
+    }
+
+    /// The same, by a connection to bj that there is.
+    fn knock_by(socket: impl Read + Write, config: ClientConfig, first: &Frame) -> (Vec<u8>, Option<Vec<u8>>) {
         let tls = ClientConnection::new(Arc::new(config), "bj".try_into().unwrap()).unwrap();
         let mut stream = StreamOwned::new(tls, socket);
         let (mut out, mut back) = (BytesMut::new(), vec![]);
@@ -168,6 +173,26 @@ impl World {
         }
         let shown = stream.conn.peer_certificates().map(|all| all[0].to_vec());
         (back, shown)
+    }
+}
+
+/// A connection that brings what is written in pieces, as a path with a small MTU, or a loss between two segments, does.
+struct Pieces(TcpStream, usize);
+
+impl Write for Pieces {
+    fn write(&mut self, from: &[u8]) -> io::Result<usize> {
+        std::thread::sleep(Duration::from_millis(2));
+        self.0.write(&from[..from.len().min(self.1)])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, to: &mut [u8]) -> io::Result<usize> {
+        self.0.read(to)
     }
 }
 
@@ -229,6 +254,8 @@ fn who_must_not_get_in_is_refused_with_the_reason_and_counted() {
     // Its configuration leads it to itself where it means sh.
     w.start(BJ, SH, own, true);
     w.state(BJ, SH, "the certificate is of zone bj, expected zone sh");
+    // Who is refused by a log that connects hears why, by its alert, and that is the only word its operator gets.
+    w.said("received fatal alert");
     let valid = Period::days(now_s(), 1);
     let ended = Period::days(now_s() - 5 * 86_400, 1);
     let other = Made::authority("ezone", valid).unwrap();
@@ -276,6 +303,24 @@ fn who_must_not_get_in_is_refused_with_the_reason_and_counted() {
         assert!(socket.read_to_end(&mut rest).is_ok_and(|n| n < 100), "the connection is ended, in bounded time");
     }
     assert!(w.refused(BJ) >= before + 20, "each of them is counted");
+}
+
+#[test]
+fn a_handshake_is_heard_out_however_tcp_cuts_it() {
+    let mut w = World::new("pieces");
+    w.certify(BJ, BJ, &w.ca);
+    let nowhere = w.link(SH);
+    w.start(BJ, SH, nowhere, true);
+    let zone = Identity::Zone(SH.into());
+    let config = w.client(zone, &w.ca, Period::days(now_s(), 1), "ezone-link/1");
+    for bytes in [1, 7, 100, 700] {
+        let socket = TcpStream::connect(w.link(BJ)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        socket.set_nodelay(true).unwrap();
+        let (answer, shown) = World::knock_by(Pieces(socket, bytes), config.clone(), &ask(0, 0));
+        assert!(shown.is_some() && answer.len() > 20 && answer[9] == 9, "HELD, {bytes} at a time: {answer:?}");
+    }
+    assert_eq!(w.refused(BJ), 0, "{}", w.dir.said());
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Doors {
         tls.set_buffer_limit(None);
         let mut read = 0;
         while tls.is_handshaking() {
-            let received = receive(&mut tls, socket).await;
+            let received = receive_after(&mut tls, socket, Some(read)).await;
             if received.as_ref().is_err_and(|fault| fault.reason == Reason::NotTls) {
                 let _ = socket.try_write(&NO_TLS); // a log that speaks none knows it by this
             }
@@ -144,6 +144,12 @@ fn made(
 
 /// Takes what has come; returns how much it was.
 pub async fn receive(tls: &mut ServerConnection, socket: &TcpStream) -> Result<usize, Fault> {
+    receive_after(tls, socket, None).await
+}
+
+/// The same; `Some` of how many bytes came before in a handshake. Of all it is only the first byte that says whether this is TLS at all: how TCP
+/// cuts what follows is its own affair.
+async fn receive_after(tls: &mut ServerConnection, socket: &TcpStream, before: Option<usize>) -> Result<usize, Fault> {
     let gone = |why: String| Fault::new(Reason::Gone, why);
     let mut part = [0; 4096];
     let n = loop {
@@ -156,7 +162,7 @@ pub async fn receive(tls: &mut ServerConnection, socket: &TcpStream) -> Result<u
         }
     };
     let mut bytes = &part[..n];
-    if tls.is_handshaking() && bytes[0] != HANDSHAKE && bytes[0] != 20 && bytes[0] != 23 && bytes[0] != 21 {
+    if before == Some(0) && bytes[0] != HANDSHAKE {
         let text = "no TLS at a port that speaks TLS: that zone's log has no [cluster], or it is a stranger";
         return Err(Fault::new(Reason::NotTls, text));
     }

@@ -109,10 +109,7 @@ impl Session {
 async fn handshake(mut tls: ClientConnection, socket: &mut TcpStream) -> Result<Session, String> {
     let (mut part, mut read) = (vec![0; 4096], 0);
     loop {
-        let mut out = vec![];
-        while tls.wants_write() {
-            tls.write_tls(&mut out).map_err(|e| e.to_string())?;
-        }
+        let out = left(&mut tls);
         let sent = if out.is_empty() { Ok(()) } else { socket.write_all(&out).await };
         if !tls.is_handshaking() {
             sent.map_err(|e| e.to_string())?;
@@ -120,8 +117,19 @@ async fn handshake(mut tls: ClientConnection, socket: &mut TcpStream) -> Result<
         }
         let n = socket.read(&mut part).await.map_err(|e| gone(&e.to_string()))?;
         read += n;
-        on_handshake(&mut tls, &part[..n], read)?;
+        if let Err(why) = on_handshake(&mut tls, &part[..n], read) {
+            // Its alert tells the peer's operator why; if it does not get there, there is nobody to tell.
+            let _ = socket.write_all(&left(&mut tls)).await;
+            return Err(why);
+        }
     }
+}
+
+/// What a session has to send.
+fn left(tls: &mut ClientConnection) -> Vec<u8> {
+    let mut out = vec![];
+    while tls.wants_write() && tls.write_tls(&mut out).is_ok() {}
+    out
 }
 
 /// Takes a piece of a handshake; `read` bytes came so far.
@@ -202,7 +210,10 @@ impl Socket {
             }
             let n = socket.read(&mut part)?;
             read += n;
-            on_handshake(&mut tls, &part[..n], read).map_err(io::Error::other)?;
+            if let Err(why) = on_handshake(&mut tls, &part[..n], read) {
+                let _ = socket.write_all(&left(&mut tls)); // as above
+                return Err(io::Error::other(why));
+            }
         }
     }
 

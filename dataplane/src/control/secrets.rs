@@ -109,8 +109,12 @@ impl Secrets {
             (self.refused, self.told) = (None, false);
             return false;
         }
+        if found.is_err() && self.refused.take().is_some() {
+            self.told = false; // files that cannot be read are another fault than the one before
+        }
         let judged = found.and_then(|files| {
             let same = self.refused.as_ref() == Some(&files);
+            self.told &= same; // and other files than those that were told of may have another
             self.refused = Some(files.clone());
             Secrets::default().make(config, files, Some(&self.read)).map_err(|e| if same { e } else { String::new() })
         });
@@ -337,6 +341,10 @@ mod tests {
     use super::*;
     use crate::tls::authority::{Made, Period};
     use std::fs;
+    use std::sync::Mutex;
+
+    /// Tests that have files refused: these are counted for the whole process.
+    static COUNTED: Mutex<()> = Mutex::new(());
 
     struct Dir {
         path: PathBuf,
@@ -418,6 +426,7 @@ mod tests {
 
     #[test]
     fn a_certificate_that_has_ended_is_warned_of_at_the_start_and_refused_in_the_place_of_another() {
+        let _counted = COUNTED.lock().unwrap_or_else(|e| e.into_inner());
         let dir = Dir::new("ended");
         let (config, mut secrets) = (dir.config(), Secrets::default());
         dir.put("server", &dir.server(5));
@@ -438,6 +447,7 @@ mod tests {
 
     #[test]
     fn changed_files_are_taken_once_they_are_good_and_a_bad_one_is_told_once() {
+        let _counted = COUNTED.lock().unwrap_or_else(|e| e.into_inner());
         let dir = Dir::new("changed");
         let (config, mut secrets) = (dir.config(), Secrets::default());
         let first = secrets.contexts(&config).unwrap();
@@ -448,6 +458,17 @@ mod tests {
         assert!(!secrets.changed(&config, None) && REFUSED.load(Relaxed) == before, "someone may still be writing");
         (0..3).for_each(|_| assert!(!secrets.changed(&config, None)));
         assert_eq!(REFUSED.load(Relaxed), before + 1, "told at the second look, and once");
+        // Who mends one fault by another must hear of that one, too.
+        let look_twice = |secrets: &mut Secrets| (0..3).for_each(|_| assert!(!secrets.changed(&config, None)));
+        fs::write(dir.path.join("server.pem"), "no certificate").unwrap();
+        look_twice(&mut secrets);
+        assert_eq!(REFUSED.load(Relaxed), before + 2, "another bad file is told as well");
+        fs::remove_file(dir.path.join("server.pem")).unwrap();
+        look_twice(&mut secrets);
+        assert_eq!(REFUSED.load(Relaxed), before + 3, "and one that is gone");
+        fs::write(dir.path.join("server.pem"), &new.certificate).unwrap();
+        look_twice(&mut secrets);
+        assert_eq!(REFUSED.load(Relaxed), before + 4, "and the first, which is back");
         fs::write(dir.path.join("server.key"), &new.key).unwrap();
         assert!(secrets.changed(&config, None));
         let second = secrets.contexts(&config).unwrap();

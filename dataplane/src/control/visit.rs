@@ -73,9 +73,22 @@ impl AsyncRead for Visit {
     }
 }
 
+impl Visit {
+    /// Who takes an answer is there; who takes nothing is as silent as who asks nothing, and is not asked for while he is written to.
+    fn written(&mut self, cx: &mut Context<'_>, done: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if done.is_ready() {
+            let next = self.until.min(Instant::now() + self.silence);
+            self.patience.as_mut().reset(next);
+            return done;
+        }
+        self.patience.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
 impl AsyncWrite for Visit {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        pin!(&mut self.stream).poll_write(cx, bytes)
+        let done = pin!(&mut self.stream).poll_write(cx, bytes);
+        self.written(cx, done)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -91,7 +104,8 @@ impl AsyncWrite for Visit {
         cx: &mut Context<'_>,
         parts: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        pin!(&mut self.stream).poll_write_vectored(cx, parts)
+        let done = pin!(&mut self.stream).poll_write_vectored(cx, parts);
+        self.written(cx, done)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -104,6 +118,37 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net;
+
+    #[test]
+    fn who_asks_much_and_reads_nothing_makes_room_as_well() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.unwrap().block_on(async {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let at = listener.local_addr().unwrap();
+            let (silence, places) = (Duration::from_millis(300), Arc::new(Semaphore::new(3)));
+            let visitors = Visitors { listener, places, silence };
+            // More than what a kernel buffers for one connection.
+            let page = axum::routing::get(async || vec![b'x'; 16 << 20]);
+            tokio::spawn(async move { axum::serve(visitors, axum::Router::new().route("/", page)).await });
+            // As long as there is more to read, nobody waits for a byte of his.
+            let ask = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(2000);
+            let greedy: Vec<_> = (0..3).map(|_| net::TcpStream::connect(at).unwrap()).collect();
+            greedy.iter().for_each(|mut g| g.write_all(&ask).unwrap());
+            let asked = std::thread::spawn(move || {
+                let mut late = net::TcpStream::connect(at).unwrap();
+                late.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+                late.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").unwrap();
+                let mut answer = vec![];
+                late.read_to_end(&mut answer).map(|_| answer.len())
+            });
+            while !asked.is_finished() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let read = asked.join().unwrap();
+            assert!(read.as_ref().is_ok_and(|n| *n > 16 << 20), "{read:?}");
+            drop(greedy);
+        });
+    }
 
     #[test]
     fn so_many_are_let_in_and_who_is_silent_makes_room() {

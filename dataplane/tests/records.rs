@@ -188,6 +188,9 @@ fn a_transaction_is_done_whole_or_not_at_all() {
     let twice = r#"{"ops":[{"op":"delete","table":"o","key":"a"},{"op":"put","table":"o","key":"a","value":1}]}"#;
     assert!(post(twice).is(400).json()["seen"].as_str().unwrap().contains("operation 1: the same row"));
     post(r#"{"ops":[]}"#).is(400);
+    for tag in ["", TAG] {
+        assert_eq!(node.ask("GET /tx", tag, "").is(405).json()["expected"], "POST to /tx");
+    }
     let many = vec![r#"{"op":"mint","table":"o","value":1}"#; 129].join(",");
     assert_eq!(post(&format!(r#"{{"ops":[{many}]}}"#)).is(413).json()["seen"], "129");
     // An order of another shard: its shard stands in its id.
@@ -347,6 +350,8 @@ fn changes_come_as_lines_and_go_on_from_a_token() {
         ("?from=1.2", 400),
         ("?from=9.0.1", 400),
         ("?from=0.77.1", 400),
+        // Beyond the end of this zone's own log: no zone can have told of it.
+        ("?from=0.0.99999999", 400),
         ("?values=maybe", 400),
         ("?what=1", 400),
     ] {

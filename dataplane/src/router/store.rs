@@ -299,6 +299,11 @@ impl Core {
 
     /// Where a transaction without a tag belongs: by the first of its keys that is an id. `None`: it waits for its body, or was answered.
     pub(super) fn shard_of_keys(&mut self, id: ConnId, r: &Request<'_, '_>, wall_ms: u64) -> Option<Option<Found>> {
+        if r.method != "POST" {
+            let fault = method(r, "POST to /tx");
+            self.fail(id, fault.status, fault.error, &fault.seen, fault.expected);
+            return None;
+        }
         let body = self.gathered(id, r)?;
         match tx::steps(&body) {
             Ok(steps) => {

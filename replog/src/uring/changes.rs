@@ -63,8 +63,16 @@ impl Core {
             let stream = self.streams.iter().find(|s| s.number == t.stream);
             stream.is_some_and(|s| t.zone == s.zone || s.mirrors.contains_key(&t.zone))
         };
-        let odd = after.iter().find(|t| !known(t))?;
-        Some(format!("{odd}: this zone tells of no stream {} of zone {}", odd.stream, odd.zone))
+        if let Some(odd) = after.iter().find(|t| !known(t)) {
+            return Some(format!("{odd}: this zone tells of no stream {} of zone {}", odd.stream, odd.zone));
+        }
+        // Another zone may have told of places that are not here yet, but of this zone's own log only of what is durable here: who waited for
+        // a place behind that would in silence not be told of all that comes before.
+        after.iter().find_map(|t| {
+            let own = self.streams.iter().find(|s| s.number == t.stream && s.zone == t.zone)?;
+            let end = own.log.durable_seq();
+            (t.seq > end).then(|| format!("{t}: this zone's own log of stream {} ends at seq {end}", t.stream))
+        })
     }
 
     /// The place of every log of this core: as named, the beginning, or now.

@@ -145,6 +145,9 @@ impl fmt::Display for Stop {
     }
 }
 
+/// Of a frame whose turn it is not.
+const ODD: &str = "a frame that does not come at this point of a link";
+
 /// What both ends do alike: gather frames, exchange maps, notice silence.
 #[derive(Debug)]
 struct Wire {
@@ -159,6 +162,8 @@ struct Wire {
     stopped: Option<Stop>,
     /// Why the last connection was refused; another may be fine.
     refused: Option<Stop>,
+    /// Why this side ended the last connection, if that stops nothing: the next may be fine.
+    fault: Option<String>,
     orders: std::collections::VecDeque<Order>,
 }
 
@@ -174,6 +179,7 @@ impl Wire {
             peer_map: None,
             stopped: None,
             refused: None,
+            fault: None,
             orders: Default::default(),
         }
     }
@@ -182,6 +188,7 @@ impl Wire {
     fn connect(&mut self, now_us: u64) {
         self.disconnect();
         (self.up, self.heard_us, self.said_us) = (self.stopped.is_none(), now_us, now_us);
+        self.fault = None;
     }
 
     fn disconnect(&mut self) {
@@ -216,6 +223,22 @@ impl Wire {
         }
     }
 
+    /// Ends the connection for a reason that people are told; the next one begins anew.
+    fn fail(&mut self, why: impl ToString) {
+        if self.up {
+            self.fault = Some(why.to_string());
+            self.close();
+        }
+    }
+
+    /// Ends a connection on which nothing has come for too long.
+    fn check_silence(&mut self, now_us: u64) {
+        if self.is_silent(now_us) {
+            let s = SILENT_MAX_US / 1_000_000;
+            self.fail(format!("nothing was heard for {s} s: is its log stopped, or the way between the zones cut?"));
+        }
+    }
+
     /// Says why, and never goes on.
     fn stop(&mut self, why: Why, seen: u64, expected: u64, now_us: u64) {
         let stop = Stop { why, seen, expected };
@@ -247,8 +270,8 @@ impl Wire {
                 self.refuse(Why::Garbled, v.into(), frame::VERSION.into(), now_us);
                 None
             }
-            Err(_) => {
-                self.close();
+            Err(why) => {
+                self.fail(why);
                 None
             }
         }

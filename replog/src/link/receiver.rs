@@ -9,7 +9,7 @@
 
 use super::pack::{CODECS, Unpacker};
 use super::{
-    ACK_AFTER_US, Ack, CREDIT_BYTES, Frame, Hello, Order, Pack, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire,
+    ACK_AFTER_US, Ack, CREDIT_BYTES, Frame, Hello, ODD, Order, Pack, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire,
 };
 use crate::limits::BATCH_MAX;
 use crate::{Batch, Hlc};
@@ -126,10 +126,10 @@ impl Receiver {
                     self.wire.stopped = Some(stop);
                     self.wire.close();
                 }
-                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Pack { .. } => self.wire.close(),
-                Frame::Ack(_) | Frame::Beat { .. } => self.wire.close(),
+                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Pack { .. } => self.wire.fail(ODD),
+                Frame::Ack(_) | Frame::Beat { .. } => self.wire.fail(ODD),
                 // They have connections of their own.
-                Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.close(),
+                Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.fail(ODD),
             }
         }
         self.check();
@@ -202,9 +202,7 @@ impl Receiver {
 
     /// What to do next; `None`: wait for an event, or until `deadline`.
     pub fn next_order(&mut self, now_us: u64) -> Option<Order> {
-        if self.wire.is_silent(now_us) {
-            self.wire.close();
-        }
+        self.wire.check_silence(now_us);
         if self.ack_is_open() && now_us >= self.acked_us + ACK_AFTER_US {
             (self.ack_due, self.acked_us) = (false, now_us);
             let durable = self.mirror.durable.min(self.brought);
@@ -230,6 +228,11 @@ impl Receiver {
     /// Is the origin there? With which map?
     pub fn live(&self) -> Option<MapEpoch> {
         if self.hello_term.is_some() && self.wire.up { self.wire.peer_map } else { None }
+    }
+
+    /// Why this side ended the last connection, although the link may go on.
+    pub fn fault(&self) -> Option<&str> {
+        self.wire.fault.as_deref()
     }
 
     /// Why the link cannot go on.
@@ -302,7 +305,7 @@ impl Receiver {
                     }
                 }
             }
-            Err(_) => self.wire.close(),
+            Err(why) => self.wire.fail(why),
         }
     }
 
@@ -312,7 +315,10 @@ impl Receiver {
             self.passed_over = true;
             return;
         }
-        let Ok(batch) = Batch::parse(bytes) else { return self.wire.close() };
+        let batch = match Batch::parse(bytes) {
+            Ok(batch) => batch,
+            Err(why) => return self.wire.fail(format!("a batch that is none: {why}")),
+        };
         if (batch.zone, batch.stream) != (self.place.origin, self.place.stream) {
             return self.wire.refuse(Why::Foreign, batch.zone.0.into(), self.place.origin.0.into(), now_us);
         }
@@ -323,8 +329,15 @@ impl Receiver {
         if batch.last_seq() <= self.accepted {
             return self.on_duplicate(&batch, now_us);
         }
-        if batch.first_seq != self.accepted + 1 || self.pending_bytes > self.window_bytes + BATCH_MAX as u64 {
-            return self.wire.close();
+        if batch.first_seq != self.accepted + 1 {
+            let (seen, expected) = (batch.first_seq, self.accepted + 1);
+            return self.wire.fail(format!("a batch from seq {seen} on, expected {expected}"));
+        }
+        if self.pending_bytes > self.window_bytes + BATCH_MAX as u64 {
+            let (seen, window) = (self.pending_bytes, self.window_bytes);
+            return self
+                .wire
+                .fail(format!("{seen} bytes that are not durable here yet, and more, credit was {window}"));
         }
         if batch.prev_chain != self.accepted_chain {
             let (seen, expected) = (batch.prev_chain.into(), self.accepted_chain.into());

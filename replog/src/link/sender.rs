@@ -10,7 +10,7 @@
 use super::pace::Bucket;
 use super::pack::{CODECS, Codec, PACK_BYTES, Pack, RAW_BYTES_MIN};
 use super::squeeze::{Compress, Squeeze};
-use super::{Ack, BEAT_AFTER_US, Frame, Hello, Order, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire};
+use super::{Ack, BEAT_AFTER_US, Frame, Hello, ODD, Order, Place, SILENT_MAX_US, Stop, Welcome, Why, Wire};
 use crate::{Batch, Hlc};
 use bytes::Bytes;
 use shardmap::MapEpoch;
@@ -186,10 +186,10 @@ impl Sender {
                     self.wire.stopped = Some(stop);
                     self.wire.close();
                 }
-                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Pack { .. } => self.wire.close(),
-                Frame::Ack(_) | Frame::Beat { .. } => self.wire.close(),
+                Frame::Hello(_) | Frame::Welcome(_) | Frame::Data { .. } | Frame::Pack { .. } => self.wire.fail(ODD),
+                Frame::Ack(_) | Frame::Beat { .. } => self.wire.fail(ODD),
                 // They have connections of their own.
-                Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.close(),
+                Frame::Ask(_) | Frame::Held(_) | Frame::Seed(_) | Frame::Part(_) => self.wire.fail(ODD),
             }
         }
         self.check();
@@ -280,9 +280,7 @@ impl Sender {
 
     /// What to do next; `None`: wait for an event, or until `deadline`.
     pub fn next_order(&mut self, now_us: u64) -> Option<Order> {
-        if self.wire.is_silent(now_us) {
-            self.wire.close();
-        }
+        self.wire.check_silence(now_us);
         if let Some(order) = self.wire.orders.pop_front() {
             return Some(order);
         }
@@ -336,6 +334,11 @@ impl Sender {
     /// Something was done about what stopped the link: the peer is asked again.
     pub fn try_again(&mut self) {
         self.wire.stopped = None;
+    }
+
+    /// Why this side ended the last connection, although the link may go on.
+    pub fn fault(&self) -> Option<&str> {
+        self.wire.fault.as_deref()
     }
 
     /// Why the link cannot go on.
@@ -392,7 +395,10 @@ impl Sender {
 
     fn on_ack(&mut self, a: &Ack, now_us: u64) {
         if a.durable < self.acked || a.durable > self.sent || a.applied > a.durable {
-            return self.wire.close();
+            let (seen, acked, sent) = (a.durable, self.acked, self.sent);
+            let why =
+                format!("an ACK of seq {seen} durable and {} applied, expected {acked} to {sent} durable", a.applied);
+            return self.wire.fail(why);
         }
         (self.acked, self.applied, self.credit) = (a.durable, self.applied.max(a.applied), a.credit);
         while let Some((last, bytes)) = self.flight.front().copied().filter(|(last, _)| *last <= a.durable) {

@@ -668,9 +668,47 @@ fn an_idle_link_beats_and_a_silent_one_is_given_up() {
         p.deliver(|n| n);
     }
     assert!(p.open && p.now > SILENT_MAX_US, "beats keep it open: {}", p.now);
+    assert_eq!((p.s.fault(), p.r.fault()), (None, None));
     p.now += SILENT_MAX_US;
     p.orders();
     assert!(!p.open && p.s.live().is_none());
+    assert!(p.s.fault().is_some_and(|why| why.starts_with("nothing was heard for 3 s")), "{:?}", p.s.fault());
+    p.connect();
+    p.settle();
+    assert_eq!((p.s.fault(), p.r.fault()), (None, None), "the next connection begins anew");
+}
+
+#[test]
+fn whoever_ends_a_connection_says_why() {
+    let frame = |f: &Frame| {
+        let mut out = BytesMut::new();
+        put(&mut out, f);
+        out
+    };
+    let ack = Ack { durable: 5, applied: 0, map_epoch: MapEpoch(1), credit: 1, echo_us: 0 };
+    let data = |b: &Batch| frame(&Frame::Data { sent_us: 1, batch: b.bytes.clone() });
+    let mut torn = data(&batch(1, 0, 1, 2)).to_vec();
+    *torn.last_mut().unwrap() ^= 1;
+    let bad = Frame::Data { sent_us: 1, batch: Bytes::from_static(&[7; 300]) };
+    for (bytes, why) in [
+        (torn, "a frame that fails its checksum"),
+        (data(&batch(9, 0, 1, 2)).to_vec(), "a batch from seq 9 on, expected 1"),
+        (frame(&bad).to_vec(), "a batch that is none: "),
+        (frame(&Frame::Ack(ack)).to_vec(), "a frame that does not come at this point"),
+    ] {
+        let mut p = Pair::new(vec![], vec![]);
+        p.connect();
+        p.settle();
+        p.r.on_bytes(&bytes, p.now);
+        assert!(p.r.fault().is_some_and(|seen| seen.starts_with(why)), "{why}: {:?}", p.r.fault());
+    }
+    let mut p = Pair::new(some_log(2, 1), vec![]);
+    p.connect();
+    p.settle();
+    let sent = p.log.last().unwrap().last_seq();
+    p.s.on_bytes(&frame(&Frame::Ack(Ack { durable: sent + 9, ..ack })), p.now);
+    let why = format!("an ACK of seq {} durable and 0 applied, expected {sent} to {sent} durable", sent + 9);
+    assert_eq!(p.s.fault(), Some(why.as_str()));
 }
 
 #[test]

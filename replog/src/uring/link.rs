@@ -3,7 +3,7 @@
 use super::connection::Connection;
 use super::core::{Core, Link, Stream, shipped};
 use super::line::LineFigures;
-use super::mirror::Mirror;
+use super::mirror::{FAULTS_TOLD_US, Mirror};
 use super::node::{Adopted, Peer, Told};
 use super::now_us;
 use super::secure::Session;
@@ -74,14 +74,16 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
             let was_live = link.run(&figures).await;
             link.connection.close().await;
             let found = link.damaged.take().or(link.connection.fault());
-            figures.failures += u64::from(found.is_some());
+            // It is told, but changes no pause: a line that was cut is to be tried as soon as it may be there again.
+            let found_out = sender.fault().map(str::to_owned);
+            figures.failures += u64::from(found.is_some() || found_out.is_some());
             pause = match &found {
                 Some(_) => RECONNECT_MAX,
                 None if was_live => RECONNECT,
                 None => pause,
             };
             // Nothing is skipped: it is tried again until it is mended, and writers are served all the same.
-            match &found {
+            match found.as_ref().or(found_out.as_ref()) {
                 Some(why) => tell(&stream, &peer, &mut damaged, why),
                 None => damaged = None,
             }
@@ -482,6 +484,15 @@ impl Incoming<'_> {
             }
             self.mirror.on_stopped(Some(stop));
             self.mirror.forget_receiver();
+        } else if let Some(why) = receiver.fault() {
+            // The origin connects again at once; a line that garbles much must not fill a disk with messages.
+            if let Some(count) = self.mirror.on_fault(now_us()) {
+                let (number, origin) = (self.stream.number, self.origin);
+                tracing::warn!(
+                    "stream {number}: a connection from zone {origin} was ended: {why}; {count} since the start, told at most every {} s",
+                    FAULTS_TOLD_US / 1_000_000
+                );
+            }
         }
     }
 }

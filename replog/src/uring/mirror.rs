@@ -26,6 +26,8 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(10);
 /// How soon one that had no room is tried again.
 const ROOM_LOOK: Duration = Duration::from_millis(500);
+/// Connections that are ended for what came on them are told at most so often.
+pub(super) const FAULTS_TOLD_US: u64 = 10_000_000;
 
 /// It exists from the first HELLO on, which names the incarnation that it is a copy of.
 pub(super) struct Mirror {
@@ -52,6 +54,8 @@ pub(super) struct Mirror {
     feeding: Cell<bool>,
     /// Why the origin's link could not go on, last.
     stopped: Cell<Option<Stop>>,
+    /// Connections of the origin's that this side ended, although the link may go on; and when that was told last.
+    faults: Cell<(u64, Option<u64>)>,
     /// The map at which the other survivors were last asked for what they have of it.
     completed: Cell<MapEpoch>,
 }
@@ -81,6 +85,7 @@ impl Mirror {
             paused: Cell::new(false),
             feeding: Cell::new(false),
             stopped: Cell::new(None),
+            faults: Cell::new((0, None)),
             completed: Cell::new(MapEpoch(0)),
         })
     }
@@ -159,6 +164,14 @@ impl Mirror {
     /// The origin's link cannot go on, or does.
     pub fn on_stopped(&self, stop: Option<Stop>) {
         self.stopped.set(stop);
+    }
+
+    /// A connection was ended for what came on it. Returns how many were so far, if it is time to tell it.
+    pub fn on_fault(&self, now_us: u64) -> Option<u64> {
+        let (count, told_us) = (self.faults.get().0 + 1, self.faults.get().1);
+        let tells = told_us.is_none_or(|at| now_us >= at + FAULTS_TOLD_US);
+        self.faults.set((count, if tells { Some(now_us) } else { told_us }));
+        tells.then_some(count)
     }
 
     /// Puts what was prepared in its place; it is what `plan` says, durably committed in the store. Returns the plan that is to be recorded.

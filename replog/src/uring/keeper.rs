@@ -410,7 +410,7 @@ impl Kept {
     }
 
     /// Up to where nothing is parked of each zone's log.
-    fn settled(&self) -> Positions {
+    pub fn settled(&self) -> Positions {
         self.applier.positions().iter().map(|(zone, _)| (zone, self.applier.settled(zone))).collect()
     }
 

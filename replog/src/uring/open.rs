@@ -31,6 +31,7 @@ use std::sync::Arc;
 pub(super) struct Begin {
     stream: u32,
     applied: Positions,
+    settled: Positions,
     own_fences: Vec<(Shard, shardmap::OwnerEpoch)>,
     fences_applied: Vec<(Zone, Shard, shardmap::OwnerEpoch)>,
     scans: BTreeMap<Zone, crate::store::Scan>,
@@ -41,6 +42,7 @@ impl Begin {
         Begin {
             stream: kept.stream,
             applied: kept.applier.positions().clone(),
+            settled: kept.settled(),
             own_fences: kept.applier.own_fences().collect(),
             fences_applied: kept.applier.fences().collect(),
             scans: kept.applier.scans().collect(),
@@ -127,8 +129,8 @@ pub(super) async fn open_stream(
         mirrors,
         fed: RefCell::new(begin.applied.clone()),
         applied: RefCell::new(begin.applied),
-        // What is parked is known when something follows, or when it is tried again.
-        settled: RefCell::default(),
+        // At once: others let go what everybody has, and a log that is not written to brings nothing that would tell it later.
+        settled: RefCell::new(begin.settled),
         kept: RefCell::default(),
         applied_changed: Signal::default(),
         links: RefCell::default(),

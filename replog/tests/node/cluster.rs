@@ -32,7 +32,7 @@ pub const A: Zone = Zone(0);
 pub const B: Zone = Zone(1);
 pub const STREAMS: u32 = 2;
 /// What anything may take on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One test at a time: each executor locks memory, and two cores are all there are.
 static ONE: Mutex<()> = Mutex::new(());

@@ -59,7 +59,8 @@ pub enum Order {
     Send(Bytes),
     /// Sender: read the batch that begins with this seq and hand it to `on_batch`.
     Read(u64),
-    /// Sender: make a pack of these batches, and hand it to `on_packed` with what it cost; nothing else is asked for meanwhile.
+    /// Sender: make a pack of these batches with this connection's own `Packer`, and hand it to `on_packed` with what it cost; nothing else is
+    /// asked for meanwhile.
     Pack(Vec<Batch>, Codec),
     /// Receiver: append this batch to the mirror; `on_durable` when it is.
     Append(Batch),

@@ -2,15 +2,17 @@
 
 use super::ROW_BYTES;
 use super::zones::{KEYS, SHARD, order};
-use crate::{locate, sys};
+use crate::sys;
 use bytes::Bytes;
 use replog::apply::Applier;
 use replog::batch::Origin;
 use replog::store::{Changes, State, Store};
 use replog::uring::sqlite::Sqlite;
 use replog::{Batch, Hlc, Op, Record};
+use shardmap::map::Map;
 use shardmap::{OwnerEpoch, Zone};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 const RECORDS: u64 = 400_000;
@@ -26,8 +28,7 @@ pub struct Applied {
     pub per_cpu_s: f64,
 }
 
-pub fn measure(map: &str, dir: &Path, tiny: bool) -> Result<Applied, String> {
-    let map = std::sync::Arc::new(locate::read_map(Path::new(map))?);
+pub fn measure(map: Arc<Map>, dir: &Path, tiny: bool) -> Result<Applied, String> {
     std::fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))?;
     let batches = batches(if tiny { 10_000 } else { RECORDS });
     let mut store = Sqlite::open(&dir.join("apply.db")).map_err(|e| e.to_string())?;

@@ -15,6 +15,7 @@ use lag::Mark;
 use maria::Maria;
 use report::{Follow, Report};
 use serde_json::Value;
+use shardmap::map::Map;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
@@ -122,7 +123,7 @@ fn measure(args: Args) -> Result<(), String> {
     if !(1..=100).contains(&args.rounds) || !(1.5..=600.0).contains(&args.seconds) {
         return Err(format!("--rounds {} --seconds {}: expected 1 to 100, and 1.5 to 600", args.rounds, args.seconds));
     }
-    locate::read_map(std::path::Path::new(&args.map))?; // not only after minutes of measuring
+    let map = Arc::new(locate::read_map(std::path::Path::new(&args.map))?);
     wan::sweep();
     let stop = sys::stop_signals().map_err(|e| format!("cannot watch for signals: {e}"))?;
     let dir = args.dir.join(format!("ezbench-ship-{}", std::process::id()));
@@ -132,7 +133,7 @@ fn measure(args: Args) -> Result<(), String> {
     let (args, report) = (Arc::new(args), Arc::new(Mutex::new(report)));
     let measuring = {
         let (args, report, dir) = (args.clone(), report.clone(), dir.clone());
-        thread::spawn(move || phases(&args, &dir, &report))
+        thread::spawn(move || phases(&args, map, &dir, &report))
     };
     let ended = wait(measuring, &stop);
     // A signal leaves its servers running until this program ends, a moment from now.
@@ -159,7 +160,7 @@ fn wait(measuring: JoinHandle<Result<(), String>>, stop: &OwnedFd) -> Result<(),
     measuring.join().map_err(|_| "a phase has panicked; its message is above".to_owned())?
 }
 
-fn phases(args: &Args, dir: &std::path::Path, report: &Mutex<Report>) -> Result<(), String> {
+fn phases(args: &Args, map: Arc<Map>, dir: &std::path::Path, report: &Mutex<Report>) -> Result<(), String> {
     let report = || report.lock().expect("whoever prints it does not panic");
     let stack = Stack::with(&args.congestion, args.send_buffer_mib);
     let wan = Wan::start(wan::plain(args.each_way_ms, args.rate), &stack, None)?;
@@ -183,7 +184,7 @@ fn phases(args: &Args, dir: &std::path::Path, report: &Mutex<Report>) -> Result<
             }
             Phase::Apply => {
                 eprintln!("  the applier alone");
-                let applied = apply::measure(&args.map, &dir.join("apply"), args.tiny)?;
+                let applied = apply::measure(map.clone(), &dir.join("apply"), args.tiny)?;
                 report().applied = Some(applied);
             }
             Phase::Mariadb if args.tiny => report().absent.push("NOT RUN: MariaDB: --tiny".into()),

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! All compressed packs of a connection are one zstd stream, flushed at the end of each: a pack of few orders is short because it refers to
-//! those before it. (Each as a frame of its own: 134 bytes a row of 311 at 100 commits/s; as one stream 58.)
+//! those before it. (`ezbench ship --phases compress`: 58 bytes a row of 311; with a frame for each pack it was 134.)
 //!
 //! Whoever takes one allocates what it announces, which is limited, and the window once; what would not fit is refused.
 

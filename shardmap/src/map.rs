@@ -176,6 +176,10 @@ impl Map {
     pub fn digest(&self) -> [u8; 32] {
         self.digest
     }
+    /// BLAKE3 over its fences alone.
+    pub fn fences_digest(&self) -> [u8; 32] {
+        self.fences_digest
+    }
     /// The digest of the map before it; zeros: this is the first.
     pub fn previous(&self) -> [u8; 32] {
         self.previous

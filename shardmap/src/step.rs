@@ -146,6 +146,10 @@ impl Map {
             say("fences in order", String::new(), Some(order(self)), Some(order(next)));
         }
         let (was, is) = (self.exceptions(), next.exceptions());
+        // Of millions, a step of an operation changes none.
+        if std::ptr::eq(was, is) {
+            return changes;
+        }
         for (of, was, is) in [("order id", &was.orders, &is.orders), ("shop id", &was.shops, &is.shops)] {
             let placed = |list: &[(u64, Shard)]| by_name(list.iter().map(|(id, s)| (*id, format!("shard {s}"))));
             pairs(&placed(was), &placed(is), |id, was, is| say(of, id.to_string(), was.cloned(), is.cloned()));

@@ -4,3 +4,9 @@
 //! Pure but for `store/`: no clock, socket or thread. The program that serves it is `ezone gzs` (`dataplane/src/control/gzs/`).
 
 pub mod api;
+pub mod change;
+pub mod limits;
+pub mod nodes;
+pub mod op;
+pub mod service;
+pub mod store;

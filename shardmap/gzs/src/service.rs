@@ -1,0 +1,253 @@
+//! The service as a machine: what it holds, what it is told, and the one change that comes next.
+//!
+//! ```text
+//!   loop {
+//!       while let Some(change) = service.next_change(now) { store.commit(&change)?; service.on_stored(change); hand out the map }
+//!       wait for a telling, a person's word, or the deadline
+//!   }
+//! ```
+//!
+//! A change takes effect here only once it is stored; one that the store refuses was made from something old: what the store holds is
+//! loaded into a new machine. It stops issuing as soon as anyone shows it a map that it did not make (a backup was restored, or a
+//! second service is at work), and says so until a person has settled it.
+
+mod begin;
+mod shown;
+
+use crate::api::{AuditView, NodeAsked, NodeTold};
+use crate::change::{Change, Held, Mark};
+use crate::limits::{LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS};
+use crate::nodes::{Nodes, Seen};
+use crate::op::{At, Decision, Op};
+use shardmap::map::Map;
+use shardmap::{Shard, Zone};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+pub use begin::Refused;
+
+/// What an operator chooses.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The cluster's name.
+    pub cluster: String,
+    /// A zone whose log was silent for so long is taken over without a word of a person; 0: never.
+    pub silence_ms: u64,
+    /// What an operation has changed so recently is left alone, unless someone insists.
+    pub cool_down_ms: u64,
+    /// An operation that takes longer gives up, unless its ask says otherwise.
+    pub move_limit_ms: u64,
+    /// By zone: requests a second that it can answer; unnamed: not known.
+    pub requests_per_s_max: BTreeMap<String, f64>,
+}
+
+/// The machine.
+pub struct Service {
+    settings: Settings,
+    map: Arc<Map>,
+    ops: BTreeMap<u64, Op>,
+    /// What each running operation waits for.
+    waits: BTreeMap<u64, String>,
+    marks: BTreeMap<Shard, Mark>,
+    digests: BTreeMap<u64, [u8; 32]>,
+    nodes: Nodes,
+    /// When this process began to listen, or was last found to have slept.
+    awake_ms: u64,
+    looked_ms: u64,
+    /// A map that someone has and that is not known here.
+    shown: Option<Shown>,
+    stopped: Option<String>,
+    /// The newest changes, newest last.
+    audit: Vec<AuditView>,
+}
+
+struct Shown {
+    by: String,
+    epoch: u64,
+    digest: Option<[u8; 32]>,
+}
+
+/// Unheard since this service began: so much longer than the configured silence, since nodes try again now and then.
+const GRACE_MS: u64 = 5000;
+/// Changes that are shown.
+const AUDIT_SHOWN: usize = 20;
+
+impl Service {
+    /// Goes on from what a store holds; `audit`: its newest changes, oldest first.
+    pub fn new(held: Held, audit: Vec<AuditView>, settings: Settings, now_ms: u64) -> Service {
+        Service {
+            settings,
+            map: Arc::new(held.map),
+            ops: held.ops.into_iter().map(|op| (op.id, op)).collect(),
+            waits: BTreeMap::new(),
+            marks: held.marks.into_iter().collect(),
+            digests: held.digests.into_iter().collect(),
+            nodes: Nodes::default(),
+            awake_ms: now_ms,
+            looked_ms: now_ms,
+            shown: None,
+            stopped: None,
+            audit,
+        }
+    }
+
+    /// Goes on from what a store holds now, with what it has heard: its own copy was overtaken.
+    pub fn reload(&mut self, held: Held) {
+        self.map = Arc::new(held.map);
+        self.ops = held.ops.into_iter().map(|op| (op.id, op)).collect();
+        self.marks = held.marks.into_iter().collect();
+        self.digests = held.digests.into_iter().collect();
+        self.waits.clear();
+        if let Some(shown) = self.shown.take().filter(|s| self.is_foreign(s.epoch, s.digest)) {
+            self.stop_at(&shown);
+        }
+    }
+
+    /// The newest map.
+    pub fn map(&self) -> &Arc<Map> {
+        &self.map
+    }
+
+    /// Why no map is issued; `None`: all is well.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    /// An operation.
+    pub fn op(&self, id: u64) -> Option<&Op> {
+        self.ops.get(&id)
+    }
+
+    /// Someone shows the map that he has: its epoch and, if he tells it, its digest. What was not made here may have been stored by another
+    /// service meanwhile: the store is asked first.
+    pub fn on_shown(&mut self, by: &str, epoch: u64, digest: Option<[u8; 32]>) {
+        if self.is_foreign(epoch, digest) && self.stopped.is_none() && self.shown.is_none() {
+            self.shown = Some(Shown { by: by.to_owned(), epoch, digest });
+        }
+    }
+
+    /// Is the store to be read again, since someone showed a map that is not known here?
+    pub fn wants_reload(&self) -> bool {
+        self.shown.is_some()
+    }
+
+    fn is_foreign(&self, epoch: u64, digest: Option<[u8; 32]>) -> bool {
+        let other = digest.is_some_and(|d| self.digests.get(&epoch).is_some_and(|ours| *ours != d));
+        epoch > self.map.epoch().0 || (other && epoch > 0)
+    }
+
+    /// The store does not know it either.
+    fn stop_at(&mut self, shown: &Shown) {
+        let (by, epoch, newest) = (&shown.by, shown.epoch, self.map.epoch());
+        let why = if epoch > newest.0 {
+            format!("{by} goes by map {epoch}, the newest here is {newest}")
+        } else {
+            format!("{by} goes by another map {epoch} than the one that was made here")
+        };
+        self.stopped = Some(format!(
+            "{why}: this store is an old backup, or another Global Zone Service is at work. No map is issued. Find the newest map (on any \
+             node: DATA_DIR/log.map), make sure that no other service runs, and start this one again with `--adopt FILE`"
+        ));
+    }
+
+    /// A node tells how it is.
+    pub fn on_told(&mut self, told: NodeTold, now_ms: u64) -> Result<NodeAsked, String> {
+        let (zone, is_log) = (self.map.zone_named(&told.zone), told.log.is_some());
+        let (by, epoch) = (format!("{} of zone {}", told.name, told.zone), told.map_epoch);
+        self.nodes.on_told(told, &self.map, now_ms)?;
+        self.on_shown(&by, epoch, None);
+        let mut asks = vec![];
+        for op in self.ops.values().filter(|op| op.is_running() && is_log) {
+            asks.extend(op.asks(&self.map).into_iter().filter(|(z, _)| Some(*z) == zone).map(|(_, ask)| ask));
+        }
+        let busy = self.ops.values().any(Op::is_running);
+        Ok(NodeAsked { map_epoch: self.map.epoch().0, asks, tell_ms: if busy { TELL_SOON_MS } else { TELL_MS } })
+    }
+
+    /// The change that comes next, if one does. Asked after everything that happens, and at the deadline.
+    pub fn next_change(&mut self, now_ms: u64) -> Option<Change> {
+        // Who slept, or was stopped, has heard nobody: that is not their silence.
+        if now_ms.saturating_sub(self.looked_ms) > LIVE_MS / 2 {
+            self.awake_ms = now_ms;
+        }
+        self.looked_ms = now_ms;
+        if self.stopped.is_some() || self.shown.is_some() {
+            return None;
+        }
+        let lost = self.lost();
+        let facts = Seen { nodes: &self.nodes, map: &self.map, now_ms, lost: &lost };
+        for op in self.ops.values().filter(|op| op.is_running()) {
+            match op.decide(&self.map, &facts, now_ms) {
+                Decision::Store { map, op: next, why } => return Some(self.change(op, map, next, why, now_ms)),
+                Decision::Wait(why) => {
+                    self.waits.insert(op.id, why);
+                }
+                Decision::Ended => {}
+            }
+        }
+        self.silent_zone(now_ms)
+    }
+
+    /// The change is stored: from now on it is so.
+    pub fn on_stored(&mut self, change: Change) {
+        if let Some(map) = change.map {
+            self.digests.insert(map.epoch().0, map.digest());
+            self.map = Arc::new(map);
+        }
+        if let Some(op) = change.op {
+            self.waits.remove(&op.id);
+            self.ops.insert(op.id, op);
+            let ended = |ops: &BTreeMap<u64, Op>| ops.iter().find(|(_, op)| !op.is_running()).map(|(id, _)| *id);
+            while self.ops.len() > OPS_SHOWN_MAX {
+                let Some(id) = ended(&self.ops) else { break };
+                self.ops.remove(&id);
+            }
+        }
+        self.marks.extend(change.marks);
+        self.audit.extend(change.audit);
+        let from = self.audit.len().saturating_sub(AUDIT_SHOWN);
+        self.audit.drain(..from);
+    }
+
+    /// When `next_change` may have something to say though nothing happened.
+    pub fn deadline_ms(&self, now_ms: u64) -> u64 {
+        let ops = self.ops.values().filter_map(Op::deadline_ms).filter(|at| *at > now_ms).min();
+        ops.unwrap_or(u64::MAX).min(now_ms + TELL_MS / 2)
+    }
+
+    /// Zones that are being taken over, or were and have not got their shards back.
+    fn lost(&self) -> BTreeSet<Zone> {
+        let running = self.ops.values().filter(|op| op.is_running()).filter_map(Op::lost);
+        running.chain(self.marks.values().filter(|m| m.lost).filter_map(Mark::home)).collect()
+    }
+
+    /// A step of an operation as a change.
+    fn change(&self, was: &Op, map: Option<Map>, op: Op, why: &str, now_ms: u64) -> Change {
+        let given =
+            op.shares.iter().zip(&was.shares).filter(|(is, was)| matches!(is.at, At::Given(_)) && is.at != was.at);
+        let marks =
+            given.map(|(share, _)| (Shard(share.shard), self.mark(&op, share.from, share.to, share.shard, now_ms)));
+        let audit = map.as_ref().map(|next| {
+            let why = if op.why.is_empty() { why.to_owned() } else { format!("{why}; {}", op.why) };
+            self.audited(next, &op.by, why, Some(op.id), now_ms)
+        });
+        Change { from_epoch: self.map.epoch().0, map, marks: marks.collect(), op: Some(op), audit }
+    }
+
+    fn mark(&self, op: &Op, from: u8, to: u8, shard: u16, now_ms: u64) -> Mark {
+        use crate::api::What;
+        let before = self.marks.get(&Shard(shard)).copied().unwrap_or_default();
+        let (home, lost) = match &op.what {
+            What::Evacuate { .. } => (before.home.or(Some(from)), before.lost),
+            What::TakeOver { .. } => (before.home.or(Some(from)), true),
+            What::Move { .. } | What::Restore { .. } | What::Unlock { .. } => (None, false),
+        };
+        let home = home.filter(|home| *home != to);
+        Mark { home, lost: lost && home.is_some(), given_ms: now_ms }
+    }
+
+    fn audited(&self, next: &Map, by: &str, why: String, op: Option<u64>, now_ms: u64) -> AuditView {
+        let changes = self.map.diff(next).iter().skip(1).map(ToString::to_string).collect();
+        AuditView { epoch: next.epoch().0, at_ms: now_ms, by: by.to_owned(), why, op, changes }
+    }
+}

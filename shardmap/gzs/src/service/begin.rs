@@ -1,0 +1,373 @@
+//! Beginning, aborting and resuming operations: what can be asked for, and what speaks against it.
+//!
+//! Two kinds of "no". An ask that makes no sense, or is against the contract of ownership, is refused whatever anyone says. Reasons of the
+//! **preflight** (lag, nodes that are not heard, room at the target, open conflicts, something that was moved a moment ago) are
+//! refused too, unless the ask says `force`; then they stand in the record.
+
+use super::{GRACE_MS, Service};
+use crate::api::{OpAsk, What};
+use crate::change::Change;
+use crate::limits::{RUNNING_MAX, TEXT_BYTES_MAX};
+use crate::nodes::{Seen, owned};
+use crate::op::{At, Decision, End, Facts, Op, Share};
+use shardmap::map::Map;
+use shardmap::ownership::{Entry, History, Illegal};
+use shardmap::{Shard, Zone};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Why an operation does not begin.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refused {
+    /// The ask names what there is not, or says nothing.
+    Ask(String),
+    /// What is there does not allow it.
+    State(String),
+    /// The preflight: each reason. `force` goes on nevertheless.
+    Preflight(Vec<String>),
+    /// There is no such operation.
+    Unknown(u64),
+}
+
+impl Service {
+    /// The change with which an operation begins.
+    pub fn begin(&self, ask: &OpAsk, now_ms: u64) -> Result<Change, Refused> {
+        if let Some(why) = &self.stopped {
+            return Err(Refused::State(why.clone()));
+        }
+        if ask.by.len() > TEXT_BYTES_MAX || ask.why.len() > TEXT_BYTES_MAX {
+            return Err(Refused::Ask(format!("`by` and `why` have at most {TEXT_BYTES_MAX} bytes")));
+        }
+        if self.ops.values().filter(|op| op.is_running()).count() >= RUNNING_MAX {
+            return Err(Refused::State(format!("{RUNNING_MAX} operations are under way already")));
+        }
+        let shares = self.shares(&ask.what, now_ms)?;
+        let reasons = self.preflight(&ask.what, &shares, now_ms);
+        if !reasons.is_empty() && !ask.force {
+            return Err(Refused::Preflight(reasons));
+        }
+        let op = Op {
+            id: self.ops.keys().next_back().map_or(1, |id| id + 1),
+            revision: 1,
+            what: ask.what.clone(),
+            by: ask.by.clone(),
+            why: ask.why.clone(),
+            forced: reasons,
+            begun_ms: now_ms,
+            since_ms: now_ms,
+            limit_ms: ask.limit_ms.unwrap_or(self.settings.move_limit_ms),
+            ended: None,
+            because: String::new(),
+            shares,
+            told_durable: vec![],
+        };
+        match &ask.what {
+            What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } => {
+                Ok(self.change(&op, None, op.clone(), "", now_ms))
+            }
+            What::TakeOver { zone, .. } => self.declare_lost(op, zone, now_ms),
+            What::Unlock { shards } => self.unlock(op, shards, now_ms),
+        }
+    }
+
+    /// The change that aborts an operation.
+    pub fn abort(&self, id: u64, by: &str, now_ms: u64) -> Result<Change, Refused> {
+        let op = self.ops.get(&id).ok_or(Refused::Unknown(id))?;
+        if let Some(why) = &self.stopped {
+            return Err(Refused::State(why.clone()));
+        }
+        match op.abort(&self.map, now_ms, by).map_err(Refused::State)? {
+            Decision::Store { map, op: next, why } => Ok(self.change(op, map, next, why, now_ms)),
+            Decision::Wait(why) => Err(Refused::State(why)),
+            Decision::Ended => Err(Refused::State(format!("operation {id} has ended"))),
+        }
+    }
+
+    /// The change that takes an operation up again.
+    pub fn resume(&self, id: u64, now_ms: u64) -> Result<Change, Refused> {
+        let op = self.ops.get(&id).ok_or(Refused::Unknown(id))?;
+        if let Some(why) = &self.stopped {
+            return Err(Refused::State(why.clone()));
+        }
+        let next = op.resume(&self.map, now_ms).map_err(Refused::State)?;
+        let open: Vec<Share> = next.shares.iter().filter(|s| s.is_open()).copied().collect();
+        self.free(&open)?;
+        Ok(self.change(op, None, next, "", now_ms))
+    }
+
+    /// A zone that was silent for too long, if others are heard: the change that declares it lost.
+    pub(super) fn silent_zone(&self, now_ms: u64) -> Option<Change> {
+        let silence = self.settings.silence_ms;
+        if silence == 0 {
+            return None;
+        }
+        let (lost, awake) = (self.lost(), now_ms.saturating_sub(self.awake_ms));
+        for zone in self.map.zones().iter().filter(|z| !lost.contains(&z.id) && owned(&self.map, z.id) > 0) {
+            let (silent, enough) = match self.nodes.silent_ms(&zone.name, now_ms) {
+                Some(ms) => (ms.min(awake), silence),
+                None => (awake, silence + GRACE_MS),
+            };
+            let others = self.map.zones().iter().any(|z| z.id != zone.id && self.nodes.is_live(&z.name, now_ms));
+            if silent < enough || !others || self.was_back_recently(zone.id, now_ms) {
+                continue;
+            }
+            let ask = OpAsk {
+                what: What::TakeOver { zone: zone.name.clone(), to: None },
+                by: "ezone gzs".into(),
+                why: format!("its log was silent for {silent} ms, at most {silence} by silence_ms"),
+                force: true,
+                limit_ms: None,
+            };
+            if let Ok(change) = self.begin(&ask, now_ms) {
+                return Some(change);
+            }
+        }
+        None
+    }
+
+    /// Did an operation give this zone its shards back a moment ago? Then a person decides: it may be flapping.
+    fn was_back_recently(&self, zone: Zone, now_ms: u64) -> bool {
+        let back = |op: &&Op| matches!(op.what, What::Restore { .. }) && op.shares.iter().any(|s| Zone(s.to) == zone);
+        let ended = self.ops.values().filter(back).filter_map(|op| op.ended).map(|(at, _)| at).max();
+        ended.is_some_and(|at| now_ms.saturating_sub(at) < self.settings.cool_down_ms)
+    }
+
+    /// What is to go where. Refused: what makes no sense.
+    fn shares(&self, what: &What, now_ms: u64) -> Result<Vec<Share>, Refused> {
+        let all = |zone: Zone| self.map.shards().filter(move |(_, h)| h.view().owner == Some(zone)).map(|(s, _)| s);
+        match what {
+            What::Move { shards, to } => {
+                let to = self.zone_named(to)?;
+                let shards: BTreeSet<Shard> = shards.iter().map(|s| Shard(*s)).collect();
+                if shards.is_empty() {
+                    return Err(Refused::Ask("no shard is named".into()));
+                }
+                self.to_one(shards.into_iter(), to)
+            }
+            What::Evacuate { zone, to: Some(to) } => {
+                let (zone, to) = (self.zone_named(zone)?, self.zone_named(to)?);
+                self.to_one(all(zone), to).and_then(|s| some(s, "the zone owns no shard: there is nothing to evacuate"))
+            }
+            What::Evacuate { zone, to: None } => {
+                let zone = self.zone_named(zone)?;
+                let shares = self.spread(all(zone), zone, now_ms)?;
+                self.free(&shares)?;
+                some(shares, "the zone owns no shard: there is nothing to evacuate")
+            }
+            What::Restore { zone } => {
+                let zone = self.zone_named(zone)?;
+                let home =
+                    |(shard, mark): (&Shard, &crate::change::Mark)| (mark.home() == Some(zone)).then_some(*shard);
+                let away: Vec<Shard> =
+                    self.marks.iter().filter_map(home).filter(|s| self.map.owner(*s) != Some(zone)).collect();
+                let shares = self.to_one(away.into_iter(), zone)?;
+                some(shares, "no evacuation or take-over has taken a shard from it that it has not got back")
+            }
+            What::TakeOver { zone, to } => {
+                let zone = self.zone_named(zone)?;
+                let under_way = self.ops.values().any(|op| op.is_running() && op.lost() == Some(zone));
+                if under_way {
+                    return Err(Refused::State("a take-over of this zone is under way".into()));
+                }
+                // What was on its way to it goes back by itself; what is its own needs a new owner.
+                match to {
+                    Some(to) if self.zone_named(to)? == zone => {
+                        Err(Refused::Ask(format!("zone {to} cannot take over from itself")))
+                    }
+                    Some(to) => Ok(self.survivor(all(zone), zone, self.zone_named(to)?)),
+                    None => self.spread(all(zone), zone, now_ms),
+                }
+            }
+            What::Unlock { shards } if shards.is_empty() => Err(Refused::Ask("no shard is named".into())),
+            What::Unlock { .. } => Ok(vec![]),
+        }
+    }
+
+    fn zone_named(&self, name: &str) -> Result<Zone, Refused> {
+        self.map.zone_named(name).ok_or_else(|| {
+            let known: Vec<&str> = self.map.zones().iter().map(|z| z.name.as_str()).collect();
+            Refused::Ask(format!("zone \"{name}\" is not on the map, which has: {}", known.join(", ")))
+        })
+    }
+
+    /// All of them to one zone.
+    fn to_one(&self, shards: impl Iterator<Item = Shard>, to: Zone) -> Result<Vec<Share>, Refused> {
+        let mut shares = vec![];
+        for shard in shards {
+            let view = self.map.view(shard).ok_or_else(|| Refused::Ask(format!("shard {shard} is not on the map")))?;
+            let Some(from) = view.owner.filter(|_| !view.kind.is_unsettled()) else {
+                return Err(Refused::State(format!(
+                    "shard {shard} is {:?}: wait for the operation that changes it",
+                    view.kind
+                )));
+            };
+            if from == to {
+                return Err(Refused::State(format!("zone {} owns shard {shard} already", self.map.zone_name(to))));
+            }
+            shares.push(Share { shard: shard.0, from: from.0, to: to.0, at: At::Waiting });
+        }
+        self.free(&shares)?;
+        Ok(shares)
+    }
+
+    fn survivor(&self, shards: impl Iterator<Item = Shard>, from: Zone, to: Zone) -> Vec<Share> {
+        shards.map(|s| Share { shard: s.0, from: from.0, to: to.0, at: At::Waiting }).collect()
+    }
+
+    /// Over the other zones that are up, each shard to the one that has fewest.
+    fn spread(&self, shards: impl Iterator<Item = Shard>, from: Zone, now_ms: u64) -> Result<Vec<Share>, Refused> {
+        let lost = self.lost();
+        let up = self
+            .map
+            .zones()
+            .iter()
+            .filter(|z| z.id != from && !lost.contains(&z.id) && self.nodes.is_live(&z.name, now_ms));
+        let mut has: BTreeMap<Zone, usize> = up.map(|z| (z.id, owned(&self.map, z.id))).collect();
+        let mut shares = vec![];
+        for shard in shards {
+            let Some(to) = has.iter().min_by_key(|(_, n)| **n).map(|(z, _)| *z) else {
+                return Err(Refused::State("no other zone is heard: nobody could take its shards".into()));
+            };
+            *has.entry(to).or_default() += 1;
+            shares.push(Share { shard: shard.0, from: from.0, to: to.0, at: At::Waiting });
+        }
+        Ok(shares)
+    }
+
+    /// Is none of these another operation's? One operation for each shard at a time.
+    fn free(&self, shares: &[Share]) -> Result<(), Refused> {
+        let taken = |op: &&Op| {
+            op.is_running() && op.shares.iter().any(|s| s.is_open() && shares.iter().any(|mine| mine.shard == s.shard))
+        };
+        match self.ops.values().find(taken) {
+            Some(op) => Err(Refused::State(format!(
+                "operation {} is moving one of these shards: wait for it, or abort it",
+                op.id
+            ))),
+            None => Ok(()),
+        }
+    }
+
+    /// What speaks against it.
+    fn preflight(&self, what: &What, shares: &[Share], now_ms: u64) -> Vec<String> {
+        let map = &*self.map;
+        let lost = self.lost();
+        let seen = Seen { nodes: &self.nodes, map, now_ms, lost: &lost };
+        let name = |zone: u8| map.zone_name(Zone(zone));
+        let mut reasons = vec![];
+        let mut away: BTreeSet<String> = lost.iter().map(|z| map.zone_name(*z).to_owned()).collect();
+        match what {
+            What::Unlock { .. } => return vec![],
+            What::TakeOver { zone, .. } => {
+                if let Some(ms) = self.nodes.silent_ms(zone, now_ms).filter(|_| self.nodes.is_live(zone, now_ms)) {
+                    reasons.push(format!(
+                        "zone {zone} is alive: its log was heard {ms} ms ago. What it writes until it hears of this will be in conflict; \
+                         to move its shards away, evacuate it"
+                    ));
+                }
+                away.insert(zone.clone());
+            }
+            What::Restore { zone } => {
+                away.remove(zone);
+            }
+            What::Move { .. } | What::Evacuate { .. } => {
+                reasons.extend(self.conflicts_open(shares));
+                reasons.extend(self.moved_recently(shares, now_ms));
+            }
+        }
+        reasons.extend(self.nodes.stale(map, now_ms, &away));
+        let targets: BTreeSet<u8> = shares.iter().map(|s| s.to).collect();
+        for to in targets {
+            // How far it is behind is waited for; whether it is there at all is not.
+            if !self.nodes.is_live(name(to), now_ms) {
+                reasons.extend(seen.fresh(Zone(to)).err());
+            }
+            reasons.extend(self.too_much(to, shares));
+        }
+        reasons
+    }
+
+    fn conflicts_open(&self, shares: &[Share]) -> Vec<String> {
+        let zones: BTreeSet<u8> = shares.iter().flat_map(|s| [s.from, s.to]).collect();
+        let open = |zone: &u8| {
+            let name = self.map.zone_name(Zone(*zone));
+            let n = self.nodes.log_told(name)?.log.as_ref()?.ledger;
+            (n > 0).then(|| format!("{n} conflicts are listed in zone {name}: `ezctl conflicts list`"))
+        };
+        zones.iter().filter_map(open).collect()
+    }
+
+    fn moved_recently(&self, shares: &[Share], now_ms: u64) -> Option<String> {
+        let since = |s: &Share| Some(now_ms.saturating_sub(self.marks.get(&Shard(s.shard))?.given_ms));
+        let (shard, ms) = shares.iter().filter_map(|s| Some((s.shard, since(s)?))).min_by_key(|(_, ms)| *ms)?;
+        let limit = self.settings.cool_down_ms;
+        (ms < limit).then(|| {
+            format!("shard {shard} was moved {:.1} s ago, less than cool_down_s = {}", ms as f64 / 1000.0, limit / 1000)
+        })
+    }
+
+    /// Would the target have more to answer than it can?
+    fn too_much(&self, to: u8, shares: &[Share]) -> Option<String> {
+        let name = self.map.zone_name(Zone(to));
+        let most = *self.settings.requests_per_s_max.get(name)?;
+        let mut by: BTreeMap<u8, usize> = BTreeMap::new();
+        shares.iter().filter(|s| s.to == to).for_each(|s| *by.entry(s.from).or_default() += 1);
+        let part = |(from, n): (&u8, &usize)| {
+            let all = owned(&self.map, Zone(*from)).max(1);
+            self.nodes.rate(self.map.zone_name(Zone(*from))) * *n as f64 / all as f64
+        };
+        let (more, now) = (by.iter().map(part).sum::<f64>(), self.nodes.rate(name));
+        (now + more > most).then(|| {
+            format!("zone {name} answers {now:.0} requests/s and would get {more:.0} more; it can answer {most:.0} by requests_per_s_max")
+        })
+    }
+
+    /// The map that says "no owner", and the operation that goes on from there.
+    fn declare_lost(&self, mut op: Op, zone: &str, now_ms: u64) -> Result<Change, Refused> {
+        let lost = self.zone_named(zone)?;
+        let next = self.map.epoch().next();
+        op.told_durable = self.nodes.durable(zone);
+        op.shares.iter_mut().for_each(|s| s.at = At::OnItsWay(next.0));
+        let map = self.with(|_, history| history.declare_lost(lost, next))?;
+        let Some(map) = map else {
+            return Err(Refused::State(
+                "the zone owns no shard and none is on its way to it: there is nothing to take over".into(),
+            ));
+        };
+        // A zone that owned nothing, and was a target only: what was on its way has gone back, and that is all.
+        if op.shares.is_empty() {
+            op.ended = Some((now_ms, End::Done));
+        }
+        Ok(self.change(&op, Some(map), op.clone(), "the zone is lost", now_ms))
+    }
+
+    fn unlock(&self, mut op: Op, shards: &[u16], now_ms: u64) -> Result<Change, Refused> {
+        let next = self.map.epoch().next();
+        if let Some(shard) = shards.iter().find(|s| self.map.view(Shard(**s)).is_none()) {
+            return Err(Refused::Ask(format!("shard {shard} is not on the map")));
+        }
+        let map = self.with(
+            |shard, history| {
+                if shards.contains(&shard.0) { history.unlock(next).map(Some) } else { Ok(None) }
+            },
+        )?;
+        op.ended = Some((now_ms, End::Done));
+        Ok(self.change(&op, map, op.clone(), "the locks of take-overs are opened", now_ms))
+    }
+
+    /// The next map, with an entry for each shard for which `step` gives one; `None`: for none.
+    fn with(&self, step: impl Fn(Shard, &History) -> Result<Option<Entry>, Illegal>) -> Result<Option<Map>, Refused> {
+        let mut entries = vec![];
+        for (shard, history) in self.map.shards() {
+            let entry = step(shard, history).map_err(|e| Refused::State(format!("shard {shard}: {e}")))?;
+            entries.extend(entry.map(|e| (shard, e)));
+        }
+        if entries.is_empty() {
+            return Ok(None);
+        }
+        self.map.with_entries(entries).map(Some).map_err(|e| Refused::State(e.to_string()))
+    }
+}
+
+fn some(shares: Vec<Share>, none: &str) -> Result<Vec<Share>, Refused> {
+    if shares.is_empty() { Err(Refused::State(none.into())) } else { Ok(shares) }
+}

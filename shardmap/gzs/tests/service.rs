@@ -1,0 +1,279 @@
+//! The service as a machine: preflight, silence, a restored backup, a move from its ask to its end.
+
+mod kit;
+
+use gzs::api::{ShardTold, What};
+use gzs::change::Mark;
+use gzs::service::{Refused, Settings};
+use gzs::store::Store;
+use gzs::store::memory::Memory;
+use kit::{NAMES, all_tell, ask, drain, log, router, service, settings};
+use shardmap::ownership::Kind;
+use shardmap::{Shard, Zone};
+
+const T: u64 = 1_000_000;
+
+fn moving(shards: &[u16], to: &str) -> What {
+    What::Move { shards: shards.to_vec(), to: to.into() }
+}
+
+fn reasons(refused: Refused) -> String {
+    match refused {
+        Refused::Preflight(reasons) => reasons.join("\n"),
+        Refused::Ask(why) | Refused::State(why) => panic!("not the preflight: {why}"),
+        Refused::Unknown(id) => panic!("no operation {id}"),
+    }
+}
+
+#[test]
+fn a_move_goes_from_its_ask_to_its_end() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    drain(&mut s, &mut store, T + 1);
+    assert_eq!(s.map().view(Shard(0)).unwrap().kind, Kind::Moving);
+    let asked = s.on_told(log("sh", 2), T + 2).unwrap();
+    assert_eq!((asked.asks.len(), asked.asks[0].shards.clone(), asked.asks[0].take_over), (1, vec![0], false));
+    // The target is ready, one router has not taken the map yet.
+    let mut told = log("sh", 2);
+    let applied = [(0, 12), (1, 10), (2, 10)].into();
+    let report = ShardTold { shard: 0, map_epoch: 2, take_over: false, fence_seq: Some(12), applied };
+    told.log.as_mut().unwrap().reports.push(report);
+    s.on_told(told, T + 3).unwrap();
+    for zone in ["bj", "sh"] {
+        s.on_told(router(zone, 2), T + 3).unwrap();
+    }
+    drain(&mut s, &mut store, T + 4);
+    let waits = &s.ops(false)[0].says;
+    assert_eq!(waits, "router host of zone gz goes by map 1, not yet by 2");
+    s.on_told(router("gz", 2), T + 5).unwrap();
+    drain(&mut s, &mut store, T + 5);
+    assert_eq!((s.map().owner(Shard(0)), s.map().epoch().0), (Some(Zone(1)), 3));
+    let op = &s.ops(true)[0];
+    assert_eq!((op.state.as_str(), op.shards[0].state.as_str(), op.shards[0].epoch), ("done", "given", 3));
+    let audit = store.audit(1, 10).unwrap();
+    assert_eq!(audit.iter().map(|a| a.epoch).collect::<Vec<_>>(), [2, 3]);
+    assert_eq!(audit[1].changes, ["shard 0: bj since 1, moving to sh -> sh since 3"]);
+    assert_eq!((audit[1].by.as_str(), audit[1].op), ("someone", Some(op.id)));
+}
+
+#[test]
+fn a_move_that_takes_too_long_is_given_back_and_can_be_resumed() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    all_tell(&mut s, &mut store, &NAMES, T + 100);
+    for ms in (200..2500).step_by(100) {
+        all_tell(&mut s, &mut store, &NAMES, T + ms);
+    }
+    assert_eq!(s.map().view(Shard(0)).unwrap().kind, Kind::Moving);
+    all_tell(&mut s, &mut store, &NAMES, T + 2500);
+    let op = &s.ops(true)[0];
+    assert_eq!((op.state.as_str(), op.shards[0].state.as_str()), ("gave_up", "returned"));
+    assert!(op.says.contains("it took longer than 2500 ms: zone sh has not told yet"), "{}", op.says);
+    assert_eq!(s.map().owner(Shard(0)), Some(Zone(0)));
+    let change = s.resume(op.id, T + 2600).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    all_tell(&mut s, &mut store, &NAMES, T + 2600);
+    assert_eq!(s.map().view(Shard(0)).unwrap().kind, Kind::Moving);
+    let change = s.abort(1, "someone else", T + 2700).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    assert_eq!((s.ops(true)[0].state.as_str(), s.map().owner(Shard(0))), ("aborted", Some(Zone(0))));
+    assert!(matches!(s.abort(1, "x", T + 2800), Err(Refused::State(_))), "it has ended");
+}
+
+#[test]
+fn the_preflight_says_every_reason_and_is_overruled_on_the_record() {
+    let mut store = Memory::default();
+    let rates = [("sh".to_owned(), 100.0)].into();
+    let mut s = service(&mut store, Settings { requests_per_s_max: rates, ..settings() }, T);
+    all_tell(&mut s, &mut store, &["bj", "sh"], T);
+    s.on_told(log("gz", 1), T - 5000).unwrap();
+    let mut busy = router("bj", 1);
+    busy.router.as_mut().unwrap().requests = 5000;
+    s.on_told(busy, T + 900).unwrap();
+    let mut told = log("bj", 1);
+    told.log.as_mut().unwrap().ledger = 3;
+    s.on_told(told, T + 900).unwrap();
+    s.on_told(log("sh", 1), T + 900).unwrap();
+    s.on_told(router("sh", 1), T + 900).unwrap();
+    let said = reasons(s.begin(&ask(moving(&[0, 3], "sh")), T + 900).unwrap_err());
+    for part in [
+        "log host of zone gz was last heard 5.9 s ago, at map 1",
+        "3 conflicts are listed in zone bj",
+        "it can answer 100",
+    ] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
+    let forced = gzs::api::OpAsk { force: true, ..ask(moving(&[0, 3], "sh")) };
+    let op = s.begin(&forced, T + 900).unwrap().op.unwrap();
+    assert_eq!(op.forced.len(), 3, "{:?}", op.forced);
+}
+
+#[test]
+fn what_was_moved_a_moment_ago_is_left_alone() {
+    let mut store = Memory::default();
+    service(&mut store, settings(), T);
+    let mut held = store.load().unwrap().unwrap();
+    held.marks.push((Shard(0), Mark { given_ms: T - 10_000, ..Mark::default() }));
+    let mut s = gzs::service::Service::new(held, vec![], settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let said = reasons(s.begin(&ask(moving(&[0, 3], "sh")), T).unwrap_err());
+    assert_eq!(said, "shard 0 was moved 10.0 s ago, less than cool_down_s = 60");
+    assert!(s.begin(&ask(moving(&[3], "sh")), T).is_ok());
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_whoever_insists() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let check = |what: What, expected: &str| {
+        let forced = gzs::api::OpAsk { force: true, ..ask(what) };
+        let said = match s.begin(&forced, T).unwrap_err() {
+            Refused::Ask(why) | Refused::State(why) => why,
+            other => panic!("{other:?}"),
+        };
+        assert!(said.contains(expected), "{said}");
+    };
+    check(moving(&[], "sh"), "no shard is named");
+    check(moving(&[9], "sh"), "shard 9 is not on the map");
+    check(moving(&[0], "xx"), "zone \"xx\" is not on the map, which has: bj, sh, gz");
+    check(moving(&[1], "sh"), "zone sh owns shard 1 already");
+    check(What::Restore { zone: "sh".into() }, "no evacuation or take-over has taken a shard from it");
+    check(What::TakeOver { zone: "sh".into(), to: Some("sh".into()) }, "zone sh cannot take over from itself");
+    check(What::Unlock { shards: vec![] }, "no shard is named");
+    let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    assert!(
+        matches!(s.begin(&ask(moving(&[0, 3], "gz")), T), Err(Refused::State(why)) if why.contains("operation 1 is moving"))
+    );
+}
+
+#[test]
+fn a_zone_that_is_silent_is_taken_over_by_those_who_are_not() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    for ms in (100..1500).step_by(100) {
+        all_tell(&mut s, &mut store, &["bj", "gz"], T + ms);
+        assert_eq!(s.map().epoch().0, 1, "after {ms} ms");
+    }
+    all_tell(&mut s, &mut store, &["bj", "gz"], T + 1500);
+    let op = &s.ops(false)[0];
+    assert_eq!(op.what, What::TakeOver { zone: "sh".into(), to: None });
+    assert!(op.why.contains("silent for 1500 ms, at most 1500"), "{}", op.why);
+    let to: Vec<_> = op.shards.iter().map(|s| s.to.as_str()).collect();
+    assert_eq!(to, ["bj", "gz"], "spread");
+    assert_eq!(s.state(T + 1500).zones[1].state, "lost");
+}
+
+#[test]
+fn nobody_is_lost_while_the_service_hears_nobody_or_has_slept() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    for ms in (100..20_000).step_by(100) {
+        drain(&mut s, &mut store, T + ms);
+    }
+    assert_eq!(s.map().epoch().0, 1, "it is the service that is cut off");
+    // It was stopped for a minute; the first that it hears then is one zone.
+    all_tell(&mut s, &mut store, &["bj"], T + 80_000);
+    assert_eq!(s.map().epoch().0, 1, "it slept");
+    for ms in (0..1500).step_by(100) {
+        all_tell(&mut s, &mut store, &["bj", "sh"], T + 80_000 + ms);
+    }
+    assert_eq!(s.map().epoch().0, 1);
+    all_tell(&mut s, &mut store, &["bj", "sh"], T + 81_500);
+    assert_eq!(s.ops(false).len(), 1, "gz is silent still");
+}
+
+#[test]
+fn a_service_restored_from_a_backup_stops_issuing_and_says_why() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    s.on_told(router("gz", 7), T).unwrap();
+    assert!(s.wants_reload() && s.next_change(T).is_none(), "first the store is asked");
+    s.reload(store.load().unwrap().unwrap());
+    let why = s.stopped().unwrap().to_owned();
+    assert!(why.starts_with("host of zone gz goes by map 7, the newest here is 1"), "{why}");
+    assert!(matches!(s.begin(&ask(moving(&[0], "sh")), T), Err(Refused::State(said)) if said == why));
+    assert_eq!(s.state(T).stopped, Some(why));
+    // The same number, another map.
+    let mut s = service(&mut store, settings(), T);
+    s.on_shown("a node", 1, Some([9; 32]));
+    s.reload(store.load().unwrap().unwrap());
+    assert!(s.stopped().unwrap().contains("another map 1"));
+    let mut s = service(&mut store, settings(), T);
+    s.on_shown("a node", 1, Some(kit::map().digest()));
+    s.on_shown("a node without a map", 0, Some([0; 32]));
+    assert!(!s.wants_reload() && s.stopped().is_none());
+}
+
+#[test]
+fn strangers_and_nonsense_are_refused() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    let mut check = |told: gzs::api::NodeTold, expected: &str| {
+        let said = s.on_told(told, T).unwrap_err();
+        assert!(said.contains(expected), "{said}");
+    };
+    check(log("xx", 1), "zone \"xx\" is not on the map");
+    check(log("none", 1), "zone \"none\"");
+    check(gzs::api::NodeTold { log: None, ..log("bj", 1) }, "expected one of");
+    check(gzs::api::NodeTold { name: String::new(), ..log("bj", 1) }, "name of 0 bytes");
+    let mut many = log("bj", 1);
+    many.log.as_mut().unwrap().streams = vec![Default::default(); 1025];
+    check(many, "1025 streams");
+    for n in 0..gzs::limits::NODES_MAX {
+        let mut told = router("none", 1);
+        told.name = n.to_string();
+        s.on_told(told, T).unwrap();
+    }
+    assert!(s.on_told(router("bj", 1), T).unwrap_err().contains("4096 nodes are known already"));
+    s.on_told(router("bj", 1), T + gzs::limits::FORGET_MS).unwrap();
+}
+
+#[test]
+fn what_a_lost_zone_had_told_beyond_every_cut_is_unknown() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let mut told = log("sh", 1);
+    told.log.as_mut().unwrap().streams[0].durable = 25;
+    s.on_told(told, T).unwrap();
+    let change = s
+        .begin(&gzs::api::OpAsk { force: true, ..ask(What::TakeOver { zone: "sh".into(), to: Some("bj".into()) }) }, T);
+    let change = change.unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    let mut told = log("bj", 2);
+    let report = |shard| ShardTold {
+        shard,
+        map_epoch: 2,
+        take_over: true,
+        fence_seq: None,
+        applied: [(0, 5), (1, 17), (2, 5)].into(),
+    };
+    told.log.as_mut().unwrap().reports = vec![report(1), report(4)];
+    s.on_told(told, T + 10).unwrap();
+    drain(&mut s, &mut store, T + 10);
+    let sh = &s.state(T + 10).zones[1];
+    assert_eq!((sh.state.as_str(), sh.owns), ("lost", 0));
+    let unknown: Vec<_> = sh.unknown.iter().map(|u| (u.stream, u.first, u.last)).collect();
+    assert_eq!(unknown, [(0, 18, 25)]);
+    // What was taken from it is known, so that it can be brought back.
+    all_tell(&mut s, &mut store, &NAMES, T + 20);
+    let back = s.begin(&ask(What::Restore { zone: "sh".into() }), T + 20).unwrap().op.unwrap();
+    assert_eq!(back.shares.iter().map(|s| s.shard).collect::<Vec<_>>(), [1, 4]);
+}

@@ -5,6 +5,12 @@
 //! ```
 //!
 //! The reader keeps the positions, not the log: a reader that does not ask holds nothing, and nobody waits for one.
+//!
+//! A job that is to do its work for each change in exactly one zone asks in each zone for that zone's own log (`Wish::zone`). An acknowledged
+//! write is in one zone's log, at one place, for ever: so one zone tells it, however its shard moves meanwhile and however far the job is
+//! behind, and after a take-over the lost zone's job goes on from its token when the zone is back. Who owns the shard at the moment of
+//! telling would not do: of a write that the old owner's job has not reached when its shard moves, and the new owner's job has passed,
+//! neither would be told.
 
 use crate::commit::{Token, get_version, put_version};
 use crate::port::{Malformed, get_bytes, get_option, get_u8, get_u32, get_u64, put_bytes, put_option};
@@ -25,6 +31,8 @@ pub struct Wish {
     pub after: Option<Vec<Token>>,
     /// Of this table alone.
     pub table: Option<Bytes>,
+    /// Out of this zone's log alone: what was written there, whoever owns the shard now.
+    pub zone: Option<Zone>,
     /// With the rows' values.
     pub values: bool,
     /// How long to wait for a change before saying that there is none.
@@ -86,6 +94,7 @@ impl Change {
 
 pub(crate) fn put_wish(out: &mut BytesMut, wish: &Wish) {
     put_option(out, wish.table.as_ref());
+    out.put_u8(wish.zone.map_or(u8::MAX, |z| z.0));
     out.put_u8(u8::from(wish.values));
     out.put_u32_le(wish.wait_ms);
     out.put_u8(u8::from(wish.after.is_some()));
@@ -93,10 +102,11 @@ pub(crate) fn put_wish(out: &mut BytesMut, wish: &Wish) {
 }
 
 pub(crate) fn get_wish(m: &mut Bytes) -> Result<Wish, Malformed> {
-    let (table, values, wait_ms) = (get_option(m)?, get_u8(m)? != 0, get_u32(m)?);
+    let (table, zone) = (get_option(m)?, Some(get_u8(m)?).filter(|z| *z != u8::MAX).map(Zone));
+    let (values, wait_ms) = (get_u8(m)? != 0, get_u32(m)?);
     let given = get_u8(m)? != 0;
     let after = get_tokens(m)?;
-    Ok(Wish { after: given.then_some(after), table, values, wait_ms })
+    Ok(Wish { after: given.then_some(after), table, zone, values, wait_ms })
 }
 
 pub(crate) fn put_told(out: &mut BytesMut, told: &Told) {
@@ -157,6 +167,7 @@ mod tests {
         let wish = |table: Option<&'static str>, values| Wish {
             after: None,
             table: table.map(Bytes::from),
+            zone: None,
             values,
             wait_ms: 0,
         };

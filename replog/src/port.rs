@@ -471,8 +471,8 @@ mod tests {
                 after: Token { zone: Zone(1), stream: 3, seq: 77 },
                 wait_ms: 5,
             },
-            Ask::Changes(Wish { after: None, table: Some("t".into()), values: true, wait_ms: 7 }),
-            Ask::Changes(Wish { after: Some(after), table: None, values: false, wait_ms: 0 }),
+            Ask::Changes(Wish { after: None, table: Some("t".into()), zone: None, values: true, wait_ms: 7 }),
+            Ask::Changes(Wish { after: Some(after), table: None, zone: Some(Zone(2)), values: false, wait_ms: 0 }),
         ]
     }
 

@@ -6,6 +6,11 @@
 //! {"error":"..","token":".."}                              the last line, if the router ends the answer
 //! ```
 //!
+//! `zone=own` (or a zone's name) tells what was written in that zone alone, whoever owns the shard now: jobs that ask so, each in its zone and
+//! each going on from its own token, are told each acknowledged write in exactly one zone, over moves and take-overs (`replog::changes`
+//! says why). Not promised: an order between zones. Of a row whose shard has moved the new owner's job may be told of a later write before
+//! the old owner's job is told of an earlier one; versions say which is later.
+//!
 //! The log is asked for more only when the reader has taken what came before: a slow one holds nothing but its own place. One log core
 //! is asked at a time, by turns.
 
@@ -22,7 +27,10 @@ use replog::commit::Token;
 use replog::port::{Answer, Ask, Refused};
 use serde_json::json;
 use serde_json::value::RawValue;
+use shardmap::Zone;
 
+/// The zone whose router is asked, whatever it is called: jobs are the same everywhere.
+const OWN: &str = "own";
 /// How long a reader hears nothing at most.
 const HEARTBEAT_MS: u64 = 5000;
 /// How long one of several log cores is waited for before the next is asked.
@@ -31,6 +39,8 @@ const TURN_MS: u64 = 25;
 /// One reader of changes.
 pub(super) struct Feed {
     table: Option<Bytes>,
+    /// Out of this zone's log alone.
+    zone: Option<Zone>,
     values: bool,
     /// Where each log is told up to.
     after: Vec<Token>,
@@ -65,14 +75,22 @@ impl Core {
             });
         }
         let ports = self.settings.log_ports.len();
-        let mut feed =
-            Feed { table: None, values: false, after: vec![], begun: vec![false; ports], port: 0, told_ms: None };
+        let mut feed = Feed {
+            table: None,
+            zone: None,
+            values: false,
+            after: vec![],
+            begun: vec![false; ports],
+            port: 0,
+            told_ms: None,
+        };
         let query = r.path.split_once('?').map_or("", |(_, query)| query);
         for part in query.split('&').filter(|p| !p.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
             match (name, value) {
                 ("table", table) if is_table(table) => feed.table = Some(Bytes::copy_from_slice(table.as_bytes())),
                 ("table", other) => return Err(Fault::bad("illegal table name", other, "1 to 64 of a-z, 0-9 and _")),
+                ("zone", name) => feed.zone = Some(self.zone_named(name)?),
                 ("values", "true" | "1") => feed.values = true,
                 ("values", "false" | "0") => feed.values = false,
                 ("values", other) => return Err(Fault::bad("illegal values", other, "true or false")),
@@ -86,7 +104,7 @@ impl Core {
                     })?;
                     feed.begun = vec![true; ports];
                 }
-                (other, _) => return Err(Fault::bad("unknown parameter", other, "table, from or values")),
+                (other, _) => return Err(Fault::bad("unknown parameter", other, "table, zone, from or values")),
             }
         }
         let readers = |kind: &Kind| match kind {
@@ -101,6 +119,13 @@ impl Core {
         Ok(feed)
     }
 
+    /// The zone that a reader names; `own`: this one.
+    fn zone_named(&self, name: &str) -> Result<Zone, Fault> {
+        let known = self.settings.zone_names.iter().find(|(_, n)| n == name).map(|(zone, _)| *zone);
+        let zone = known.or(self.settings.zone.filter(|_| name == OWN));
+        zone.ok_or_else(|| Fault::bad("unknown zone", name, "own, or a zone of the map"))
+    }
+
     /// Asks for what follows, if the reader has taken what came before.
     pub(super) fn feed_on(&mut self, id: ConnId) {
         let (ports, streams) = (self.settings.log_ports.len(), self.settings.streams.max(1));
@@ -110,7 +135,8 @@ impl Core {
         let of_port = |t: &&Token| (t.stream % streams) as usize % ports == port;
         let after = feed.begun[port].then(|| feed.after.iter().filter(of_port).copied().collect());
         let wait_ms = if ports == 1 { beat_ms } else { TURN_MS } as u32;
-        let ask = Ask::Changes(Wish { after, table: feed.table.clone(), values: feed.values, wait_ms });
+        let (table, zone, values) = (feed.table.clone(), feed.zone, feed.values);
+        let ask = Ask::Changes(Wish { after, table, zone, values, wait_ms });
         self.ask_at(id, None, port, Shape::Changes, &ask);
     }
 
@@ -278,7 +304,6 @@ fn tokens(text: &str) -> Option<Vec<Token>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shardmap::Zone;
 
     #[test]
     fn positions_are_read_as_they_are_shown_each_log_once() {

@@ -37,7 +37,7 @@ impl Core {
             return Answer::Refused(Refused::Invalid(why.into()));
         }
         let until = Instant::now() + Duration::from_millis(wish.wait_ms.into());
-        let mut told = Told { changes: vec![], after: self.begin(wish.after.as_deref()) };
+        let mut told = Told { changes: vec![], after: self.begin(&wish) };
         // Whoever begins now is told at once where that is.
         let begins = wish.after.is_none();
         loop {
@@ -75,11 +75,13 @@ impl Core {
         })
     }
 
-    /// The place of every log of this core: as named, the beginning, or now.
-    fn begin(&self, after: Option<&[Token]>) -> Vec<Token> {
+    /// The place of every log of this core that is wished for: as named, the beginning, or now.
+    fn begin(&self, wish: &Wish) -> Vec<Token> {
+        let after = wish.after.as_deref();
         let mut all = vec![];
         for stream in &self.streams {
-            for zone in std::iter::once(stream.zone).chain(stream.mirrors.keys().copied()) {
+            let zones = std::iter::once(stream.zone).chain(stream.mirrors.keys().copied());
+            for zone in zones.filter(|z| wish.zone.is_none_or(|wanted| wanted == *z)) {
                 let named = |t: &&Token| (t.zone, t.stream) == (zone, stream.number);
                 let seq = match after {
                     None => stream.applied_seq(zone),

@@ -6,25 +6,26 @@ use crate::{ONE, move_shards, shards};
 use replog::changes::{Change, Told, Wish};
 use replog::commit::{Condition, Token};
 use replog::port::{Answer, Ask, Refused};
-use shardmap::Shard;
+use shardmap::{Shard, Zone};
 use std::collections::BTreeMap;
 
 /// A reader of stream 0 at one zone.
 struct Reader {
     after: Option<Vec<Token>>,
     table: Option<&'static str>,
+    zone: Option<Zone>,
     seen: Vec<Change>,
 }
 
 impl Reader {
     fn new() -> Reader {
-        Reader { after: None, table: None, seen: vec![] }
+        Reader { after: None, table: None, zone: None, seen: vec![] }
     }
 
     /// Asks once; waits for a change as long as that.
     fn ask(&mut self, site: &Site, wait_ms: u32) -> usize {
         let table = self.table.map(Into::into);
-        let wish = Wish { after: self.after.clone(), table, values: true, wait_ms };
+        let wish = Wish { after: self.after.clone(), table, zone: self.zone, values: true, wait_ms };
         match site.ask(&Ask::Changes(wish)) {
             Answer::Changes(Told { changes, after }) => {
                 let count = changes.len();
@@ -107,6 +108,52 @@ fn every_change_is_told_once_in_the_order_of_its_log_at_both_zones() {
     assert_eq!(cluster.compare(), 0);
 }
 
+/// The job of one zone: it reads that zone's own log.
+fn job(site: &Site) -> Reader {
+    Reader { zone: Some(site.zone), ..Reader::new() }
+}
+
+#[test]
+fn each_change_is_told_by_the_job_of_one_zone_however_its_shard_moves_and_however_far_the_job_is_behind() {
+    let (cluster, map) = Cluster::start_with("jobs", 4 << 20);
+    let (mut at_a, mut at_b) = (job(&cluster.a), job(&cluster.b));
+    for (job, site) in [(&mut at_a, &cluster.a), (&mut at_b, &cluster.b)] {
+        assert_eq!(job.ask(site, 0), 0, "from now on");
+        assert!(job.after.as_ref().unwrap().iter().all(|t| t.zone == site.zone), "places of its own log alone");
+    }
+    let mut written = vec![];
+    let mut write = |site: &Site, epoch, count: usize| {
+        for _ in 0..count {
+            let key = format!("k{}", written.len());
+            site.put(Shard(0), epoch, &key, "v").unwrap();
+            written.push(key);
+        }
+    };
+    write(&cluster.a, ONE, 10);
+    at_a.until(&cluster.a, 10);
+    // These its job has not been told when the shard leaves; the other zone's job has passed them by then.
+    write(&cluster.a, ONE, 10);
+    let there = move_shards(&cluster, &map, &shards(&[0]), &cluster.b);
+    write(&cluster.b, there.epoch(), 10);
+    at_b.until(&cluster.b, 10);
+    let back = move_shards(&cluster, &there, &shards(&[0]), &cluster.a);
+    write(&cluster.a, back.epoch(), 10);
+    at_a.until(&cluster.a, 30);
+    assert_eq!((at_a.ask(&cluster.a, 0), at_b.ask(&cluster.b, 0)), (0, 0), "each once");
+    let mut told: Vec<(u64, String)> = [&at_a, &at_b]
+        .iter()
+        .flat_map(|job| job.seen.iter().map(|c| (c.version.owner_epoch.0, String::from_utf8_lossy(&c.key).into())))
+        .collect();
+    told.sort_by_key(|(epoch, key)| (*epoch, key.trim_start_matches('k').parse::<u32>().unwrap()));
+    let told: Vec<String> = told.into_iter().map(|(_, key)| key).collect();
+    assert_eq!(told, written, "all of them, by one job each, and each ownership's together");
+    // The other zone's copy tells the same, for whoever does that zone's work should it never come back.
+    let mut heir = Reader { after: Some(vec![]), zone: Some(A), ..Reader::new() };
+    heir.until(&cluster.b, 30);
+    assert_eq!(heir.seen, at_a.seen);
+    assert_eq!(cluster.compare(), 0);
+}
+
 #[test]
 fn a_reader_that_does_not_ask_holds_nothing_and_is_told_all_later() {
     // Its segments are not full before the end, as above: whoever is slow to ask is told that what went is gone.
@@ -129,7 +176,7 @@ fn a_reader_that_does_not_ask_holds_nothing_and_is_told_all_later() {
 fn what_is_no_longer_kept_is_said_with_the_first_that_is() {
     let (cluster, _) = Cluster::start_with("forgotten", 1 << 16);
     let big = |i: u32| put(Shard(0), ONE, &format!("k{}", i % 7), vec![b'x'; 30_000]);
-    let begin = Wish { after: Some(vec![]), table: None, values: false, wait_ms: 0 };
+    let begin = Wish { after: Some(vec![]), table: None, zone: None, values: false, wait_ms: 0 };
     let mut round = 0;
     let refused = loop {
         assert!(round < 2000, "no segment ever went");
@@ -142,7 +189,7 @@ fn what_is_no_longer_kept_is_said_with_the_first_that_is() {
             }
         }
     };
-    for odd in [Token { zone: shardmap::Zone(7), stream: 0, seq: 1 }, Token { zone: A, stream: 8, seq: 1 }] {
+    for odd in [Token { zone: Zone(7), stream: 0, seq: 1 }, Token { zone: A, stream: 8, seq: 1 }] {
         let answer = cluster.a.ask(&Ask::Changes(Wish { after: Some(vec![odd]), ..begin.clone() }));
         assert!(matches!(answer, Answer::Refused(Refused::Invalid(_))), "{odd}: {answer:?}");
     }

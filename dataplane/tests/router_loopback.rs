@@ -147,7 +147,7 @@ fn log_port(name: &str, zone: Zone) -> PathBuf {
                             Some((version, value)) => Answer::Row { version: *version, value: value.clone() },
                             None => Answer::Absent,
                         },
-                        other @ (Ask::ReadAfter { .. } | Ask::Commit(_) | Ask::Changes(_)) => {
+                        other @ (Ask::ReadAfter { .. } | Ask::Commit(_) | Ask::Changes(_) | Ask::Standing { .. }) => {
                             panic!("not asked for here: {other:?}")
                         }
                     };

@@ -17,9 +17,10 @@ use crate::limits::{KEY_MAX, TABLE_MAX, VALUE_MAX};
 use crate::mint::Mint;
 use crate::owners::{Owners, put_positions, stream_of};
 use crate::port::Refused;
+use crate::stand::{May, Stand};
 use crate::{Hlc, Op, Record};
 use bytes::Bytes;
-use shardmap::ownership::{History, Refusal};
+use shardmap::ownership::{History, Kind, Refusal};
 use shardmap::{MapEpoch, OwnerEpoch, Positions, SHARDS, Shard, Zone};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -248,6 +249,44 @@ impl Gate {
     /// Does the log refuse writes because it has restarted?
     pub fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// The ownership under which `shard` may be written here now; `None`: it may not.
+    pub fn writes(&self, shard: Shard) -> Option<OwnerEpoch> {
+        let ours = usize::from(shard.0) < SHARDS && stream_of(shard, self.streams) == self.stream;
+        self.owned(shard).ok().filter(|_| ours)
+    }
+
+    /// How this zone stands to each shard of this stream. `is_fencing` says of which a FENCE is decided and not durable.
+    pub fn stands(&self, is_fencing: impl Fn(Shard) -> bool) -> Vec<Stand> {
+        let mut all = vec![];
+        self.map.each(&mut |shard, history| {
+            if stream_of(shard, self.streams) != self.stream {
+                return;
+            }
+            let mut entries = history.entries().iter().rev();
+            let mine = entries.find(|e| e.kind == Kind::Own && e.owner == Some(self.zone));
+            let may = match history.may_write(self.zone, self.own_fence(shard), self.read_only) {
+                // Shards of global services wait for leases.
+                _ if usize::from(shard.0) >= SHARDS => May::Nothing,
+                Ok(_) => May::Writes,
+                Err(Refusal::Fenced | Refusal::ReadOnly) => May::Halted,
+                Err(Refusal::NotOwner(_)) if is_fencing(shard) => May::Halted,
+                Err(Refusal::NotOwner(_)) => May::Nothing,
+            };
+            let v = history.view();
+            let own_epoch = mine.map(|e| e.owner_epoch).unwrap_or_default();
+            all.push(Stand {
+                shard,
+                kind: v.kind,
+                owner: v.owner,
+                owner_epoch: v.owner_epoch,
+                to: v.to,
+                may,
+                own_epoch,
+            });
+        });
+        all
     }
 
     /// The map that the gate decides by.

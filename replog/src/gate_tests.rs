@@ -190,3 +190,36 @@ fn what_cannot_be_a_record_is_refused_with_what_was_seen() {
         assert_eq!(a.write(&ask, Row::Unknown, NOW_MS), Decision::Refused(Refused::Invalid(why.into())));
     }
 }
+
+#[test]
+fn how_a_zone_stands_to_a_shard_follows_the_map_the_fence_and_the_restart() {
+    let stand = |g: &Gate, fencing: bool| {
+        let all = g.stands(|_| fencing);
+        assert_eq!(all.len(), 1);
+        assert_eq!(all[0].may == May::Writes, g.writes(S).is_some(), "as a write would be judged");
+        (all[0].may, all[0].kind, all[0].owner_epoch.0, all[0].own_epoch.0)
+    };
+    let none = Positions::default();
+    let (mut a, mut b) = (gate(A, &first()), gate(B, &first()));
+    assert_eq!(stand(&a, false), (May::Writes, Kind::Own, 1, 1));
+    assert_eq!(stand(&b, false), (May::Nothing, Kind::Own, 1, 0));
+    for g in [&mut a, &mut b] {
+        g.on_map(Arc::new(moving()), &none, NOW_MS).unwrap();
+    }
+    assert_eq!(stand(&a, true), (May::Halted, Kind::Moving, 1, 1), "the FENCE is decided");
+    assert_eq!(stand(&b, false), (May::Nothing, Kind::Moving, 1, 0));
+    let moved = then(&moving(), |h, e| h.commit_move(5, &[(A, 5), (B, 3)].into_iter().collect(), e).unwrap());
+    for g in [&mut a, &mut b] {
+        g.on_map(Arc::new(moved.clone()), &none, NOW_MS).unwrap();
+    }
+    assert_eq!(stand(&a, true), (May::Halted, Kind::Own, 3, 1), "another zone's; the FENCE is not durable");
+    assert_eq!(stand(&a, false), (May::Nothing, Kind::Own, 3, 1));
+    assert_eq!(stand(&b, false), (May::Writes, Kind::Own, 3, 3));
+    let back = then(&moving(), |h, e| h.abort(e).unwrap());
+    assert_eq!(stand(&gate(A, &back), false), (May::Writes, Kind::Own, 3, 3), "a new ownership");
+    let (newest, fences) = (Hlc::default(), vec![]);
+    let (map, fences_applied) = (Arc::new(first()), vec![]);
+    let restarted = Gate::new(Start { zone: A, stream: 0, streams: 4, map, fences, fences_applied, newest });
+    assert_eq!(stand(&restarted, false), (May::Halted, Kind::Own, 1, 1), "read-only");
+    assert!(Gate { stream: 1, ..restarted }.stands(|_| false).is_empty(), "another stream's");
+}

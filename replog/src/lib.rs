@@ -5,6 +5,7 @@ pub mod batch;
 pub mod changes;
 pub mod commit;
 pub mod gate;
+pub mod hearers;
 pub mod hlc;
 pub mod limits;
 pub mod link;
@@ -19,6 +20,7 @@ pub mod repair;
 pub mod retain;
 pub mod seed;
 pub mod segment;
+pub mod stand;
 pub mod store;
 #[cfg(feature = "uring")]
 pub mod uring;

@@ -12,6 +12,7 @@ use crate::changes::{Told, Wish, get_told, get_wish, put_told, put_wish};
 use crate::commit::{
     Commit, Committed, Token, get_commit, get_committed, get_version, put_commit, put_committed, put_version,
 };
+use crate::stand::{Standing, get_standing, put_standing};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use shardmap::{MapEpoch, Shard, Zone};
 
@@ -66,16 +67,25 @@ pub enum Ask {
     },
     /// Tell what follows in the logs, as far as it is applied here.
     Changes(Wish),
+    /// Tell how this zone stands to the shards of this core, when that is not as at revision `known` any more. Whoever asks has told its readers
+    /// all up to there.
+    Standing {
+        /// What it has told; 0: nothing yet.
+        known: u64,
+        /// How long to wait for something else; 0: whoever asks does not listen from now on.
+        wait_ms: u32,
+    },
     /// Make several writes, or one under a condition; answered when it is durable here, or as it says.
     Commit(Commit),
 }
 
 impl Ask {
-    /// The shard that it is about; of changes, one of the first stream that they are asked of.
+    /// The shard that it is about; of changes, one of the first stream that they are asked of; of standing, none.
     pub fn shard(&self) -> Shard {
         match self {
             Ask::Write { shard, .. } | Ask::Read { shard, .. } | Ask::ReadAfter { shard, .. } => *shard,
             Ask::Commit(commit) => commit.shard,
+            Ask::Standing { .. } => Shard(0),
             Ask::Changes(wish) => Shard(wish.after.iter().flatten().next().map_or(0, |t| t.stream as u16)),
         }
     }
@@ -108,6 +118,8 @@ pub enum Answer {
     Committed(Committed),
     /// What follows in the logs.
     Changes(Told),
+    /// How this zone stands to the shards of this core.
+    Standing(Standing),
 }
 
 /// Why nothing was done.
@@ -205,6 +217,11 @@ pub fn put_ask(out: &mut BytesMut, corr: u64, ask: &Ask) {
             out[4] = 5;
             put_wish(out, wish);
         }
+        Ask::Standing { known, wait_ms } => {
+            out[4] = 6;
+            out.put_u64_le(*known);
+            out.put_u32_le(*wait_ms);
+        }
         Ask::Commit(commit) => {
             put_place(out, 3, commit.shard, commit.map_epoch);
             put_commit(out, commit);
@@ -236,6 +253,7 @@ pub fn take_ask(from: &mut BytesMut) -> Result<Option<(u64, Ask)>, Malformed> {
             Ask::ReadAfter { shard, map_epoch, table, key, local, after, wait_ms: get_u32(m)? }
         }
         5 => Ask::Changes(get_wish(m)?),
+        6 => Ask::Standing { known: get_u64(m)?, wait_ms: get_u32(m)? },
         other => return Err(Malformed::Kind(other)),
     };
     if m.is_empty() { Ok(Some((corr, ask))) } else { Err(Malformed::Fields) }
@@ -268,6 +286,10 @@ pub fn put_answer(out: &mut BytesMut, corr: u64, answer: &Answer) {
             out[4] = 6;
             put_told(out, told);
         }
+        Answer::Standing(all) => {
+            out[4] = 7;
+            put_standing(out, all);
+        }
     });
 }
 
@@ -285,6 +307,7 @@ pub fn take_answer(from: &mut BytesMut) -> Result<Option<(u64, Answer)>, Malform
         4 => Answer::Refused(get_refused(m)?),
         5 => Answer::Committed(get_committed(m)?),
         6 => Answer::Changes(get_told(m)?),
+        7 => Answer::Standing(get_standing(m)?),
         other => return Err(Malformed::Kind(other)),
     };
     if m.is_empty() { Ok(Some((corr, answer))) } else { Err(Malformed::Fields) }
@@ -448,7 +471,9 @@ mod tests {
     use crate::Hlc;
     use crate::changes::Change;
     use crate::commit::{Condition, Held, Made, Once, Step};
+    use crate::stand::{May, Stand};
     use shardmap::OwnerEpoch;
+    use shardmap::ownership::Kind;
 
     fn version() -> Version {
         Version { owner_epoch: OwnerEpoch(7), hlc: Hlc::new(1_700_000_000_000, 3), zone: Zone(1), stream: 2 }
@@ -473,6 +498,7 @@ mod tests {
             },
             Ask::Changes(Wish { after: None, table: Some("t".into()), zone: None, values: true, wait_ms: 7 }),
             Ask::Changes(Wish { after: Some(after), table: None, zone: Some(Zone(2)), values: false, wait_ms: 0 }),
+            Ask::Standing { known: 7, wait_ms: 5000 },
         ]
     }
 
@@ -529,6 +555,22 @@ mod tests {
         };
         let after = vec![Token { zone: Zone(1), stream: 3, seq: 77 }];
         all.push(Answer::Changes(Told { changes: vec![change.clone(), Change { value: None, ..change }], after }));
+        let stand = |shard, kind, may, owner| Stand {
+            shard: Shard(shard),
+            kind,
+            owner,
+            owner_epoch: OwnerEpoch(7),
+            to: (kind == Kind::Moving).then_some(Zone(2)),
+            may,
+            own_epoch: OwnerEpoch(4),
+        };
+        let stands = vec![
+            stand(0, Kind::Own, May::Writes, Some(Zone(1))),
+            stand(2, Kind::Moving, May::Halted, Some(Zone(1))),
+            stand(341, Kind::Lost, May::Nothing, None),
+            stand(1023, Kind::Unlock, May::Nothing, Some(Zone(0))),
+        ];
+        all.push(Answer::Standing(Standing { revision: 3, map_epoch: MapEpoch(12), stands }));
         for held in [Held::Here, Held::Elsewhere, Held::Late(text)] {
             all.push(Answer::Committed(Committed { rows: rows.clone(), replayed: held == Held::Here, held }));
         }

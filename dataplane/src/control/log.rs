@@ -275,6 +275,7 @@ async fn status(shown: &Shown) -> LogStatus {
         // Every core goes by the same map.
         unsettled: cores.iter().map(|c| c.unsettled).max().unwrap_or(0),
         holds_back: cores.iter().any(|c| c.holds_back),
+        ownership_untold: cores.iter().map(|c| c.untold).sum(),
         lag: lag::of(&all.us),
         lag_zones: lags.iter().map(|(zone, lag)| (map.zone_name(*zone).to_owned(), lag::of(&lag.us))).collect(),
         durable_lag_zones: lag::merged_durable(&cores)
@@ -338,6 +339,8 @@ fn metrics(status: &LogStatus) -> String {
     page.gauge("ezone_log_map_epoch", "The map that the log goes by", status.map_epoch);
     page.gauge("ezone_log_read_only", "1: restarted, and does not know yet what it owns", u64::from(status.read_only));
     page.gauge("ezone_store_full", "1: a record store has no room; nothing is applied", u64::from(status.store_full));
+    let help = "Writes that began before every router had told its readers of /ownership/stream that this zone writes the shard";
+    page.counter("ezone_ownership_untold_total", help, &[], status.ownership_untold);
     page.counter(
         "ezone_links_refused_total",
         "Connections from other logs, or strangers, that were closed before a HELLO was understood",

@@ -64,6 +64,9 @@ pub struct LogStatus {
     /// There is one, and the volume is as full as `[log] peers_until` says.
     #[serde(default)]
     pub holds_back: bool,
+    /// Writes that began before every router had told its readers of `/ownership/stream`.
+    #[serde(default)]
+    pub ownership_untold: u64,
     /// From commit at the origin to visible here.
     pub lag: Lag,
     /// The same of each other zone's writes.

@@ -33,6 +33,9 @@ impl Core {
             Answer::Changes(_) => {
                 self.fail(id, 500, "the zone's log or store failed", "changes", "an answer to what was asked")
             }
+            Answer::Standing(_) => {
+                self.fail(id, 500, "the zone's log or store failed", "standing", "an answer to what was asked")
+            }
             Answer::Absent => self.fail(id, 404, "no such record", "", ""),
             Answer::Refused(why) => self.refused(id, shape, why),
         }

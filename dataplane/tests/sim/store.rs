@@ -83,7 +83,7 @@ impl Store {
                 ledger.done(token);
                 Answer::Written { key: key.expect("matched above"), version: self.version(), seq: 1 }
             }
-            other @ (Ask::ReadAfter { .. } | Ask::Commit(_) | Ask::Changes(_)) => {
+            other @ (Ask::ReadAfter { .. } | Ask::Commit(_) | Ask::Changes(_) | Ask::Standing { .. }) => {
                 panic!("nobody asks for this here: {other:?}")
             }
         }

@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 pub(super) const MAP_WAIT: Duration = Duration::from_secs(2);
 
 impl Core {
-    /// Answers one ask; it ends when there is an answer. A row that was read holds its share of `rows`.
-    pub async fn answer(&self, ask: Ask, rows: &Rc<Budget>) -> (Answer, Option<Share>) {
+    /// Answers one ask of a router; it ends when there is an answer. A row that was read holds its share of `rows`.
+    pub async fn answer(&self, ask: Ask, router: u64, rows: &Rc<Budget>) -> (Answer, Option<Share>) {
         self.asked.set(self.asked.get() + 1);
         match ask {
             Ask::Write { shard, map_epoch, table, key, value } => {
@@ -33,6 +33,7 @@ impl Core {
             }
             Ask::Commit(commit) => (self.commit(commit).await, None),
             Ask::Changes(wish) => (self.changes(wish).await, None),
+            Ask::Standing { known, wait_ms } => (self.standing(router, known, wait_ms).await, None),
             Ask::Read { shard, map_epoch, table, key, local } => {
                 self.read((shard, map_epoch, local), None, (table, key), rows).await
             }
@@ -93,6 +94,7 @@ impl Core {
         let Some(stream) = self.stream_of(write.shard) else { return elsewhere(write.shard) };
         let (mut row, deadline) = (Row::Unknown, Instant::now() + MAP_WAIT);
         loop {
+            self.told_of(stream, write.shard).await;
             let decision = stream.gate.borrow_mut().write(&write, row, now_ms());
             match decision {
                 Decision::Append(record) => return stream.append(record).await,

@@ -184,6 +184,10 @@ impl Boot {
             asked: Cell::new(0),
             confirming: Budget::of(super::commit::CONFIRMING_MAX),
             readers: Budget::of(super::changes::READERS_MAX),
+            hearers: RefCell::default(),
+            heard: Signal::default(),
+            stands_changed: Signal::default(),
+            routers: Cell::new(0),
             stopping: Cell::new(false),
             store_full: Cell::new(false),
             holds_back: Cell::new(false),
@@ -319,6 +323,7 @@ async fn serve(
 async fn stop(core: &Core) {
     core.stopping.set(true);
     core.map_changed.notify();
+    core.stands_changed.notify();
     for stream in &core.streams {
         let mut closed = vec![stream.log.close().await];
         for mirror in stream.mirrors.values() {
@@ -347,7 +352,7 @@ async fn carry_out(core: Rc<Core>, command: Command) {
             }
         }
         Command::Ask(ask, done) => {
-            let (answer, _row) = core.answer(ask, &Budget::of(1)).await;
+            let (answer, _row) = core.answer(ask, u64::MAX, &Budget::of(1)).await;
             let _ = done.send(answer);
         }
         Command::Conflicts { stream, asked, done } => {
@@ -418,6 +423,7 @@ async fn figures(core: &Core) -> Option<CoreFigures> {
         streams: streams.collect(),
         unsettled: core.unsettled(),
         holds_back: core.holds_back.get(),
+        untold: core.hearers.borrow().untold(),
         kept,
     })
 }

@@ -58,6 +58,7 @@ impl Core {
         let mut hold: Option<Hold<'_>> = None;
         let mut rounds = 0;
         loop {
+            self.told_of(stream, commit.shard).await;
             if hold.as_ref().is_some_and(|h| h.is_stale(&commit)) {
                 hold = None;
             }

@@ -13,6 +13,7 @@ use super::seed::Hold;
 use super::signal::{Budget, Signal};
 use super::stream::{self, Durable, StreamLog};
 use crate::gate::Gate;
+use crate::hearers::Hearers;
 use crate::link;
 use crate::log;
 use crate::owners::stream_of;
@@ -58,6 +59,14 @@ pub(super) struct Core {
     pub confirming: Rc<Budget>,
     /// Readers of changes that may wait at once.
     pub readers: Rc<Budget>,
+    /// Routers that tell how this zone stands to its shards.
+    pub hearers: RefCell<Hearers>,
+    /// One has told, or is gone.
+    pub heard: Signal,
+    /// What this zone may do with some shard has changed.
+    pub stands_changed: Signal,
+    /// How many routers have connected: their numbers.
+    pub routers: Cell<u64>,
     pub jobs: Sender<Job>,
     /// Why the log can no longer keep its promises; the first one ends the core.
     pub faults: UnboundedSender<String>,
@@ -70,6 +79,8 @@ pub(super) struct Stream {
     pub number: u32,
     pub term: u64,
     pub log: StreamLog,
+    /// Shards of which a FENCE is decided and not durable: of how many.
+    pub fencing: RefCell<BTreeMap<Shard, u32>>,
     pub gate: RefCell<Gate>,
     pub mirrors: BTreeMap<Zone, Mirror>,
     /// For each zone's log: what is applied, or up to where it is in the keeper's hands. Never less than what a reader can have
@@ -187,6 +198,7 @@ impl Core {
                 stream.scans_changed.notify();
             }
         }
+        self.stands_change();
         self.map_changed.notify();
         Ok(())
     }
@@ -196,7 +208,17 @@ impl Core {
         if !due.is_empty() {
             let begun = stream.log.begin_append(due.clone());
             let (core, stream) = (self.clone(), stream.clone());
-            glommio::spawn_local(async move { core.watch(stream.fenced(due, begun).await) }).detach();
+            let shards: Vec<Shard> = due.iter().map(|r| r.shard).collect();
+            stream.fencing(&shards);
+            glommio::spawn_local(async move {
+                let done = stream.fenced(due, begun).await;
+                if done.is_ok() {
+                    stream.fences_durable(&shards);
+                    core.stands_change();
+                }
+                core.watch(done);
+            })
+            .detach();
         }
     }
 
@@ -252,8 +274,14 @@ impl Core {
     /// The GZS has answered that `epoch` is its newest; that map may still be on its way through the keeper.
     pub fn on_gzs(&self, epoch: MapEpoch) {
         self.gzs.set(self.gzs.get().max(Some(epoch)));
+        let mut opened = false;
         for stream in &self.streams {
+            let was = stream.gate.borrow().is_read_only();
             stream.gate.borrow_mut().on_gzs(epoch);
+            opened |= was && !stream.gate.borrow().is_read_only();
+        }
+        if opened {
+            self.stands_change();
         }
     }
 

@@ -52,7 +52,7 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
     let mut figures = LineFigures::default();
     while !core.stopping.get() {
         figures.is_paused = controls.is_paused(peer.zone, stream.number);
-        note(&stream, peer.zone, &sender, damaged.as_deref().unwrap_or("connecting"), &figures);
+        note(&core, &stream, peer.zone, &sender, damaged.as_deref().unwrap_or("connecting"), &figures);
         let connected = connect(&core, &peer).await;
         if let Err(why) = &connected {
             figures.failures += 1;
@@ -94,7 +94,7 @@ pub(super) async fn send(core: Rc<Core>, stream: Rc<Stream>, peer: Peer) {
             if damaged.as_ref() != Some(&text) {
                 tracing::error!("stream {}: the link to zone {} stops: {stop}", stream.number, peer.name);
             }
-            note(&stream, peer.zone, &sender, &text, &figures);
+            note(&core, &stream, peer.zone, &sender, &text, &figures);
             let (lent, cleared) = (stream.seeded.get(), controls.cleared(peer.zone, stream.number));
             let word = async {
                 while !core.stopping.get() && controls.cleared(peer.zone, stream.number) == cleared {
@@ -192,6 +192,7 @@ impl Outgoing<'_> {
             };
             let congestion = self.connection.congestion();
             note(
+                self.core,
                 self.stream,
                 self.peer.zone,
                 self.sender,
@@ -503,7 +504,7 @@ fn place(core: &Core, stream: &Stream, origin: Zone, peer: Zone) -> Place {
 }
 
 /// What the status shows, and what may end read-only.
-fn note(stream: &Stream, peer: Zone, sender: &Sender, state: &str, figures: &LineFigures) {
+fn note(core: &Core, stream: &Stream, peer: Zone, sender: &Sender, state: &str, figures: &LineFigures) {
     let link = Link {
         state: state.to_owned(),
         durable_seq: sender.acked(),
@@ -517,6 +518,9 @@ fn note(stream: &Stream, peer: Zone, sender: &Sender, state: &str, figures: &Lin
         let links = stream.links.borrow();
         let live: Vec<_> = links.iter().filter_map(|(zone, l)| l.map_epoch.map(|epoch| (*zone, epoch))).collect();
         stream.gate.borrow_mut().on_links(&live);
+        if !stream.gate.borrow().is_read_only() {
+            core.stands_change();
+        }
     }
 }
 

@@ -32,6 +32,7 @@ pub mod secure;
 mod seed;
 mod signal;
 pub mod sqlite;
+mod standing;
 pub mod stream;
 
 pub use core::Link;

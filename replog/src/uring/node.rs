@@ -173,6 +173,8 @@ pub struct CoreFigures {
     pub unsettled: u64,
     /// There is one, and the volume is so full that segments would go.
     pub holds_back: bool,
+    /// How often a write went on before every router had told its readers of the ownership.
+    pub untold: u64,
     /// Of its stores.
     pub kept: Figures,
 }

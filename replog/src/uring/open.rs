@@ -125,6 +125,7 @@ pub(super) async fn open_stream(
         number,
         term: opened.term,
         log,
+        fencing: RefCell::default(),
         gate: RefCell::new(gate),
         mirrors,
         fed: RefCell::new(begin.applied.clone()),

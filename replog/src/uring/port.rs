@@ -55,18 +55,25 @@ struct Waiting {
 }
 
 async fn connection(core: Rc<Core>, router: UnixStream) {
+    let number = core.routers.replace(core.routers.get() + 1);
     let waiting = Rc::new(Waiting::default());
     let (read, write) = split(router);
     let writer = glommio::spawn_local(answers(waiting.clone(), write));
-    if let Err(why) = asks(&core, &waiting, read).await {
+    if let Err(why) = asks(&core, number, &waiting, read).await {
         tracing::warn!("the port: {why}; closing the connection");
     }
     waiting.closed.set(true);
     waiting.changed.notify();
+    core.router_gone(number);
     writer.await;
 }
 
-async fn asks(core: &Rc<Core>, waiting: &Rc<Waiting>, mut read: ReadHalf<UnixStream>) -> Result<(), String> {
+async fn asks(
+    core: &Rc<Core>,
+    router: u64,
+    waiting: &Rc<Waiting>,
+    mut read: ReadHalf<UnixStream>,
+) -> Result<(), String> {
     let (mut buffer, mut part) = (BytesMut::new(), vec![0; READ_BYTES]);
     let (count, bytes, rows) = (Budget::of(ASKS_MAX), Budget::of(ASK_BYTES_MAX), Budget::of(ROWS_MAX));
     loop {
@@ -84,7 +91,7 @@ async fn asks(core: &Rc<Core>, waiting: &Rc<Waiting>, mut read: ReadHalf<UnixStr
             };
             let (core, waiting, rows) = (core.clone(), waiting.clone(), rows.clone());
             glommio::spawn_local(async move {
-                let (answer, row) = core.answer(ask, &rows).await;
+                let (answer, row) = core.answer(ask, router, &rows).await;
                 drop(shares);
                 if row.is_some() {
                     waiting.room().await;
@@ -103,6 +110,7 @@ fn weight(ask: &Ask) -> usize {
         Ask::Write { table, key, value, .. } => table.len() + optional(key) + optional(value),
         Ask::Read { table, key, .. } | Ask::ReadAfter { table, key, .. } => table.len() + key.len(),
         Ask::Changes(wish) => wish.after.as_ref().map_or(0, |a| a.len() * 16),
+        Ask::Standing { .. } => 0,
         Ask::Commit(c) => {
             let step = |s: &Step| s.table.len() + optional(&s.key) + optional(&s.value);
             c.steps.iter().map(step).sum::<usize>() + c.once.as_ref().map_or(0, |o| o.key.len())

@@ -324,6 +324,13 @@ impl Site {
         count
     }
 
+    /// As a router's core connects to a log core.
+    pub fn connect(&self, core: usize) -> UnixStream {
+        let port = UnixStream::connect(self.port(core)).unwrap();
+        port.set_read_timeout(Some(PATIENCE)).unwrap();
+        port
+    }
+
     /// Asks the core that has the shard, and waits.
     pub fn ask(&self, ask: &Ask) -> Answer {
         self.ask_all(std::slice::from_ref(ask)).remove(0)
@@ -336,11 +343,11 @@ impl Site {
             | Ask::Read { shard, .. }
             | Ask::ReadAfter { shard, .. }
             | Ask::Commit(Commit { shard, .. }) => u32::from(shard.0) % STREAMS,
+            Ask::Standing { .. } => 0,
             Ask::Changes(wish) => wish.after.as_ref().and_then(|a| a.first()).map_or(0, |t| t.stream),
         };
         let core = stream as usize % self.cores.len();
-        let mut port = UnixStream::connect(self.port(core)).unwrap();
-        port.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut port = self.connect(core);
         let mut out = BytesMut::new();
         asks.iter().enumerate().for_each(|(i, ask)| put_ask(&mut out, i as u64, ask));
         let mut writer = port.try_clone().unwrap();

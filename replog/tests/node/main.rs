@@ -12,6 +12,7 @@ mod mend;
 mod mesh;
 mod proxy;
 mod seed;
+mod standing;
 
 use cluster::{A, B, Cluster, Site, next, put};
 use replog::port::{Answer, Refused};
@@ -156,7 +157,7 @@ fn a_fence_bars_writes_at_once_and_waits_for_room_behind_a_burst() {
     let legal = |a: &Answer| match a {
         Answer::Written { .. } => true,
         Answer::Refused(why) => matches!(why, Refused::Busy | Refused::NotOwner { owner: Some(B), .. }),
-        Answer::Row { .. } | Answer::Absent | Answer::Committed(_) | Answer::Changes(_) => false,
+        Answer::Row { .. } | Answer::Absent | Answer::Committed(_) | Answer::Changes(_) | Answer::Standing(_) => false,
     };
     assert!(answers.iter().all(legal), "{answers:?}");
     cluster.wait("a has the map", || cluster.a.map_epoch() == moving.epoch());

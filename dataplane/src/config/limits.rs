@@ -55,6 +55,8 @@ limits! {
     after_ms_max = 2_000, 0..=60_000 => after_ms;
     /// Readers of `/changes` on one core.
     changes_max = 64, 0..=100_000 => changes_max;
+    /// Readers of `/ownership/stream` on one core.
+    ownership_max = 256, 0..=100_000 => ownership_max;
     /// Bytes of a request's body.
     body_bytes_max = 1 << 30, 0..=1 << 50 => body_bytes_max;
     /// Clients' connections of one core.

@@ -41,7 +41,7 @@ type As = (&'static str, Kind, &'static str, Option<(&'static str, &'static str)
 use Kind::{Counter, Gauge};
 
 /// A field that is not here is shown as `ezone_core_<field>`, untyped.
-const SHOWN_AS: [As; 44] = [
+const SHOWN_AS: [As; 46] = [
     ("accepted", Counter, "ezone_connections_accepted_total", None, "Connections accepted"),
     ("connections", Gauge, "ezone_connections", None, "Connections open now, both sides"),
     ("clients", Gauge, "ezone_client_connections", None, "Clients' connections open now: their spread over the cores"),
@@ -74,6 +74,14 @@ const SHOWN_AS: [As; 44] = [
         "ezone_changes_cut_total",
         None,
         "Readers of changes cut off because they did not take what they were sent",
+    ),
+    ("ownership_streams", Gauge, "ezone_ownership_streams", None, "Readers of /ownership/stream now"),
+    (
+        "ownership_cut",
+        Counter,
+        "ezone_ownership_cut_total",
+        None,
+        "Readers of /ownership/stream cut off because they did not take what they were sent",
     ),
     ("proxy_malformed", Counter, "ezone_proxy_malformed_total", None, "Connections without a PROXY header as expected"),
     ("tunnels", Gauge, "ezone_tunnels", None, "Tunnels open now"),

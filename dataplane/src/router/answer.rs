@@ -61,6 +61,9 @@ impl Core {
         if c.exchange.as_ref().is_some_and(|e| e.answered && e.feed.is_some()) {
             return self.feed_ends(id, reason.unwrap_or("the answer ends"));
         }
+        if c.exchange.as_ref().is_some_and(|e| e.answered && e.watcher.is_some()) {
+            return self.watcher_ends(id, reason.unwrap_or("the answer ends"));
+        }
         if c.exchange.as_ref().is_some_and(|e| e.answered) {
             self.breaks(id, reason);
             return self.break_off(id);

@@ -95,7 +95,7 @@ impl Core {
             return Err(format!("client {id:?} in {:?} may wait for ever", c.phase));
         }
         match c.exchange.as_ref().map(|e| e.stage) {
-            Some(Stage::New) if c.phase != Phase::Drain => {
+            Some(Stage::New) if c.phase != Phase::Drain && c.exchange.as_ref().is_some_and(|e| e.watcher.is_none()) => {
                 Err(format!("client {id:?} stands nowhere in {:?}", c.phase))
             }
             None if c.phase == Phase::Await => Err(format!("client {id:?} awaits an answer to nothing")),

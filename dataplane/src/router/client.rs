@@ -418,6 +418,7 @@ impl Core {
                 );
             }
             (Phase::Await, Some(Stage::New)) if self.reads_changes(id) => self.feed_late(id),
+            (Phase::Await, Some(Stage::New)) if self.watches(id) => self.watcher_due(id),
             (Phase::Await, _) => {
                 if let Some(Stage::Upstream(up)) = stage {
                     self.owed(id, up);

@@ -2,6 +2,7 @@
 
 use super::changes::Feed;
 use super::forward::Origin;
+use super::ownership::Watcher;
 use super::trace::{Done, Trace};
 use crate::http::Body;
 use bytes::BytesMut;
@@ -178,6 +179,8 @@ pub(super) struct Exchange {
     pub tagged: bool,
     /// It reads changes.
     pub feed: Option<Box<Feed>>,
+    /// It is told how this zone stands to its shards.
+    pub watcher: Option<Box<Watcher>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -285,6 +288,7 @@ impl Exchange {
             held_bytes: 0,
             tagged: false,
             feed: None,
+            watcher: None,
         }
     }
 }

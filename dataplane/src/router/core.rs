@@ -6,6 +6,7 @@ use super::cluster::Destinations;
 use super::conn::{Client, Conn, ConnId, Io, Kind, UpPhase, Upstream};
 use super::figures::Figures;
 use super::hold::Holds;
+use super::ownership::Ownership;
 use super::store::Ports;
 use super::{Counts, Limits, Routes, Settings};
 use crate::tls::{Reason, TlsId};
@@ -105,6 +106,7 @@ pub struct Core {
     pub(super) shard_buckets: ShardBuckets,
     pub(super) ports: Ports,
     pub(super) holds: Holds,
+    pub(super) owned: Ownership,
     pub(super) map: Option<Arc<dyn Routes>>,
     unsettled: Vec<Shard>,
     in_flight: Vec<u32>,
@@ -148,6 +150,7 @@ impl Core {
             shard_buckets,
             ports: Ports::new(settings.log_ports.len()),
             holds: Holds::default(),
+            owned: Ownership::default(),
             map: None,
             unsettled: Vec::new(),
             in_flight: vec![0; 1 << 16],
@@ -324,6 +327,9 @@ impl Core {
         if drained && !finishing && self.rests_between_changes(id) {
             self.feed_on(id);
         }
+        if !finishing {
+            self.watcher_took(id, drained);
+        }
         if let Some(other) = other.filter(|_| drained)
             && self.conn(other).is_some_and(|c| !c.io.stash.is_empty())
         {
@@ -372,6 +378,7 @@ impl Core {
         self.counts.map_epoch = map.epoch().0;
         self.unsettled = map.unsettled();
         self.map = Some(map);
+        self.look_at_map();
         self.release();
         self.settle();
     }
@@ -434,6 +441,7 @@ impl Core {
     /// What was counted.
     pub fn counts(&mut self) -> &Counts {
         self.counts.memory_bytes = self.memory_bytes as u64;
+        self.counts.ownership_streams = self.ownership_streams();
         self.counts.connections = (self.conns.len() - self.free.len()) as u64;
         self.counts.in_flight_moving = self.unsettled.iter().map(|s| u64::from(self.in_flight[s.0 as usize])).sum();
         &self.counts
@@ -454,6 +462,15 @@ impl Core {
     /// A connection that is neither closing nor of another generation.
     pub(super) fn conn(&mut self, id: ConnId) -> Option<&mut Conn> {
         self.conns.get_mut(id.index as usize).filter(|c| c.generation == id.generation && !c.io.closing)
+    }
+
+    /// The same, to look at.
+    pub(super) fn client_of(&self, id: ConnId) -> Option<&Client> {
+        let conn = self.conns.get(id.index as usize).filter(|c| c.generation == id.generation && !c.io.closing)?;
+        match &conn.kind {
+            Kind::Client(c) => Some(c),
+            Kind::Upstream(_) | Kind::Port(_) | Kind::Free => None,
+        }
     }
 
     pub(super) fn client(&mut self, id: ConnId) -> Option<(&mut Io, &mut Client)> {

@@ -11,7 +11,8 @@
 //! One attempt at a request sees one map. Files: `core` the tables and the driver's calls, `client` a client's side of an
 //! exchange, `route` where it goes, `admit` who may go there, `cluster` the endpoints, of which `balance` chooses, which
 //! `eject` judges and `retry` tries again, `upstream` the other side, `interim` 1xx answers, `tunnel` what follows a 101,
-//! `forward` what is told of the client, `memory` what all may hold, `store` the record store, `hold` the waiting, `secure`
+//! `forward` what is told of the client, `memory` what all may hold, `store` the record store, `ownership` which shards are
+//! written here, `hold` the waiting, `secure`
 //! what a core knows of TLS, `answer` what the router itself says, `trace` what a request took, `access` what the log is
 //! told, `figures`, `histogram` and `stats` what is shown of it.
 
@@ -35,6 +36,8 @@ pub mod histogram;
 mod hold;
 mod interim;
 mod memory;
+mod owned;
+mod ownership;
 pub mod policy;
 mod queue;
 mod rest;

@@ -20,6 +20,12 @@ impl Core {
             self.counts_at(id, RECORDS);
             return self.changes(id, r);
         }
+        if let Some(place @ Place::Ownership { once }) = place
+            && self.to.service(r.path, place.prefix_len()).is_none()
+        {
+            self.counts_at(id, RECORDS);
+            return self.ownership(id, r, once);
+        }
         let wall_ms = self.now.wall_ms;
         let Some((_, c)) = self.client(id) else { return };
         let trusted = c.trusted;
@@ -34,7 +40,9 @@ impl Core {
                 None => return,
             },
             Some(Place::Row { key, .. }) => map.route(r.tag, key.map(str::as_bytes), trusted, wall_ms),
-            Some(Place::Tx | Place::Changes) | None => map.route(r.tag, None, trusted, wall_ms),
+            Some(Place::Tx | Place::Changes | Place::Ownership { .. }) | None => {
+                map.route(r.tag, None, trusted, wall_ms)
+            }
         };
         let Some(found) = found else {
             self.counts.malformed_tag_parts += r.tag.map_or(0, |t| u64::from(Tag::parse(t).skipped));

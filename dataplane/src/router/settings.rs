@@ -70,6 +70,8 @@ pub struct Limits {
     pub after_ms: u64,
     /// Readers of `/changes` on one core.
     pub changes_max: usize,
+    /// Readers of `/ownership/stream` on one core.
+    pub ownership_max: usize,
     /// Body that is kept so that a second attempt is possible.
     pub kept_bytes_max: usize,
     /// Bytes that wait for one connection before its other side is no longer read.
@@ -131,6 +133,7 @@ impl Default for Limits {
             remote_ack_ms: 2000,
             after_ms: 2000,
             changes_max: 64,
+            ownership_max: 256,
             kept_bytes_max: 64 * 1024,
             buffer_bytes_max: 64 * 1024,
             body_bytes_max: 1 << 30,

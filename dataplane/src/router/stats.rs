@@ -45,6 +45,10 @@ counts! {
     cut_off,
     /// Readers of changes that were cut off because they did not take what they were sent.
     changes_cut,
+    /// Readers that are told how this zone stands to its shards, now.
+    ownership_streams,
+    /// Those among them that were cut off because they did not take what they were sent.
+    ownership_cut,
     /// Answers 1xx to 3xx.
     answered_2xx_3xx,
     /// Answers 4xx.

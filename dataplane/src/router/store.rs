@@ -34,12 +34,16 @@ pub(super) enum Place<'p> {
     Tx,
     /// `/changes`: what is applied in this zone, whoever owns it.
     Changes,
+    /// `/ownership`, and `/ownership/stream`: which shards this zone may write.
+    Ownership { once: bool },
 }
 
 impl<'p> Place<'p> {
     const RECORDS: &'static str = "/records/";
     const TX: &'static str = "/tx";
     const CHANGES: &'static str = "/changes";
+    const OWNERSHIP: &'static str = "/ownership";
+    const OWNERSHIP_STREAM: &'static str = "/ownership/stream";
 
     pub fn of(path: &'p str) -> Option<Place<'p>> {
         let path = path.split('?').next().unwrap_or(path);
@@ -48,6 +52,9 @@ impl<'p> Place<'p> {
         }
         if path == Place::CHANGES {
             return Some(Place::Changes);
+        }
+        if path == Place::OWNERSHIP || path == Place::OWNERSHIP_STREAM {
+            return Some(Place::Ownership { once: path == Place::OWNERSHIP });
         }
         let rest = path.strip_prefix(Place::RECORDS)?;
         Some(match rest.split_once('/') {
@@ -62,6 +69,8 @@ impl<'p> Place<'p> {
             Place::Row { .. } => Place::RECORDS.len(),
             Place::Tx => Place::TX.len(),
             Place::Changes => Place::CHANGES.len(),
+            Place::Ownership { once: true } => Place::OWNERSHIP.len(),
+            Place::Ownership { once: false } => Place::OWNERSHIP_STREAM.len(),
         }
     }
 }
@@ -135,6 +144,10 @@ pub(super) enum Shape {
     Mint,
     Tx,
     Changes,
+    /// Of the core itself: how this zone stands to its shards.
+    Standing,
+    /// Of the core itself: that it does not listen any more.
+    Farewell,
 }
 
 impl Ports {
@@ -205,6 +218,7 @@ impl Core {
             Place::Row { table, key } => self.row(id, r, (table, key), shard),
             Place::Tx => self.tx(id, r, shard),
             Place::Changes => return self.changes(id, r),
+            Place::Ownership { once } => return self.ownership(id, r, once),
         };
         match asked {
             Ok(Some((shape, ask))) => self.ask(id, shard, shape, &ask),
@@ -372,6 +386,30 @@ impl Core {
                 e.stage = Stage::Port(corr);
             }
         }
+        self.put(conn, corr, ask);
+        self.depart(shard);
+        self.wait_begins(id);
+        self.send(conn);
+    }
+
+    /// Asks one log core for this core itself; false: it cannot be asked now.
+    pub(super) fn ask_of_core(&mut self, port: usize, shape: Shape, ask: &Ask) -> bool {
+        let Some(conn) = self.port(port) else { return false };
+        let room = self.conn(conn).is_some_and(|c| c.io.out.len() < PORT_BYTES_MAX);
+        let pending = Pending { client: None, shard: None, port, shape };
+        let Some(corr) = room.then(|| self.ports.put(pending, self.limits.asks_max)).flatten() else { return false };
+        self.put(conn, corr, ask);
+        self.depart(None);
+        // It says that everybody was told: what carries it follows what was ordered for them.
+        self.orders.retain(|o| *o != Order::Send(conn));
+        if let Some(c) = self.conn(conn) {
+            c.io.ordered = false;
+        }
+        self.send(conn);
+        true
+    }
+
+    fn put(&mut self, conn: ConnId, corr: u64, ask: &Ask) {
         let mut scratch = std::mem::take(&mut self.ports.scratch);
         scratch.clear();
         put_ask(&mut scratch, corr, ask);
@@ -379,9 +417,6 @@ impl Core {
             c.io.out.extend_from_slice(&scratch);
         }
         self.ports.scratch = scratch;
-        self.depart(shard);
-        self.wait_begins(id);
-        self.send(conn);
     }
 
     /// The connection to `port`, made if need be; `None`: it is too early to try again.
@@ -420,7 +455,7 @@ impl Core {
         for corr in self.ports.of_port(port) {
             let Some(pending) = self.ports.take(corr) else { continue };
             self.arrive(pending.shard);
-            let Some(client) = pending.client.filter(|_| self.stands(pending.client, corr)) else { continue };
+            let Some(client) = pending.client.filter(|_| self.stands_for(pending.client, corr)) else { continue };
             self.wait_ends(client);
             if pending.shape == Shape::Changes {
                 self.fail(
@@ -435,9 +470,10 @@ impl Core {
             let write = pending.shape != Shape::Read;
             self.lost_ask(client, write && was_up, write);
         }
+        self.ownership_port_lost(port);
     }
 
-    fn stands(&mut self, client: Option<ConnId>, corr: u64) -> bool {
+    fn stands_for(&mut self, client: Option<ConnId>, corr: u64) -> bool {
         client.is_some_and(|c| self.stands_at(c, Stage::Port(corr)))
     }
 
@@ -480,14 +516,21 @@ impl Core {
     fn answered(&mut self, corr: u64, answer: Answer) {
         let Some(pending) = self.ports.take(corr) else { return };
         self.arrive(pending.shard);
-        let Some(id) = pending.client.filter(|_| self.stands(pending.client, corr)) else { return };
+        match pending.shape {
+            Shape::Standing => return self.stands(pending.port, answer),
+            Shape::Farewell => return,
+            Shape::Read | Shape::Write | Shape::Mint | Shape::Tx | Shape::Changes => {}
+        }
+        let Some(id) = pending.client.filter(|_| self.stands_for(pending.client, corr)) else { return };
         self.wait_ends(id);
         if let Some(e) = self.exchange(id) {
             e.stage = Stage::New;
         }
         match pending.shape {
             Shape::Changes => self.fed(id, answer),
-            Shape::Read | Shape::Write | Shape::Mint | Shape::Tx => self.tell(id, pending.shape, answer),
+            shape @ (Shape::Read | Shape::Write | Shape::Mint | Shape::Tx | Shape::Standing | Shape::Farewell) => {
+                self.tell(id, shape, answer);
+            }
         }
     }
 }
@@ -508,7 +551,9 @@ mod tests {
         assert_eq!(Place::of("/records/a/b/c"), row("a", Some("b/c")));
         assert_eq!((Place::of("/tx"), Place::of("/tx?a=/b")), (Some(Place::Tx), Some(Place::Tx)));
         assert_eq!(Place::of("/changes?table=t"), Some(Place::Changes));
-        for none in ["/record", "/changes/", "/tx/", "/txs", "/", "/a/tx"] {
+        assert_eq!(Place::of("/ownership?shards=own"), Some(Place::Ownership { once: true }));
+        assert_eq!(Place::of("/ownership/stream"), Some(Place::Ownership { once: false }));
+        for none in ["/record", "/changes/", "/ownership/", "/ownership/x", "/tx/", "/txs", "/", "/a/tx"] {
             assert_eq!(Place::of(none), None);
         }
         assert!(is_table("a_1") && !is_table("A") && !is_table("") && !is_table(".answers"));

@@ -70,7 +70,7 @@ impl Core {
         let mut body = match shape {
             Shape::Tx => json!({ "rows": done.rows.iter().map(|m| row("key", m)).collect::<Vec<_>>() }),
             Shape::Mint => row("id", last),
-            Shape::Write | Shape::Read | Shape::Changes => row("key", last),
+            Shape::Write | Shape::Read | Shape::Changes | Shape::Standing | Shape::Farewell => row("key", last),
         };
         let status = match &done.held {
             Held::Late(links) => {

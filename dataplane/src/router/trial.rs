@@ -44,7 +44,7 @@ pub enum Went {
 pub fn record_key(path: &str) -> Option<&str> {
     match Place::of(path)? {
         Place::Row { key, .. } => key,
-        Place::Tx | Place::Changes => None,
+        Place::Tx | Place::Changes | Place::Ownership { .. } => None,
     }
 }
 

@@ -25,8 +25,12 @@
 //!   been told, and once that is as new, so have been all events that the request could depend on. Routers take maps by themselves
 //!   too, so a request may come a moment before.
 //!
+//! `writes` is about ownership alone: a row that is in doubt after a take-over is refused all the same (423), and so is what a full volume has
+//! no room for. A gain costs the first write of that ownership one round trip on the port while somebody reads, and nothing otherwise.
+//!
 //! If the log ends or does not answer, so do the streams: until it is back nothing is written, and a new stream says so (`"writes":false`).
-//! At an edge, which has no log, the router's map is told; nothing is written there.
+//! At an edge, which has no log, the router's map is told; nothing is written there. A zone's router without a log of its own answers 404: it
+//! cannot know.
 
 use super::Core;
 use super::answer::{TRY_LATER, stamp};

@@ -302,6 +302,10 @@ def choosing(p):
     p.press("+")
     p.check("plus makes the map larger", "Number(document.getElementById('map').getAttribute('viewBox').split(' ')[2]) < 700")
     p.shot("keyboard")
+    before = p.browser.eval("document.getElementById('map').getAttribute('viewBox') + location.hash")
+    for kind, x in (("mousePressed", 300), ("mouseMoved", 340), ("mouseMoved", 400), ("mouseReleased", 400)):
+        p.browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=400, button="left", buttons=1, clickCount=1)
+    p.check("dragging moves the map, by as much as the hand moved, and chooses nothing", DRAGGED(before))
     p.press("0")
     p.check("0 shows the whole map", "document.getElementById('map').getAttribute('viewBox').startsWith('0.00 0.00 1000.00')")
     p.check("one fence, one cell of the strip are stops of the Tab key", "document.querySelectorAll('.fence[tabindex=\"0\"]').length === 1 && document.querySelectorAll('.cell[tabindex=\"0\"]').length === 1")
@@ -493,6 +497,14 @@ ONE_COLUMN = """(() => {
   const boxes = [...document.querySelectorAll('.panel')].filter((n) => n.checkVisibility()).map((n) => n.getBoundingClientRect()).sort((a, b) => a.top - b.top);
   return boxes.length >= 4 && boxes.every((b, i) => b.width >= 350 && (i === 0 || b.top >= boxes[i - 1].bottom));
 })()"""
+
+
+def DRAGGED(before):
+    """The map's window went 100 pixels to the west; the address, which names the choice, is the same."""
+    return f"""(([was, is]) => {{
+      const [box, hash] = [(t) => t.split('#')[0].split(' ').map(Number), (t) => t.split('#')[1]], pixel = document.getElementById('map').getScreenCTM().a;
+      return Math.abs((box(was)[0] - box(is)[0]) * pixel - 100) < 2 && Math.abs(box(was)[1] - box(is)[1]) < 1 && hash(was) === hash(is);
+    }})([{json.dumps(before)}, document.getElementById('map').getAttribute('viewBox') + location.hash])"""
 
 
 def FENCE(name):

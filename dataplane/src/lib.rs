@@ -5,5 +5,6 @@ pub mod control;
 pub mod demo;
 pub mod http;
 pub mod router;
+pub mod sandbox;
 pub mod tls;
 pub mod uring;

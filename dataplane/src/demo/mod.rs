@@ -2,15 +2,7 @@
 //!
 //! The demo is the driver, the WAN and the Global Zone Service; each zone's router and log are processes of their own.
 
-pub mod client;
-pub mod cluster;
 pub mod gzs;
-pub mod orders;
-pub mod places;
-pub mod proof;
-pub mod relay;
-pub mod report;
-pub mod rows;
 mod show;
 pub mod summary;
 mod tally;

@@ -1,13 +1,14 @@
 //! The show itself: starts everything, plays the script, prints a line a second, proves.
 
-use super::cluster::{Cluster, NAMES};
 use super::gzs::{Gzs, ZoneAdmin};
-use super::orders::{Driver, DriverOptions};
-use super::places::{Place, places};
-use super::report::{Report, Second};
 use super::summary::Summary;
-use super::{Options, Script, proof, rows, tally};
+use super::{Options, Script, tally};
 use crate::control::{self, report::LogStatus};
+use crate::sandbox::cluster::{Cluster, NAMES};
+use crate::sandbox::orders::{Driver, DriverOptions};
+use crate::sandbox::places::{Place, places};
+use crate::sandbox::report::{Report, Second};
+use crate::sandbox::{proof, rows};
 use shardmap::map::Map;
 use shardmap::{Shard, Zone};
 use std::io::IsTerminal;

@@ -1,7 +1,8 @@
 //! Counts orders by outcome and their latencies, the outage apart from the rest.
 
-use super::report::{Order, Outcome, Report};
 use super::summary::Summary;
+use crate::sandbox::cluster::NAMES;
+use crate::sandbox::report::{Order, Outcome, Report};
 use hdrhistogram::Histogram;
 use std::time::Instant;
 
@@ -14,7 +15,7 @@ pub fn count(report: &Report, outage: Option<(Instant, Instant)>, into: &mut Sum
         match order.outcome {
             Outcome::Acknowledged => {
                 into.orders_acknowledged += 1;
-                let other = order.zone.as_deref() != super::cluster::NAMES.get(order.router).copied();
+                let other = order.zone.as_deref() != NAMES.get(order.router).copied();
                 crossed += u64::from(other);
                 let took = order.answered.map(|at| at.duration_since(order.due));
                 if let (Some(took), false) = (took, in_outage) {
@@ -49,8 +50,8 @@ fn histogram() -> Histogram<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::Latencies;
     use super::*;
+    use crate::sandbox::report::Latencies;
     use std::time::Duration;
 
     fn order(base: Instant, due: u64, answered: Option<u64>, outcome: Outcome) -> Order {

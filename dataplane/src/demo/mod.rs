@@ -7,10 +7,14 @@ mod show;
 pub mod summary;
 mod tally;
 
+use crate::sandbox::chart;
 use crate::{control, uring};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+
+/// The names of the zones, in the order of their numbers in the map.
+pub const NAMES: [&str; 2] = [chart::ZONES[0], chart::ZONES[1]];
 
 /// What `ezone demo` takes.
 #[derive(clap::Args, Clone, Debug)]

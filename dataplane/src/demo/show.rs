@@ -2,9 +2,9 @@
 
 use super::gzs::{Gzs, ZoneAdmin};
 use super::summary::Summary;
-use super::{Options, Script, tally};
+use super::{NAMES, Options, Script, tally};
 use crate::control::{self, report::LogStatus};
-use crate::sandbox::cluster::{Cluster, NAMES};
+use crate::sandbox::cluster::Cluster;
 use crate::sandbox::orders::{Driver, DriverOptions};
 use crate::sandbox::places::{Place, places};
 use crate::sandbox::report::{Report, Second};

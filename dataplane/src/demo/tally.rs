@@ -1,7 +1,7 @@
 //! Counts orders by outcome and their latencies, the outage apart from the rest.
 
+use super::NAMES;
 use super::summary::Summary;
-use crate::sandbox::cluster::NAMES;
 use crate::sandbox::report::{Order, Outcome, Report};
 use hdrhistogram::Histogram;
 use std::time::Instant;

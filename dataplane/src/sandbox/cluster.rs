@@ -1,37 +1,76 @@
-//! Two zones on this host: their ports, configurations, processes, and the relays that stand for the WAN between them.
+//! A cluster on this host: two to four zones, a Global Zone Service if it has one of its own, and the WAN between all of them. Their
+//! ports, directories, configurations and processes.
+//!
+//! ```text
+//!   ROOT/service/gzs.toml, data/     the service
+//!   ROOT/bj/node.toml, log, store    a zone; where its place is limited, these are in ROOT/bj/data, and the configuration is not
+//!   ROOT/bj/router.out, log.out      what its processes say
+//! ```
 
-use super::relay::Relay;
-use crate::control;
-use std::fs::{self, File};
+use super::chart;
+use super::process::Process;
+use super::volume::Volume;
+use super::wan::{Side, Wan};
+use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
-use tokio::process::{Child, Command};
-
-/// The names of the zones, in the order of their numbers in the map.
-pub const NAMES: [&str; 2] = ["bj", "sh"];
 
 /// Room for the segments that are made ahead, and for the stores.
 const ROOM_MIN_BYTES: u64 = 48 << 20;
+
+/// What a cluster is to be.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Everything is kept below this directory.
+    pub root: PathBuf,
+    /// `ezone`.
+    pub program: PathBuf,
+    /// How many zones, 2 to 4: the first of [`chart::ZONES`].
+    pub zones: usize,
+    /// One way of the WAN.
+    pub one_way: Duration,
+    /// Where maps come from.
+    pub maps: Maps,
+    /// A zone whose data has only so many MiB.
+    pub limited: Option<(usize, u64)>,
+}
+
+/// Where a cluster's maps come from.
+#[derive(Clone, Debug)]
+pub enum Maps {
+    /// From a service of the caller's, at this address, with no WAN before it.
+    Of(SocketAddr),
+    /// From `ezone gzs`, a process of the cluster, at the other end of the WAN.
+    Own(ServiceSettings),
+}
+
+/// What a service's configuration says that drills change.
+#[derive(Clone, Debug)]
+pub struct ServiceSettings {
+    /// A zone that is silent for so long is taken over; 0: only by a command.
+    pub silence_ms: u64,
+    /// A move that takes longer is aborted.
+    pub move_limit_ms: u64,
+}
 
 /// Where one zone listens.
 #[derive(Clone, Copy, Debug)]
 pub struct Ports {
     /// Clients of the router.
     pub client: SocketAddr,
-    /// Routers of the other zone.
+    /// Routers of the other zones.
     pub peer: SocketAddr,
     /// The router's admin page.
     pub router_admin: SocketAddr,
-    /// Logs of the other zone.
+    /// Logs of the other zones.
     pub link: SocketAddr,
     /// The log's admin page.
     pub log_admin: SocketAddr,
 }
 
-/// One zone: where it listens, what it keeps, and its two processes while they run.
+/// One zone: where it listens, what it keeps, and its two processes.
 pub struct ZoneProcesses {
     /// Its name.
     pub name: &'static str,
@@ -39,48 +78,89 @@ pub struct ZoneProcesses {
     pub ports: Ports,
     /// Its data directory.
     pub data: PathBuf,
-    router: Option<Child>,
-    log: Option<Child>,
+    /// Its router.
+    pub router: Process,
+    /// Its log.
+    pub log: Process,
+    /// The place that its data is limited to.
+    pub volume: Option<Volume>,
 }
 
-/// Both zones and the WAN.
+/// The Global Zone Service.
+pub struct ServiceProcess {
+    /// Where it listens: at its own side of the WAN.
+    pub listen: SocketAddr,
+    /// It.
+    pub process: Process,
+    config: PathBuf,
+}
+
+/// The zones and the WAN.
 pub struct Cluster {
     /// The zones.
     pub zones: Vec<ZoneProcesses>,
-    /// Held for its tasks: the WAN is gone when this is.
-    _wan: Vec<Relay>,
+    /// The service, if it is the cluster's own.
+    pub service: Option<ServiceProcess>,
+    /// What is between them; gone with this.
+    pub wan: Wan,
 }
 
 impl Cluster {
-    /// Writes the configurations below `root`, starts the relays and then every process.
+    /// Two zones that go by the maps of the caller's service, below `root`; every process is started.
     pub fn start(root: &Path, gzs: SocketAddr, one_way: Duration) -> io::Result<Cluster> {
-        let ports = probe(NAMES.len())?;
-        let mut wan = vec![];
+        let program = std::env::current_exe()?;
+        Cluster::of(&Plan { root: root.into(), program, zones: 2, one_way, maps: Maps::Of(gzs), limited: None })
+    }
+
+    /// Writes the configurations, starts the relays and then every process. Must be called within a tokio runtime.
+    pub fn of(plan: &Plan) -> io::Result<Cluster> {
+        let names = chart::ZONES.get(..plan.zones).filter(|names| names.len() >= 2).ok_or_else(|| {
+            io::Error::other(format!("{} zones are asked for, expected 2 to {}", plan.zones, chart::ZONES.len()))
+        })?;
+        let (mut at, mut wan) = (probe(names.len() * PORTS + 1)?, Wan::default());
+        let service_at = at.split_off(names.len() * PORTS)[0];
+        let ports: Vec<Ports> = at.chunks(PORTS).map(Ports::of).collect();
+        let service = match &plan.maps {
+            Maps::Of(_) => None,
+            Maps::Own(settings) => Some(ServiceProcess::new(plan, service_at, settings)?),
+        };
         let mut zones = vec![];
-        for (i, name) in NAMES.into_iter().enumerate() {
-            let data = root.join(name);
-            fs::create_dir_all(&data)?;
+        for i in 0..names.len() {
+            let gzs = match plan.maps {
+                Maps::Of(at) => at,
+                Maps::Own(_) => wan.add(Side::Zone(i), Side::Service, service_at, plan.one_way)?,
+            };
             let mut peers = String::new();
-            for (j, other) in NAMES.into_iter().enumerate().filter(|(j, _)| *j != i) {
-                let router = Relay::start(any(), ports[j].peer, one_way)?;
-                let link = Relay::start(any(), ports[j].link, one_way)?;
-                peers +=
-                    &format!("[zones.{other}]\nrouter = \"{}\"\nlink = \"{}\"\n\n", router.address(), link.address());
-                wan.extend([router, link]);
+            for (j, other) in names.iter().enumerate().filter(|(j, _)| *j != i) {
+                let mut way = |target| wan.add(Side::Zone(i), Side::Zone(j), target, plan.one_way);
+                let (router, link) = (way(ports[j].peer)?, way(ports[j].link)?);
+                peers += &format!("[zones.{other}]\nrouter = \"{router}\"\nlink = \"{link}\"\n\n");
             }
-            fs::write(data.join("node.toml"), configuration(name, &data, &ports[i], gzs, &peers))?;
-            zones.push(ZoneProcesses { name, ports: ports[i], data, router: None, log: None });
+            zones.push(ZoneProcesses::new(plan, i, ports[i], gzs, &peers)?);
         }
-        let mut cluster = Cluster { zones, _wan: wan };
-        for zone in &mut cluster.zones {
+        let mut cluster = Cluster { zones, service, wan };
+        cluster.start_all()?;
+        Ok(cluster)
+    }
+
+    /// Starts each process that does not run; those that are stopped in their tracks go on.
+    pub fn start_all(&mut self) -> io::Result<()> {
+        if let Some(service) = &mut self.service {
+            service.process.resume();
+            service.process.start()?;
+        }
+        for zone in &mut self.zones {
+            zone.log.resume();
+            zone.router.resume();
             zone.start()?;
         }
-        Ok(cluster)
+        Ok(())
     }
 
     /// The first process that has ended although nobody killed it, with the last lines it said.
     pub fn fallen(&mut self) -> Option<String> {
-        self.zones.iter_mut().find_map(ZoneProcesses::fallen)
+        let service = self.service.as_mut().and_then(|s| s.process.fallen());
+        service.or_else(|| self.zones.iter_mut().find_map(|z| z.log.fallen().or_else(|| z.router.fallen())))
     }
 
     /// Says so when the disk of the data directory is about to be full: each zone would refuse orders soon.
@@ -97,98 +177,115 @@ impl Cluster {
         })
     }
 
-    /// Stops every process: routers first, then logs.
+    /// Stops every process: routers first, then logs, then the service.
     pub async fn stop(&mut self) {
         for zone in &mut self.zones {
-            stop(zone.router.take()).await;
+            zone.router.stop().await;
         }
         for zone in &mut self.zones {
-            stop(zone.log.take()).await;
+            zone.log.stop().await;
         }
+        if let Some(service) = &mut self.service {
+            service.process.stop().await;
+        }
+    }
+}
+
+impl ServiceProcess {
+    fn new(plan: &Plan, listen: SocketAddr, settings: &ServiceSettings) -> io::Result<ServiceProcess> {
+        let home = plan.root.join("service");
+        fs::create_dir_all(&home)?;
+        fs::write(home.join("china.toml"), chart::text(plan.zones))?;
+        fs::write(home.join(chart::FENCES_FILE), chart::FENCES)?;
+        let config = home.join("gzs.toml");
+        let name = "Global Zone Service".into();
+        let process = Process::new(name, &plan.program, "gzs", &config, home.join("gzs.out"));
+        let service = ServiceProcess { listen, process, config };
+        service.configure(settings)?;
+        Ok(service)
+    }
+
+    /// Holds from its next start on.
+    pub fn configure(&self, settings: &ServiceSettings) -> io::Result<()> {
+        let ServiceSettings { silence_ms, move_limit_ms } = settings;
+        let home = self.config.parent().unwrap_or(Path::new("."));
+        // No cool-down: one drill follows the other.
+        let text = format!(
+            "# Written for a sandbox.\n[gzs]\ndata_dir = \"{0}/data\"\nlisten = \"{1}\"\ncluster = \"demo\"\n\
+             map = \"{0}/china.toml\"\nsilence_ms = {silence_ms}\ncool_down_s = 0\nmove_limit_ms = {move_limit_ms}\n",
+            home.display(),
+            self.listen
+        );
+        fs::write(&self.config, text)
     }
 }
 
 impl ZoneProcesses {
+    fn new(plan: &Plan, zone: usize, ports: Ports, gzs: SocketAddr, peers: &str) -> io::Result<ZoneProcesses> {
+        let name = chart::ZONES[zone];
+        let home = plan.root.join(name);
+        let limit = plan.limited.filter(|(limited, _)| *limited == zone).map(|(_, mib)| mib);
+        let data = if limit.is_some() { home.join("data") } else { home.clone() };
+        fs::create_dir_all(&data)?;
+        let volume = limit.map(|mib| Volume::mount(&data, mib)).transpose().map_err(io::Error::other)?;
+        let config = home.join("node.toml");
+        fs::write(&config, configuration(zone, &data, &ports, gzs, peers))?;
+        let process = |part: &str| {
+            let said = home.join(format!("{part}.out"));
+            Process::new(format!("{part} of zone {name}"), &plan.program, part, &config, said)
+        };
+        Ok(ZoneProcesses { name, ports, data, router: process("router"), log: process("log"), volume })
+    }
+
     /// Starts the zone's log and router.
     pub fn start(&mut self) -> io::Result<()> {
-        self.log = Some(self.spawn("log")?);
-        self.router = Some(self.spawn("router")?);
-        Ok(())
+        self.log.start()?;
+        self.router.start()
     }
 
     /// SIGKILL to both, at once.
     pub async fn kill(&mut self) {
-        let mut both: Vec<Child> = [self.router.take(), self.log.take()].into_iter().flatten().collect();
-        for child in &mut both {
-            let _ = child.start_kill(); // it may have ended by itself: the result is the same
-        }
-        for child in &mut both {
-            let _ = child.wait().await;
-        }
+        self.router.start_kill();
+        self.log.start_kill();
+        self.router.kill().await;
+        self.log.kill().await;
     }
 
-    fn spawn(&self, program: &str) -> io::Result<Child> {
-        let said = File::options().create(true).append(true).open(self.said_by(program))?;
-        Command::new(std::env::current_exe()?)
-            .args([program, "--stop-with-stdin", "--config"])
-            .arg(self.data.join("node.toml"))
-            .stdin(Stdio::piped())
-            .stdout(said.try_clone()?)
-            .stderr(said)
-            .kill_on_drop(true)
-            .spawn()
-    }
-
-    fn said_by(&self, program: &str) -> PathBuf {
-        self.data.join(format!("{program}.out"))
-    }
-
-    fn fallen(&mut self) -> Option<String> {
-        let end = |c: &mut Option<Child>| c.as_mut().and_then(|c| c.try_wait().ok().flatten());
-        let (program, status): (_, ExitStatus) = match (end(&mut self.log), end(&mut self.router)) {
-            (Some(status), _) => ("log", status),
-            (None, Some(status)) => ("router", status),
-            (None, None) => return None,
-        };
-        let said = fs::read_to_string(self.said_by(program)).unwrap_or_default();
-        let from = said.lines().count().saturating_sub(8);
-        let last: Vec<&str> = said.lines().skip(from).collect();
-        Some(format!("the {program} of zone {} ended ({status}); it said last:\n  {}", self.name, last.join("\n  ")))
+    /// Both end as they are asked to, the router first.
+    pub async fn stop(&mut self) {
+        self.router.stop().await;
+        self.log.stop().await;
     }
 }
 
-async fn stop(child: Option<Child>) {
-    let Some(mut child) = child else { return };
-    control::terminate(&child);
-    if tokio::time::timeout(Duration::from_secs(5), child.wait()).await.is_err() {
-        let _ = child.kill().await;
-    }
-}
-
-fn configuration(name: &str, data: &Path, at: &Ports, gzs: SocketAddr, peers: &str) -> String {
+fn configuration(zone: usize, data: &Path, at: &Ports, gzs: SocketAddr, peers: &str) -> String {
     let Ports { client, peer, router_admin, link, log_admin } = at;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    // One core for each router and each log, spread over what there is: the demo's load is far below one core's.
-    let core = NAMES.iter().position(|n| *n == name).unwrap_or(0) % cores;
+    // One core for each router and each log, spread over what there is: a sandbox's load is far below one core's.
+    let core = zone % cores;
     format!(
-        "# Written by `ezone demo`.\n[node]\nzone = \"{name}\"\ncluster = \"demo\"\ndata_dir = \"{}\"\n\n\
+        "# Written for a sandbox.\n[node]\nzone = \"{}\"\ncluster = \"demo\"\ndata_dir = \"{}\"\n\n\
          [map]\ngzs = \"http://{gzs}\"\n\n\
          [router]\nlisten = [\"{client}\"]\npeer_listen = [\"{peer}\"]\nadmin = \"{router_admin}\"\ncores = [{core}]\n\n\
          [log]\nlisten = \"{link}\"\nadmin = \"{log_admin}\"\ncores = [{core}]\nstreams = 2\nsegment_mib = 4\n\n\
          {peers}",
+        chart::ZONES[zone],
         data.display()
     )
 }
 
-fn any() -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], 0))
+/// How many each zone listens on.
+const PORTS: usize = 5;
+
+impl Ports {
+    fn of(at: &[SocketAddr]) -> Ports {
+        Ports { client: at[0], peer: at[1], router_admin: at[2], link: at[3], log_admin: at[4] }
+    }
 }
 
-/// Five free ports for each zone: bound together, so that they differ, then released.
-fn probe(zones: usize) -> io::Result<Vec<Ports>> {
-    let held: Vec<TcpListener> = (0..zones * 5).map(|_| TcpListener::bind(any())).collect::<io::Result<_>>()?;
-    let at: Vec<SocketAddr> = held.iter().map(TcpListener::local_addr).collect::<io::Result<_>>()?;
-    let ports =
-        at.chunks(5).map(|p| Ports { client: p[0], peer: p[1], router_admin: p[2], link: p[3], log_admin: p[4] });
-    Ok(ports.collect())
+/// Free ports: bound together, so that they differ, then released.
+fn probe(count: usize) -> io::Result<Vec<SocketAddr>> {
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind(any)).collect::<io::Result<_>>()?;
+    held.iter().map(TcpListener::local_addr).collect()
 }

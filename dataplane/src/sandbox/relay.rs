@@ -28,9 +28,18 @@ const CHUNK_BYTES_MAX: usize = 64 * 1024;
 /// What a chunk counts at least, so that a stream of single bytes is bounded in memory too.
 const CHUNK_BYTES_MIN: usize = 128;
 
+/// How the line is now.
+#[derive(Clone, Copy)]
+struct Line {
+    one_way: Duration,
+    /// Nothing arrives, and nobody is told: what is under way waits.
+    silent: bool,
+}
+
 /// A listener that forwards to one target with a delay; dropped, it takes its connections along.
 pub struct Relay {
     address: SocketAddr,
+    line: watch::Sender<Line>,
     /// Even: healed, odd: cut; a connection ends when the number is no longer the one it began with.
     cuts: watch::Sender<u64>,
     acceptor: JoinHandle<()>,
@@ -43,8 +52,9 @@ impl Relay {
         listener.set_nonblocking(true)?;
         let (listener, address) = (TcpListener::from_std(listener.try_clone()?)?, listener.local_addr()?);
         let (cuts, cuts_now) = watch::channel(0);
-        let acceptor = tokio::spawn(accept(listener, target, one_way, cuts_now));
-        Ok(Relay { address, cuts, acceptor })
+        let (line, line_now) = watch::channel(Line { one_way, silent: false });
+        let acceptor = tokio::spawn(accept(listener, target, line_now, cuts_now));
+        Ok(Relay { address, line, cuts, acceptor })
     }
 
     /// Where it listens.
@@ -57,9 +67,20 @@ impl Relay {
         self.cuts.send_modify(|n| *n |= 1);
     }
 
-    /// Lets new connections through again.
+    /// Nothing arrives any more, in either direction, and nobody is told, until `heal`.
+    pub fn silence(&self) {
+        self.line.send_modify(|line| line.silent = true);
+    }
+
+    /// Lets new connections through again, and what `silence` kept.
     pub fn heal(&self) {
         self.cuts.send_modify(|n| *n += *n % 2);
+        self.line.send_modify(|line| line.silent = false);
+    }
+
+    /// What is read from now on takes this long. It never overtakes what was read before.
+    pub fn set_one_way(&self, one_way: Duration) {
+        self.line.send_modify(|line| line.one_way = one_way);
     }
 }
 
@@ -69,12 +90,14 @@ impl Drop for Relay {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, one_way: Duration, cuts: watch::Receiver<u64>) {
+type LineNow = watch::Receiver<Line>;
+
+async fn accept(listener: TcpListener, target: SocketAddr, line: LineNow, cuts: watch::Receiver<u64>) {
     loop {
         match listener.accept().await {
             Ok((client, _)) if *cuts.borrow() % 2 == 1 => reset(&client),
             Ok((client, _)) => {
-                tokio::spawn(connection(client, target, one_way, cuts.clone()));
+                tokio::spawn(connection(client, target, line.clone(), cuts.clone()));
             }
             // Out of descriptors, most likely: the connection stays in the backlog for a while.
             Err(_) => sleep(Duration::from_millis(10)).await,
@@ -82,11 +105,11 @@ async fn accept(listener: TcpListener, target: SocketAddr, one_way: Duration, cu
     }
 }
 
-async fn connection(mut client: TcpStream, target: SocketAddr, one_way: Duration, mut cuts: watch::Receiver<u64>) {
+async fn connection(mut client: TcpStream, target: SocketAddr, line: LineNow, mut cuts: watch::Receiver<u64>) {
     let began = *cuts.borrow();
     // The sender is gone when the relay is dropped: that ends a connection as a cut does.
     let mut server = tokio::select! {
-        server = set_up(&client, target, one_way) => match server {
+        server = set_up(&client, target, line.clone()) => match server {
             Ok(server) => server,
             Err(_) => return reset(&client),
         },
@@ -94,7 +117,7 @@ async fn connection(mut client: TcpStream, target: SocketAddr, one_way: Duration
     };
     let whole = {
         let ((from_client, to_client), (from_server, to_server)) = (client.split(), server.split());
-        let (up, down) = (pump(from_client, to_server, one_way), pump(from_server, to_client, one_way));
+        let (up, down) = (pump(from_client, to_server, line.clone()), pump(from_server, to_client, line));
         tokio::select! {
             done = async { tokio::try_join!(up, down) } => done.is_ok(),
             _ = cuts.wait_for(|n| *n != began) => false,
@@ -106,14 +129,22 @@ async fn connection(mut client: TcpStream, target: SocketAddr, one_way: Duration
     }
 }
 
-async fn set_up(client: &TcpStream, target: SocketAddr, one_way: Duration) -> io::Result<TcpStream> {
+async fn set_up(client: &TcpStream, target: SocketAddr, mut line: LineNow) -> io::Result<TcpStream> {
+    let one_way = line.borrow().one_way;
     sleep(one_way).await;
+    heard(&mut line).await?;
     let server = TcpStream::connect(target).await;
     sleep(one_way).await;
     let server = server?;
     client.set_nodelay(true)?;
     server.set_nodelay(true)?;
     Ok(server)
+}
+
+/// Waits until the line is not silent.
+async fn heard(line: &mut LineNow) -> io::Result<()> {
+    let gone = |_| io::Error::from(io::ErrorKind::ConnectionReset); // the relay was dropped
+    line.wait_for(|l| !l.silent).await.map(|_| ()).map_err(gone)
 }
 
 /// The next close of this socket is a reset.
@@ -130,18 +161,18 @@ enum Item {
 }
 
 /// One direction; ends well after the end of the stream has been delivered, badly after a reset.
-async fn pump(from: ReadHalf<'_>, to: WriteHalf<'_>, one_way: Duration) -> io::Result<()> {
+async fn pump(from: ReadHalf<'_>, to: WriteHalf<'_>, line: LineNow) -> io::Result<()> {
     let (queue, arrivals) = mpsc::unbounded_channel(); // bounded by the permits that its chunks hold
-    tokio::try_join!(take(from, queue, one_way), deliver(arrivals, to, one_way)).map(|_| ())
+    tokio::try_join!(take(from, queue, line.clone()), deliver(arrivals, to, line)).map(|_| ())
 }
 
-async fn take(mut from: ReadHalf<'_>, queue: mpsc::UnboundedSender<(Instant, Item)>, late: Duration) -> io::Result<()> {
+async fn take(mut from: ReadHalf<'_>, queue: mpsc::UnboundedSender<(Instant, Item)>, line: LineNow) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX));
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(CHUNK_BYTES_MAX);
         let read = (&mut from).take(CHUNK_BYTES_MAX as u64).read_buf(&mut buffer).await;
-        let due = Instant::now() + late;
+        let due = Instant::now() + line.borrow().one_way;
         let item = match read {
             Ok(0) => Item::End,
             Ok(n) => {
@@ -161,13 +192,15 @@ async fn take(mut from: ReadHalf<'_>, queue: mpsc::UnboundedSender<(Instant, Ite
 async fn deliver(
     mut arrivals: mpsc::UnboundedReceiver<(Instant, Item)>,
     mut to: WriteHalf<'_>,
-    one_way: Duration,
+    mut line: LineNow,
 ) -> io::Result<()> {
     while let Some((due, item)) = arrivals.recv().await {
         sleep_until(due).await;
+        heard(&mut line).await?;
         match item {
             Item::Chunk(bytes, _held) => {
                 if let Err(e) = to.write_all(&bytes).await {
+                    let one_way = line.borrow().one_way;
                     sleep(one_way).await; // the news travels back
                     return Err(e);
                 }
@@ -271,6 +304,46 @@ mod tests {
         healed.write_all(b"y").await.unwrap();
         within(healed.read_exact(&mut byte)).await.unwrap();
         assert_eq!(&byte, b"y");
+    }
+
+    #[tokio::test]
+    async fn a_silent_line_delivers_nothing_and_resets_nothing_until_it_heals() {
+        let relay = relay(echo).await;
+        let mut byte = [0; 1];
+        let mut open = TcpStream::connect(relay.address()).await.unwrap();
+        open.write_all(b"x").await.unwrap();
+        within(open.read_exact(&mut byte)).await.unwrap();
+        relay.silence();
+        open.write_all(b"y").await.unwrap();
+        let mut new = TcpStream::connect(relay.address()).await.unwrap();
+        new.write_all(b"z").await.unwrap();
+        for socket in [&mut open, &mut new] {
+            let heard = tokio::time::timeout(ONE_WAY * 20, socket.read(&mut byte)).await;
+            assert!(heard.is_err(), "{heard:?}");
+        }
+        relay.heal();
+        within(open.read_exact(&mut byte)).await.unwrap();
+        assert_eq!(&byte, b"y");
+        within(new.read_exact(&mut byte)).await.unwrap();
+        assert_eq!(&byte, b"z");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_became_slower_delivers_later_and_in_order() {
+        let relay = relay(echo).await;
+        let mut socket = TcpStream::connect(relay.address()).await.unwrap();
+        let mut answer = [0; 2];
+        socket.write_all(b"a").await.unwrap();
+        within(socket.read_exact(&mut answer[..1])).await.unwrap();
+        relay.set_one_way(ONE_WAY * 10);
+        let sent = Instant::now();
+        socket.write_all(b"b").await.unwrap();
+        sleep(ONE_WAY).await; // it is on its way before the line is fast again
+        relay.set_one_way(ONE_WAY);
+        socket.write_all(b"c").await.unwrap();
+        within(socket.read_exact(&mut answer)).await.unwrap();
+        assert_eq!(&answer, b"bc");
+        assert!(sent.elapsed() >= ONE_WAY * 11, "{:?}", sent.elapsed());
     }
 
     #[tokio::test]

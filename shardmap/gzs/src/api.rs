@@ -211,7 +211,8 @@ pub struct OpView {
     pub ended_ms: Option<u64>,
     /// After so long, from its beginning or its last resumption, it gives up.
     pub limit_ms: u64,
-    /// Each shard's way.
+    /// Each shard's way; `shards` are those that were asked for, where the operation names some.
+    #[serde(rename = "ways")]
     pub shards: Vec<ShareView>,
 }
 

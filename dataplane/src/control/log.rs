@@ -37,9 +37,24 @@ pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
     let _agreed = agree::on_log_cores(&mut config)?;
     let Some(log) = &config.log else { return Err(Failed::Input("this configuration has no [log]".into())) };
     machine::locked_memory(log.cores.len())?;
+    clock_ahead()?;
     // Before anything starts a thread: all of them take it over.
     settle(&config.layout);
     runtime()?.block_on(serve(&config, log, stop_with_stdin))
+}
+
+/// For drills: by so many milliseconds this log takes the wall clock for later than it is.
+const CLOCK_AHEAD: &str = "EZONE_CLOCK_AHEAD_MS";
+
+fn clock_ahead() -> Result<(), Failed> {
+    let Some(told) = std::env::var_os(CLOCK_AHEAD) else { return Ok(()) };
+    let ms = told.to_str().and_then(|text| text.parse::<u32>().ok());
+    let ms = ms.ok_or_else(|| Failed::Input(format!("{CLOCK_AHEAD} is {told:?}, expected whole milliseconds")))?;
+    replog::uring::set_clock_ahead(ms.into());
+    tracing::warn!(
+        "this log's clock is {ms} ms ahead of the machine's, as {CLOCK_AHEAD} says: for drills, never in use"
+    );
+    Ok(())
 }
 
 /// Keeps out of the router's way, as the layout says.

@@ -40,11 +40,22 @@ pub use keeper::{Asked, Conflict, Figures, Reported};
 pub use lag::{ShardLag, ZoneLag};
 pub use seed::{SeedFigures, Way};
 
+use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-/// The wall clock, nanoseconds since 1970; before 1970: 0.
+/// How far the log's clock is ahead of this machine's.
+static AHEAD_NS: OnceLock<u64> = OnceLock::new();
+
+/// From now on this process's log takes the wall clock for so much later than it is: for drills, which want one zone's clock to be wrong
+/// and have one machine. Says false, and changes nothing, once it was set.
+pub fn set_clock_ahead(ms: u64) -> bool {
+    AHEAD_NS.set(ms.saturating_mul(1_000_000)).is_ok()
+}
+
+/// The wall clock, nanoseconds since 1970; before 1970: 0. The only place where the log looks at it.
 fn now_ns() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64)
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+    now.saturating_add(AHEAD_NS.get().copied().unwrap_or(0))
 }
 
 /// The wall clock in milliseconds.
@@ -54,6 +65,6 @@ fn now_ms() -> u64 {
 
 /// Microseconds of a clock that never steps, from this process's first look at it.
 fn now_us() -> u64 {
-    static FIRST: std::sync::OnceLock<Instant> = std::sync::OnceLock::new();
+    static FIRST: OnceLock<Instant> = OnceLock::new();
     FIRST.get_or_init(Instant::now).elapsed().as_micros() as u64
 }

@@ -11,6 +11,7 @@ pub mod doors;
 pub mod durable;
 pub mod explain;
 pub mod figures;
+pub mod gzs_client;
 pub mod health;
 pub mod lag;
 pub mod life;

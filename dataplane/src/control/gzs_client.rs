@@ -1,0 +1,262 @@
+//! Speaks with the Global Zone Service as an operator does: asks for its state, begins operations and waits for their end.
+
+use gzs::api::{AuditView, Fault, OpAsk, OpView, State};
+use reqwest::{Method, RequestBuilder};
+use serde::de::DeserializeOwned;
+use std::time::{Duration, Instant};
+
+/// How long one answer may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The longest answer: the state of 1,024 shards and 15 zones takes less than a tenth of it.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// How often an operation's end is looked for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// One service, and who asks it.
+#[derive(Clone, Debug)]
+pub struct GzsClient {
+    url: String,
+    token: Option<String>,
+    http: reqwest::Client,
+}
+
+/// Why there is no answer that was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Denied {
+    /// Nobody can tell whether it heard what it was asked.
+    #[error("the Global Zone Service at {url} cannot be reached: {why}")]
+    Unreachable {
+        /// Where it was looked for.
+        url: String,
+        /// What was seen.
+        why: String,
+    },
+    /// It said no.
+    #[error("{}", told(*.status, .fault))]
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// In its words.
+        fault: Fault,
+    },
+    /// What answers there is no such service.
+    #[error("{url} answered {status} with {seen}; expected the API of a Global Zone Service: is this its address?")]
+    Garbled {
+        /// Who answered.
+        url: String,
+        /// How.
+        status: u16,
+        /// What was seen.
+        seen: String,
+    },
+    /// An operation has not ended within the time that was given.
+    #[error("operation {} has not ended within {limit_ms} ms; it {}: {}", .op.id, .op.state, .op.says)]
+    Slow {
+        /// As it was seen last.
+        op: Box<OpView>,
+        /// The time.
+        limit_ms: u128,
+    },
+}
+
+fn told(status: u16, fault: &Fault) -> String {
+    let mut text = match status {
+        401 => format!("{} (a bearer token is needed)", fault.error),
+        _ => fault.error.clone(),
+    };
+    fault.reasons.iter().for_each(|r| text += &format!("\n  {r}"));
+    text
+}
+
+impl GzsClient {
+    /// Asks the service at `url`, with a bearer token where it wants one.
+    pub fn new(url: &str, token: Option<String>) -> Result<GzsClient, String> {
+        let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build();
+        let http = http.map_err(|e| format!("HTTP client: {e}"))?;
+        Ok(GzsClient { url: url.trim_end_matches('/').into(), token, http })
+    }
+
+    /// Everything at a glance.
+    pub async fn state(&self) -> Result<State, Denied> {
+        self.get("/v1/state").await
+    }
+
+    /// Operations: those under way, or ended ones too.
+    pub async fn ops(&self, all: bool) -> Result<Vec<OpView>, Denied> {
+        self.get(&format!("/v1/ops?all={all}")).await
+    }
+
+    /// One operation.
+    pub async fn op(&self, id: u64) -> Result<OpView, Denied> {
+        self.get(&format!("/v1/ops/{id}")).await
+    }
+
+    /// Begins one.
+    pub async fn begin(&self, ask: &OpAsk) -> Result<OpView, Denied> {
+        let body = serde_json::to_vec(ask).map_err(|e| self.unreachable(&e))?;
+        let request = self.request(Method::POST, "/v1/ops").header("content-type", "application/json");
+        self.answer(request.body(body)).await
+    }
+
+    /// Aborts one before its point of no return.
+    pub async fn abort(&self, id: u64) -> Result<OpView, Denied> {
+        self.answer(self.request(Method::POST, &format!("/v1/ops/{id}/abort"))).await
+    }
+
+    /// Lets one that gave up begin again what it had not done.
+    pub async fn resume(&self, id: u64) -> Result<OpView, Denied> {
+        self.answer(self.request(Method::POST, &format!("/v1/ops/{id}/resume"))).await
+    }
+
+    /// Changes of the map after an epoch.
+    pub async fn audit(&self, after: u64) -> Result<Vec<AuditView>, Denied> {
+        self.get(&format!("/v1/audit?after={after}")).await
+    }
+
+    /// Waits for an operation's end, over restarts of the service; how it ended is for the caller to judge.
+    pub async fn ended(&self, id: u64, limit: Duration) -> Result<OpView, Denied> {
+        let until = Instant::now() + limit;
+        loop {
+            let seen = self.op(id).await;
+            let late = Instant::now() >= until;
+            match seen {
+                Ok(op) if op.state != "running" => return Ok(op),
+                Ok(op) if late => return Err(Denied::Slow { op: Box::new(op), limit_ms: limit.as_millis() }),
+                Err(Denied::Unreachable { .. }) | Ok(_) if !late => {}
+                Err(why) => return Err(why),
+                Ok(_) => {}
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Denied> {
+        self.answer(self.request(Method::GET, path)).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        let request = self.http.request(method, format!("{}{path}", self.url));
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Denied> {
+        let mut answer = request.send().await.map_err(|e| self.unreachable(&e))?;
+        let (status, mut body) = (answer.status().as_u16(), Vec::new());
+        let garbled = |seen: String| Denied::Garbled { url: self.url.clone(), status, seen };
+        while let Some(piece) = answer.chunk().await.map_err(|e| self.unreachable(&e))? {
+            if body.len() + piece.len() > ANSWER_BYTES_MAX {
+                return Err(garbled(format!("more than {ANSWER_BYTES_MAX} bytes")));
+            }
+            body.extend_from_slice(&piece);
+        }
+        if (200..300).contains(&status) {
+            return serde_json::from_slice(&body).map_err(|e| garbled(format!("what is not its JSON ({e})")));
+        }
+        match serde_json::from_slice::<Fault>(&body) {
+            Ok(fault) => Err(Denied::Refused { status, fault }),
+            Err(_) => Err(garbled(format!("{} bytes that say no reason", body.len()))),
+        }
+    }
+
+    fn unreachable(&self, why: &dyn std::error::Error) -> Denied {
+        let mut text = why.to_string();
+        // reqwest keeps what happened in the sources of its errors.
+        let mut source = why.source();
+        while let Some(deeper) = source {
+            text += &format!(": {deeper}");
+            source = deeper.source();
+        }
+        Denied::Unreachable { url: self.url.clone(), why: text }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use axum::extract::Path;
+    use axum::http::{HeaderMap, StatusCode};
+    use axum::routing::{get, post};
+    use gzs::api::What;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+    fn view(id: u64, state: &str) -> OpView {
+        OpView {
+            id,
+            what: What::Move { shards: vec![341], to: "bj".into() },
+            by: String::new(),
+            why: String::new(),
+            forced: vec![],
+            state: state.into(),
+            says: "waits for sh".into(),
+            begun_ms: 1,
+            ended_ms: None,
+            limit_ms: 2500,
+            shards: vec![],
+        }
+    }
+
+    /// A service whose operation ends at the third look.
+    async fn service() -> GzsClient {
+        let looks = Arc::new(AtomicU64::new(0));
+        let op = async move |Path(id): Path<u64>| match id {
+            7 => (
+                StatusCode::OK,
+                serde_json::to_string(&view(7, ["running", "done"][usize::from(looks.fetch_add(1, Relaxed) >= 2)]))
+                    .unwrap(),
+            ),
+            8 => (StatusCode::OK, serde_json::to_string(&view(8, "running")).unwrap()),
+            _ => (StatusCode::NOT_FOUND, r#"{"error":"no operation 9"}"#.into()),
+        };
+        let begin = async |headers: HeaderMap, body: String| {
+            let ask: OpAsk = serde_json::from_str(&body).unwrap();
+            let known = headers.get("authorization").is_some_and(|v| v == "Bearer s3cret");
+            match ask.what {
+                _ if !known => (StatusCode::UNAUTHORIZED, r#"{"error":"who are you?"}"#.to_owned()),
+                What::Move { .. } => (StatusCode::OK, serde_json::to_string(&view(7, "running")).unwrap()),
+                _ => (StatusCode::CONFLICT, r#"{"error":"not now","reasons":["sh lags","bj is silent"]}"#.to_owned()),
+            }
+        };
+        let app = Router::new()
+            .route("/v1/ops/{id}", get(op))
+            .route("/v1/ops", post(begin))
+            .route("/v1/state", get(async || "what?"));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await });
+        GzsClient::new(&url, Some("s3cret".into())).unwrap()
+    }
+
+    fn ask(what: What) -> OpAsk {
+        OpAsk { what, by: "me".into(), why: "test".into(), force: false, limit_ms: None }
+    }
+
+    #[tokio::test]
+    async fn an_operation_is_begun_and_waited_for_with_the_token() {
+        let client = service().await;
+        let begun = client.begin(&ask(What::Move { shards: vec![341], to: "bj".into() })).await.unwrap();
+        assert_eq!((begun.id, begun.state.as_str()), (7, "running"));
+        assert_eq!(client.ended(7, Duration::from_secs(60)).await.unwrap().state, "done");
+        let stranger = GzsClient { token: None, ..client };
+        let denied = stranger.begin(&ask(What::Restore { zone: "sh".into() })).await.unwrap_err();
+        assert_eq!(denied.to_string(), "who are you? (a bearer token is needed)");
+    }
+
+    #[tokio::test]
+    async fn each_way_of_not_answering_is_told_apart() {
+        let client = service().await;
+        let refused = client.begin(&ask(What::Restore { zone: "sh".into() })).await.unwrap_err();
+        assert_eq!(refused.to_string(), "not now\n  sh lags\n  bj is silent");
+        assert!(matches!(client.op(9).await, Err(Denied::Refused { status: 404, .. })));
+        assert!(matches!(client.state().await, Err(Denied::Garbled { status: 200, .. })));
+        let slow = client.ended(8, Duration::from_millis(1)).await.unwrap_err();
+        assert!(slow.to_string().starts_with("operation 8 has not ended within 1 ms; it running"), "{slow}");
+        let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let client = GzsClient::new(&format!("http://{nobody}"), None).unwrap();
+        assert!(matches!(client.ended(7, Duration::from_millis(1)).await, Err(Denied::Unreachable { .. })));
+    }
+}

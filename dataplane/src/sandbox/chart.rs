@@ -39,7 +39,7 @@ pub fn text(zones: usize) -> String {
 /// The same, read.
 pub fn map(zones: usize) -> Result<Map, String> {
     let told = |p: Vec<_>| p.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    Map::from_toml(&text(zones), |_| Ok(FENCES.to_owned())).map(|(map, _)| map).map_err(|p| told(p))
+    Map::from_toml(&text(zones), |_| Ok(FENCES.to_owned())).map(|(map, _)| map).map_err(told)
 }
 
 fn shard_of(line: &str) -> Option<u16> {

@@ -36,6 +36,8 @@ pub struct DriverOptions {
     pub seed: u64,
     /// After this time an order's outcome is unknown.
     pub timeout: Duration,
+    /// The table that orders are written to.
+    pub table: &'static str,
     /// Stands in for DNS: the router that a client at this place is sent to.
     pub entry: Box<dyn Fn(&Place) -> usize + Send + Sync>,
 }
@@ -47,7 +49,15 @@ impl DriverOptions {
         rate: f64,
         entry: Box<dyn Fn(&Place) -> usize + Send + Sync>,
     ) -> Self {
-        DriverOptions { routers, connections: 64, rate, seed: 1, timeout: Duration::from_secs(10), entry }
+        DriverOptions {
+            routers,
+            connections: 64,
+            rate,
+            seed: 1,
+            timeout: Duration::from_secs(10),
+            table: "orders",
+            entry,
+        }
     }
 }
 
@@ -193,6 +203,7 @@ fn order(shared: &Shared, due: &Due) -> Order {
     Order {
         token: format!("{:x}-{}", shared.options.seed, due.number),
         due: due.at,
+        place: due.place,
         sent: None,
         answered: None,
         router: due.router,
@@ -212,7 +223,7 @@ async fn work(shared: Arc<Shared>, towns: Arc<Vec<Place>>, queue: Arc<tokio::syn
         due.router = shared.alive(due.router);
         let mut order = order(&shared, &due);
         if due.at.elapsed() < shared.options.timeout {
-            let request = request(&order.token, &towns[due.place], due.number);
+            let request = request(shared.options.table, &order.token, &towns[due.place], due.number);
             send(&mut order, &mut clients[due.router], routers[due.router].0, &request, shared.options.timeout).await;
         }
         shared.books().enter(order);
@@ -246,7 +257,7 @@ fn answered(order: &mut Order, response: Response) {
     (order.status, order.zone) = (Some(response.status), response.zone);
 }
 
-fn request(token: &str, place: &Place, number: u64) -> Vec<u8> {
+fn request(table: &str, token: &str, place: &Place, number: u64) -> Vec<u8> {
     let mut body = String::with_capacity(400);
     let Place { name, lat, lng, loc } = place;
     let cents = 1200 + number % 3000;
@@ -257,7 +268,7 @@ fn request(token: &str, place: &Place, number: u64) -> Vec<u8> {
     .expect("a String takes everything");
     let bytes = body.len();
     format!(
-        "POST /records/orders HTTP/1.1\r\nhost: demo\r\nx-shard: loc={loc}\r\ncontent-type: application/json\r\n\
+        "POST /records/{table} HTTP/1.1\r\nhost: demo\r\nx-shard: loc={loc}\r\ncontent-type: application/json\r\n\
          content-length: {bytes}\r\n\r\n{body}"
     )
     .into_bytes()

@@ -100,7 +100,7 @@ async fn a_router_that_is_down_is_replaced_and_a_silent_one_makes_an_order_unkno
 
 #[test]
 fn a_request_is_whole_and_about_300_bytes_of_json() {
-    let request = String::from_utf8(request("1-7", &places()[0], 7)).unwrap();
+    let request = String::from_utf8(request("orders", "1-7", &places()[0], 7)).unwrap();
     let (head, body) = request.split_once("\r\n\r\n").unwrap();
     assert!(head.contains("x-shard: loc=98.6,39.61667") && head.contains(&format!("content-length: {}", body.len())));
     assert!((250..350).contains(&body.len()), "{} bytes", body.len());

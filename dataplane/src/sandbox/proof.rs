@@ -98,6 +98,7 @@ mod tests {
         let order = |&(token, id, outcome): &(&str, &str, Outcome)| Order {
             token: token.into(),
             due: Instant::now(),
+            place: 0,
             sent: (outcome != Outcome::NotSent).then(Instant::now),
             answered: None,
             router: 0,

@@ -25,6 +25,8 @@ pub struct Order {
     pub token: String,
     /// When it should have been sent.
     pub due: Instant,
+    /// Where it comes from: the number of the place in `places()`.
+    pub place: usize,
     /// When it was.
     pub sent: Option<Instant>,
     /// When its answer had arrived.

@@ -47,7 +47,7 @@ pub enum Maps {
 }
 
 /// What a service's configuration says that drills change.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceSettings {
     /// A zone that is silent for so long is taken over; 0: only by a command.
     pub silence_ms: u64,
@@ -283,9 +283,22 @@ impl Ports {
     }
 }
 
-/// Free ports: bound together, so that they differ, then released.
+/// Below the ports that the kernel gives to connections: one of those could take a port while the process that listens there is down.
+const PORTS_FROM: u16 = 10_000;
+const PORTS_TO: u16 = 32_000;
+
+/// Free ports, each another one: all are held until the last is known.
 fn probe(count: usize) -> io::Result<Vec<SocketAddr>> {
-    let any = SocketAddr::from(([127, 0, 0, 1], 0));
-    let held: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind(any)).collect::<io::Result<_>>()?;
+    let span = PORTS_TO - PORTS_FROM;
+    // Not where another sandbox began that was started at the same time.
+    let begin = (std::process::id() * 37 % u32::from(span)) as u16;
+    let at = |n: u16| SocketAddr::from(([127, 0, 0, 1], PORTS_FROM + (begin + n) % span));
+    let held: Vec<TcpListener> = (0..span).filter_map(|n| TcpListener::bind(at(n)).ok()).take(count).collect();
+    if held.len() < count {
+        return Err(io::Error::other(format!(
+            "{} ports are free from {PORTS_FROM} on, {count} are needed",
+            held.len()
+        )));
+    }
     held.iter().map(TcpListener::local_addr).collect()
 }

@@ -37,7 +37,7 @@ pub struct DriverOptions {
     /// After this time an order's outcome is unknown.
     pub timeout: Duration,
     /// The table that orders are written to.
-    pub table: &'static str,
+    pub table: String,
     /// Stands in for DNS: the router that a client at this place is sent to.
     pub entry: Box<dyn Fn(&Place) -> usize + Send + Sync>,
 }
@@ -55,7 +55,7 @@ impl DriverOptions {
             rate,
             seed: 1,
             timeout: Duration::from_secs(10),
-            table: "orders",
+            table: "orders".into(),
             entry,
         }
     }
@@ -223,7 +223,7 @@ async fn work(shared: Arc<Shared>, towns: Arc<Vec<Place>>, queue: Arc<tokio::syn
         due.router = shared.alive(due.router);
         let mut order = order(&shared, &due);
         if due.at.elapsed() < shared.options.timeout {
-            let request = request(shared.options.table, &order.token, &towns[due.place], due.number);
+            let request = request(&shared.options.table, &order.token, &towns[due.place], due.number);
             send(&mut order, &mut clients[due.router], routers[due.router].0, &request, shared.options.timeout).await;
         }
         shared.books().enter(order);

@@ -12,6 +12,8 @@ pub enum Side {
     Zone(usize),
     /// The Global Zone Service.
     Service,
+    /// Who places orders: near the zones, so that their lines are no part of the WAN unless they are named.
+    Clients,
 }
 
 /// Which lines.
@@ -19,9 +21,9 @@ pub enum Side {
 pub enum Lines {
     /// Those between these two.
     Between(Side, Side),
-    /// Those of this side to everyone.
+    /// Those of this side to everyone, but for its clients.
     Of(Side),
-    /// All between zones: the service is reached.
+    /// All between zones: the service is reached, and clients reach the zones.
     Zones,
     /// All.
     All,
@@ -31,8 +33,8 @@ impl Lines {
     fn has(self, from: Side, to: Side) -> bool {
         match self {
             Lines::Between(a, b) => (from, to) == (a, b) || (from, to) == (b, a),
-            Lines::Of(side) => from == side || to == side,
-            Lines::Zones => from != Side::Service && to != Side::Service,
+            Lines::Of(side) => (from == side || to == side) && (from != Side::Clients || side == Side::Clients),
+            Lines::Zones => matches!((from, to), (Side::Zone(_), Side::Zone(_))),
             Lines::All => true,
         }
     }
@@ -96,5 +98,8 @@ mod tests {
         check(Lines::Of(s), [false, false, false, true]);
         check(Lines::Zones, [true, true, true, false]);
         check(Lines::All, [true; 4]);
+        let clients = |lines: Lines| lines.has(Side::Clients, a);
+        assert!(clients(Lines::Between(Side::Clients, a)) && clients(Lines::Of(Side::Clients)) && clients(Lines::All));
+        assert!(!clients(Lines::Of(a)) && !clients(Lines::Zones));
     }
 }

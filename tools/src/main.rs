@@ -2,6 +2,7 @@
 
 mod admin;
 mod conflicts;
+mod drill;
 mod link;
 mod log;
 mod map;
@@ -37,6 +38,9 @@ enum Command {
     /// The links of a running log: list, pause, throttle, clear
     #[command(subcommand, after_help = "Example: ezctl link ls --admin 127.0.0.1:8092")]
     Link(link::Command),
+    /// Break a system on purpose, and see whether it keeps what it promises
+    #[command(subcommand, after_help = "Example: ezctl drill run planned-move zone-killed --sandbox")]
+    Drill(drill::Command),
     /// Look into a log
     #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
@@ -48,6 +52,7 @@ fn main() -> ExitCode {
         Command::Route(command) => route::run(command),
         Command::Conflicts(command) => conflicts::run(command),
         Command::Link(command) => link::run(command),
+        Command::Drill(command) => drill::run(command),
         Command::Log(command) => log::run(command),
     }
 }

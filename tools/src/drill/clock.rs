@@ -29,8 +29,8 @@ pub async fn ahead_5s(scene: &mut Scene<'_>) -> Result<(), String> {
     );
     // A move away from it has to wait for them, and is given up: that must cost nobody an order.
     let what = What::Move { shards: vec![BUSY], to: scene.stage.name(WHOLE).into() };
-    match scene.stage.gzs.begin(&scene.stage.ask(what)).await {
-        Ok(op) => {
+    match scene.stage.begin(&what).await {
+        Ok((op, _)) => {
             let op = scene.stage.gzs.ended(op.id, PATIENCE).await.map_err(|e| e.to_string())?;
             scene.step(format!("a move away from it: {}: {}", op.state, op.says));
         }

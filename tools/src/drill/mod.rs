@@ -32,6 +32,7 @@ The sandbox is two to four zones, a Global Zone Service and an emulated WAN betw
 A drill that this host cannot run (disk-full takes root) says NOT RUN and why.
 
 Examples: ezctl drill run planned-move zone-killed --sandbox
+          ezctl drill run gzs-killed-in-mid-move --sandbox --rounds 1000 --orders-per-s 1000
           ezctl drill run all --sandbox --zones 3 --orders-per-s 500 --report drills")]
     Run(Run),
     /// Every drill and what it does
@@ -53,6 +54,9 @@ pub struct Run {
     /// Orders a second, through all routers together
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=20_000))]
     orders_per_s: u32,
+    /// How often planned-move and gzs-killed-in-mid-move repeat what they do; default: a few times
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    rounds: Option<u32>,
     /// One way of the WAN, in milliseconds
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(0..=500))]
     each_way_ms: u32,
@@ -97,10 +101,20 @@ fn drills(options: &Run) -> Result<ExitCode, Fault> {
             _ = control::asked_to_stop(false) => Err("stopped: the sandbox is gone, nothing is judged".into()),
         }
     });
-    let reports = done.map_err(Fault::Input)?;
+    let reports = match done {
+        Ok(reports) => reports,
+        Err(why) => {
+            eprintln!("ezctl drill: {why}");
+            return Ok(ExitCode::FAILURE);
+        }
+    };
     let failed = reports.iter().filter(|r| r.verdict == Verdict::Failed).count();
+    let all = serde_json::json!({ "passed": failed == 0, "failed": failed, "drills": reports });
+    if let Some(dir) = &options.report {
+        let kept = std::fs::write(dir.join("all.json"), format!("{all}\n"));
+        kept.map_err(|e| Fault::Input(format!("--report {}: {e}", dir.display())))?;
+    }
     if options.json {
-        let all = serde_json::json!({ "passed": failed == 0, "failed": failed, "drills": reports });
         say(&format!("{all}\n"));
     } else {
         say(&report::table(&reports));
@@ -130,6 +144,7 @@ async fn all(options: &Run, program: &Path, which: &[Which]) -> Result<Vec<Repor
             orders_per_s: options.orders_per_s,
             each_way_ms: options.each_way_ms,
             limited: which.is_limited(),
+            rounds: options.rounds,
             number,
         };
         let tell = |text: &str| {

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 /// Shanghai: owned by zone `BROKEN`, and busy.
 pub const BUSY: u16 = 341;
-/// There and back, so often.
+/// There and back, so often, unless more is asked for.
 const ROUNDS: u32 = 3;
 const BETWEEN: Duration = Duration::from_millis(300);
 
 pub async fn planned_move(scene: &mut Scene<'_>) -> Result<(), String> {
-    for _ in 0..ROUNDS {
+    for _ in 0..scene.rounds(ROUNDS) {
         for to in [WHOLE, BROKEN] {
             move_busy(scene, to).await?;
             scene.flow(BETWEEN).await?;

@@ -26,6 +26,8 @@ const ATTEMPTS: u32 = 4;
 const LOOK: Duration = Duration::from_millis(100);
 /// A place in Shanghai, whose shard zone `BROKEN` owns.
 pub const THERE: &str = "121.47,31.23";
+/// Steps in a report.
+const STEPS_MAX: usize = 200;
 /// Of a list in a report, so many are named.
 const NAMED_MAX: usize = 5;
 
@@ -35,6 +37,7 @@ pub struct Scene<'a> {
     pub driver: Driver,
     table: String,
     orders_per_s: u32,
+    rounds: Option<u32>,
     begun: Instant,
     steps: Vec<Step>,
     checks: Vec<Check>,
@@ -133,6 +136,7 @@ impl<'a> Scene<'a> {
             driver,
             table,
             orders_per_s: setting.orders_per_s,
+            rounds: setting.rounds,
             begun: Instant::now(),
             steps: vec![],
             checks: vec![],
@@ -197,8 +201,16 @@ impl<'a> Scene<'a> {
         Ok(())
     }
 
-    /// Something was done or seen.
+    /// How often the drill repeats what it does.
+    pub fn rounds(&self, usual: u32) -> u32 {
+        self.rounds.unwrap_or(usual)
+    }
+
+    /// Something was done or seen; a report shows the first ones.
     pub fn step(&mut self, what: impl Into<String>) {
+        if self.steps.len() >= STEPS_MAX {
+            return;
+        }
         self.steps.push(Step { at_ms: self.begun.elapsed().as_millis() as u64, what: what.into() });
     }
 
@@ -295,8 +307,13 @@ impl<'a> Scene<'a> {
     pub async fn begun(&mut self, what: &What) -> Result<OpView, String> {
         let (until, mut refused) = (Instant::now() + PATIENCE, None);
         loop {
-            match self.stage.gzs.begin(&self.stage.ask(what.clone())).await {
-                Ok(op) => return Ok(op),
+            match self.stage.begin(what).await {
+                Ok((op, forced)) => {
+                    if !forced.is_empty() {
+                        self.step(format!("{}: forced against: {}", told(what), forced.join("; ")));
+                    }
+                    return Ok(op);
+                }
                 Err(why) if Instant::now() >= until => return Err(format!("{}: {why}", told(what))),
                 Err(why @ Denied::Refused { status: 409 | 503, .. }) => {
                     let why = why.to_string();

@@ -7,10 +7,13 @@ use dataplane::control::gzs_client::Denied;
 use gzs::api::What;
 use std::time::{Duration, Instant};
 
+const LOOK: Duration = Duration::from_millis(20);
 /// How long it is away.
 const AWAY: Duration = Duration::from_secs(2);
-/// Moves in the middle of which it is killed, and after how long: a move takes some 50 ms.
-const KILLS_AFTER_MS: [u64; 8] = [0, 5, 15, 25, 35, 45, 60, 80];
+/// In so many moves it is killed, unless more are asked for.
+const MOVES: u32 = 8;
+/// .. so long after their beginning, the first of them; then at random below the last: a move takes some 50 to 100 ms.
+const KILLS_AFTER_MS: [u64; 8] = [0, 5, 15, 25, 35, 50, 70, 100];
 /// How long it is away in the middle of a move: routers hold requests for 5 s.
 const GONE: Duration = Duration::from_millis(300);
 
@@ -19,7 +22,7 @@ pub async fn down(scene: &mut Scene<'_>) -> Result<(), String> {
     scene.step("the Global Zone Service is killed");
     scene.flow(AWAY).await?;
     let what = What::Move { shards: vec![BUSY], to: scene.stage.name(WHOLE).into() };
-    let refused = scene.stage.gzs.begin(&scene.stage.ask(what)).await;
+    let refused = scene.stage.begin(&what).await;
     let is_told = matches!(refused, Err(Denied::Unreachable { .. }));
     scene.check(
         "a change is refused while it is down",
@@ -32,15 +35,16 @@ pub async fn down(scene: &mut Scene<'_>) -> Result<(), String> {
 }
 
 pub async fn killed_in_mid_move(scene: &mut Scene<'_>) -> Result<(), String> {
-    let mut ends: Vec<String> = vec![];
-    for (round, after_ms) in KILLS_AFTER_MS.into_iter().enumerate() {
+    let (mut done, mut other, mut dice) = (0, 0, 1);
+    for round in 0..scene.rounds(MOVES) as usize {
+        let after_ms = KILLS_AFTER_MS.get(round).copied().unwrap_or_else(|| next(&mut dice) % 100);
         let to = scene.stage.name([WHOLE, BROKEN][round % 2]).to_owned();
-        let op = scene.begun(&What::Move { shards: vec![BUSY], to: to.clone() }).await?;
+        let begun = scene.begun(&What::Move { shards: vec![BUSY], to: to.clone() }).await?;
         tokio::time::sleep(Duration::from_millis(after_ms)).await;
         kill(scene).await?;
         tokio::time::sleep(GONE).await;
         start(scene).await?;
-        let op = scene.stage.gzs.ended(op.id, PATIENCE).await.map_err(|e| e.to_string())?;
+        let op = scene.stage.gzs.ended(begun.id, PATIENCE).await.map_err(|e| e.to_string())?;
         let took = op.ended_ms.unwrap_or(op.begun_ms).saturating_sub(op.begun_ms);
         scene.step(format!(
             "killed {after_ms} ms after shard {BUSY} began to move to {to}; {} in {took} ms: {}",
@@ -55,14 +59,20 @@ pub async fn killed_in_mid_move(scene: &mut Scene<'_>) -> Result<(), String> {
             (op.state == "done") == has,
             format!("{}, owner {owner}, wanted {to}", op.state),
         );
-        ends.push(op.state);
+        if op.state == "done" { done += 1 } else { other += 1 }
     }
-    scene.check(
-        "no operation is left running",
-        scene.stage.gzs.ops(false).await.is_ok_and(|ops| ops.is_empty()),
-        ends.join(", "),
-    );
+    let left = scene.stage.gzs.ops(false).await.map_err(|e| e.to_string())?;
+    let seen = format!("{} are; {done} were done, {other} ended otherwise", left.len());
+    scene.check("no operation is left running", left.is_empty(), seen);
     move_busy(scene, BROKEN).await
+}
+
+/// A number that looks random, the same ones each time: xorshift.
+fn next(dice: &mut u64) -> u64 {
+    *dice ^= *dice << 13;
+    *dice ^= *dice >> 7;
+    *dice ^= *dice << 17;
+    *dice
 }
 
 async fn owner(scene: &Scene<'_>) -> Result<String, String> {
@@ -81,7 +91,12 @@ async fn start(scene: &mut Scene<'_>) -> Result<(), String> {
     let begun = Instant::now();
     let service = scene.stage.cluster.service.as_mut().ok_or("the sandbox has no service")?;
     service.process.start().map_err(|e| e.to_string())?;
-    scene.stage.state().await?;
+    while scene.stage.gzs.state().await.is_err() {
+        scene.flow(LOOK).await?; // a service that does not start is told at once
+        if begun.elapsed() >= PATIENCE {
+            return Err(format!("the service does not answer {} s after its start", PATIENCE.as_secs()));
+        }
+    }
     scene.figure("service_start_ms", ms(begun.elapsed()));
     Ok(())
 }

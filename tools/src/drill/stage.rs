@@ -1,6 +1,6 @@
 //! The sandbox that drills run on: started, brought back to what it was, and stopped; what several drills want to know of it.
 
-use dataplane::control::gzs_client::GzsClient;
+use dataplane::control::gzs_client::{Denied, GzsClient};
 use dataplane::control::report::LogStatus;
 use dataplane::sandbox::chart;
 use dataplane::sandbox::cluster::{Cluster, Maps, Plan, ServiceSettings};
@@ -8,7 +8,7 @@ use dataplane::sandbox::pages::Pages;
 use dataplane::sandbox::places::{Place, places};
 use dataplane::sandbox::wan::Lines;
 use dataplane::sandbox::watch;
-use gzs::api::{OpAsk, State, What};
+use gzs::api::{OpAsk, OpView, State, What};
 use shardmap::Shard;
 use shardmap::point::Point;
 use std::collections::BTreeMap;
@@ -38,6 +38,8 @@ pub struct Setting {
     pub each_way_ms: u32,
     /// Zone `BROKEN` has only so much room.
     pub limited: bool,
+    /// How often what a drill repeats is done; none: as often as the drill thinks enough.
+    pub rounds: Option<u32>,
     /// The drill's number: its orders' tokens are its own.
     pub number: usize,
 }
@@ -263,8 +265,8 @@ impl Stage {
             }
             let Some((home, shards)) = away.into_iter().next() else { return Ok(()) };
             let what = What::Move { shards, to: self.name(home).into() };
-            let said = match self.gzs.begin(&self.ask(what)).await {
-                Ok(op) => self.gzs.ended(op.id, PATIENCE).await.map(|op| op.says).map_err(|e| e.to_string()),
+            let said = match self.begin(&what).await {
+                Ok((op, _)) => self.gzs.ended(op.id, PATIENCE).await.map(|op| op.says).map_err(|e| e.to_string()),
                 Err(why) => Err(why.to_string()),
             };
             if Instant::now() >= until {
@@ -274,9 +276,17 @@ impl Stage {
         }
     }
 
-    /// An operation, asked for by drills.
-    pub fn ask(&self, what: What) -> OpAsk {
-        OpAsk { what, by: "ezctl drill".into(), why: "a drill".into(), force: false, limit_ms: None }
+    /// Begins an operation. What an earlier drill has listed is no reason against it: then it is forced, and the reasons are told.
+    pub async fn begin(&self, what: &What) -> Result<(OpView, Vec<String>), Denied> {
+        let mut ask =
+            OpAsk { what: what.clone(), by: "ezctl drill".into(), why: "a drill".into(), force: false, limit_ms: None };
+        match self.gzs.begin(&ask).await {
+            Err(Denied::Refused { fault, .. }) if is_only_conflicts(&fault.reasons) => {
+                ask.force = true;
+                self.gzs.begin(&ask).await.map(|op| (op, fault.reasons))
+            }
+            other => other.map(|op| (op, vec![])),
+        }
     }
 
     /// Copies what the processes have said so far into `dir`: their files go with the sandbox.
@@ -298,6 +308,10 @@ impl Stage {
         self.cluster.wan.heal(Lines::All);
         self.cluster.stop().await;
     }
+}
+
+fn is_only_conflicts(reasons: &[String]) -> bool {
+    !reasons.is_empty() && reasons.iter().all(|r| r.contains("conflicts are listed"))
 }
 
 /// Looks until it is so; how long that took.

@@ -16,6 +16,15 @@ pub struct Volume {
 }
 
 impl Volume {
+    /// Can there be one on this host? Else why not.
+    pub fn is_possible() -> Result<(), String> {
+        let at = std::env::temp_dir().join(format!("ezone-volume-trial-{}", std::process::id()));
+        fs::create_dir_all(&at).map_err(|e| format!("{}: {e}", at.display()))?;
+        let tried = Volume::mount(&at, 1).map(drop);
+        let _ = fs::remove_dir(&at); // an empty directory for temporary things
+        tried
+    }
+
     /// Mounts `mib` MiB at `at`, an empty directory; else says why it cannot.
     pub fn mount(at: &Path, mib: u64) -> Result<Volume, String> {
         if !rustix::process::geteuid().is_root() {

@@ -5,9 +5,8 @@ use super::scene::{Scene, ms};
 use super::stage::{BROKEN, PATIENCE, WHOLE};
 use dataplane::control::gzs_client::Denied;
 use gzs::api::What;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-const LOOK: Duration = Duration::from_millis(20);
 /// How long it is away.
 const AWAY: Duration = Duration::from_secs(2);
 /// In so many moves it is killed, unless more are asked for.
@@ -88,15 +87,7 @@ async fn kill(scene: &mut Scene<'_>) -> Result<(), String> {
 }
 
 async fn start(scene: &mut Scene<'_>) -> Result<(), String> {
-    let begun = Instant::now();
-    let service = scene.stage.cluster.service.as_mut().ok_or("the sandbox has no service")?;
-    service.process.start().map_err(|e| e.to_string())?;
-    while scene.stage.gzs.state().await.is_err() {
-        scene.flow(LOOK).await?; // a service that does not start is told at once
-        if begun.elapsed() >= PATIENCE {
-            return Err(format!("the service does not answer {} s after its start", PATIENCE.as_secs()));
-        }
-    }
-    scene.figure("service_start_ms", ms(begun.elapsed()));
+    let took = scene.stage.start_service().await?;
+    scene.figure("service_start_ms", ms(took));
     Ok(())
 }

@@ -236,9 +236,26 @@ impl Stage {
         let service = self.cluster.service.as_mut().ok_or("the sandbox has no service")?;
         service.configure(&settings).map_err(|e| e.to_string())?;
         service.process.stop().await;
-        service.process.start().map_err(|e| e.to_string())?;
         self.settings = settings;
-        self.state().await.map(|_| ())
+        self.start_service().await.map(|_| ())
+    }
+
+    /// Starts the service and waits until it answers; how long that took.
+    pub async fn start_service(&mut self) -> Result<Duration, String> {
+        let begun = Instant::now();
+        let service = self.cluster.service.as_mut().ok_or("the sandbox has no service")?;
+        service.process.start().map_err(|e| e.to_string())?;
+        while self.gzs.state().await.is_err() {
+            // One that does not start is told at once.
+            if let Some(why) = self.cluster.service.as_mut().and_then(|s| s.process.fallen()) {
+                return Err(why);
+            }
+            if begun.elapsed() >= PATIENCE {
+                return Err(format!("the service does not answer {} s after its start", PATIENCE.as_secs()));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(begun.elapsed())
     }
 
     /// Starts the log of zone `BROKEN` again with its clock ahead by so much, or right; nothing, if it is so.

@@ -98,6 +98,7 @@ async fn preflight(setting: &Setting, stage: &mut Option<Stage>) -> Result<(), S
         Some(stage) => stage,
         None => stage.insert(Stage::start(setting)?),
     };
+    stage.start_service().await?;
     stage.ready().await?;
     stage.quiet().await
 }
@@ -321,7 +322,7 @@ impl<'a> Scene<'a> {
                 }
                 Err(why) if Instant::now() >= until => return Err(format!("{}: {why}", told(what))),
                 Err(why @ Denied::Refused { status: 409 | 503, .. }) => {
-                    let why = why.to_string();
+                    let why = why.to_string().replace("\n  ", "; ");
                     if refused.replace(why.clone()).is_none() {
                         self.step(format!("{}: not yet: {why}", told(what)));
                     }

@@ -240,7 +240,7 @@ impl Stage {
         self.start_service().await.map(|_| ())
     }
 
-    /// Starts the service and waits until it answers; how long that took.
+    /// Starts the service, if it does not run, and waits until it answers; how long that took.
     pub async fn start_service(&mut self) -> Result<Duration, String> {
         let begun = Instant::now();
         let service = self.cluster.service.as_mut().ok_or("the sandbox has no service")?;

@@ -1,7 +1,7 @@
 //! `ezone`: where the programs are put together. It alone prints and exits.
 
 use clap::{Args, Parser, Subcommand};
-use dataplane::config::Config;
+use dataplane::config::{Config, GzsConfig};
 use dataplane::{control, demo};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +31,9 @@ enum Program {
     /// The log of a node, alone
     #[command(after_help = "Example: ezone log --config /etc/ezone.toml")]
     Log(LogArgs),
+    /// The Global Zone Service: the map's only writer. It lives outside of the zones
+    #[command(after_help = "Example: ezone gzs --config /etc/ezone/gzs.toml")]
+    Gzs(GzsArgs),
     /// Say all that is wrong with a configuration, with file and line
     #[command(after_help = "Example: ezone check --config /etc/ezone.toml")]
     Check(File),
@@ -74,6 +77,18 @@ struct LogArgs {
     start_alone: bool,
 }
 
+#[derive(Args)]
+struct GzsArgs {
+    #[command(flatten)]
+    part: Part,
+    /// Go on from this map, which is newer than the store's: a node's DATA_DIR/log.map, after the store was restored from a backup
+    #[arg(long, value_name = "FILE")]
+    adopt: Option<PathBuf>,
+    /// Say all that is wrong with the configuration, and end
+    #[arg(long)]
+    check: bool,
+}
+
 fn main() -> ExitCode {
     control::program::remember();
     let cli = Cli::parse();
@@ -92,6 +107,13 @@ fn main() -> ExitCode {
             let (file, stop_with_stdin) = (&args.part.file.config, args.part.stop_with_stdin);
             let start = control::router::Start { file, stop_with_stdin, take_over: args.take_over };
             control::router::run(&c, start).map_err(failed)
+        }),
+        Program::Gzs(args) => GzsConfig::load(&args.part.file.config).map_err(|e| (2, e.to_string())).and_then(|c| {
+            if args.check {
+                println!("{}: fine", args.part.file.config.display());
+                return Ok(());
+            }
+            control::gzs::run(&c, args.adopt.as_deref(), args.part.stop_with_stdin).map_err(failed)
         }),
         Program::Log(args) => load(&args.part.file).and_then(|mut c| {
             if let Some(log) = &mut c.log {

@@ -26,8 +26,19 @@ pub struct Node {
 pub enum MapSource {
     /// A map file that never changes.
     File(PathBuf),
-    /// A Global Zone Service, by URL.
-    Gzs(String),
+    /// A Global Zone Service.
+    Gzs(GzsAt),
+}
+
+/// Where a Global Zone Service is, and what is shown to it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GzsAt {
+    /// `http://host:port` or `https://host:port`, without a path.
+    pub url: String,
+    /// The file with this node's token; `None`: it wants none.
+    pub token_file: Option<PathBuf>,
+    /// The authorities that sign its certificate; `None`: those that this machine trusts.
+    pub ca: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -44,6 +55,8 @@ pub(super) struct RawNode {
 pub(super) struct RawMap {
     pub(super) file: Option<PathBuf>,
     pub(super) gzs: Option<String>,
+    pub(super) token_file: Option<PathBuf>,
+    pub(super) ca: Option<PathBuf>,
 }
 
 fn default_cluster() -> Spanned<String> {
@@ -54,9 +67,18 @@ impl Check<'_> {
     pub(super) fn map(&mut self, raw: &Spanned<RawMap>) -> Option<MapSource> {
         match (&raw.get_ref().file, &raw.get_ref().gzs) {
             (Some(file), None) => Some(MapSource::File(self.path(file))),
-            (None, Some(url)) if has_host(url) => Some(MapSource::Gzs(url.trim_end_matches('/').into())),
+            (None, Some(url)) if has_host(url) => {
+                let (token_file, ca) = (raw.get_ref().token_file.as_deref(), raw.get_ref().ca.as_deref());
+                if ca.is_some() && url.starts_with("http://") {
+                    self.say(raw, "ca is for https://, and gzs is http://");
+                }
+                let path = |p: Option<&std::path::Path>| p.map(|p| self.path(p));
+                let url = url.trim_end_matches('/').to_owned();
+                Some(MapSource::Gzs(GzsAt { url, token_file: path(token_file), ca: path(ca) }))
+            }
             (None, Some(url)) => {
-                self.none(raw, format!("gzs = \"{url}\": expected http:// and a host, such as http://127.0.0.1:7300"))
+                let expected = "expected http:// or https:// and a host, such as http://127.0.0.1:7300";
+                self.none(raw, format!("gzs = \"{url}\": {expected}"))
             }
             (Some(_), Some(_)) => self.none(raw, "both file and gzs: a map has one source"),
             (None, None) => self.none(raw, "expected file = \"..\" (a map that never changes) or gzs = \"http://..\""),
@@ -83,7 +105,9 @@ impl Check<'_> {
     }
 }
 
-/// Does `url` begin with `http://` and a host?
+/// Does `url` begin with `http://` or `https://` and a host?
 fn has_host(url: &str) -> bool {
-    url.strip_prefix("http://").is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', ':', '?', '#']))
+    url.strip_prefix("http://")
+        .or(url.strip_prefix("https://"))
+        .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', ':', '?', '#']))
 }

@@ -1,8 +1,10 @@
 //! Speaks with the Global Zone Service as an operator does: asks for its state, begins operations and waits for their end.
 
+use super::reach;
 use gzs::api::{AuditView, Fault, OpAsk, OpView, State};
 use reqwest::{Method, RequestBuilder};
 use serde::de::DeserializeOwned;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long one answer may take.
@@ -71,8 +73,12 @@ fn told(status: u16, fault: &Fault) -> String {
 impl GzsClient {
     /// Asks the service at `url`, with a bearer token where it wants one.
     pub fn new(url: &str, token: Option<String>) -> Result<GzsClient, String> {
-        let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build();
-        let http = http.map_err(|e| format!("HTTP client: {e}"))?;
+        GzsClient::believing(url, token, None)
+    }
+
+    /// Likewise; `ca`: the authorities that sign its certificate.
+    pub fn believing(url: &str, token: Option<String>, ca: Option<&Path>) -> Result<GzsClient, String> {
+        let http = reach::client(url, ca, PATIENCE)?;
         Ok(GzsClient { url: url.trim_end_matches('/').into(), token, http })
     }
 

@@ -4,12 +4,14 @@ use super::doors::Doors;
 use super::links::{self, Refused};
 use super::maps::{self, Kept, News};
 use super::metrics::Page;
-use super::report::{KeptLog, LogStatus, Report, ReportAsk, ShardReport, StreamStatus};
+use super::reach::Reach;
+use super::report::{KeptLog, LogStatus, Report, ReportAsk as StatusAsk, ShardReport, StreamStatus};
 use super::secrets::LOOK_EVERY;
 use super::signals::{Asked, Signals};
 use super::steer::Steer;
+use super::tell::{self, Look};
 use super::visit::Visitors;
-use super::{Failed, agree, conflicts, lag, machine, notify, runtime, seed, steer};
+use super::{Failed, agree, conflicts, lag, machine, notify, runtime, seed, steer, wall_ms};
 use crate::config::{Config, Kind, Layout, Log, MapSource};
 use crate::uring;
 use axum::body::Bytes;
@@ -18,6 +20,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use gzs::api::{LogTold, NodeTold, ReportAsk, ShardTold, StreamTold};
 use replog::retain::{Policy, WORTH};
 use replog::uring::ZoneLag;
 use replog::uring::line::Line;
@@ -28,7 +31,7 @@ use shardmap::{Shard, Zone};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Runs the log until it is asked to stop or can no longer keep its promises.
 pub fn run(config: &Config, stop_with_stdin: bool) -> Result<(), Failed> {
@@ -90,8 +93,9 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let (news, mut newer) = mpsc::unbounded_channel();
     // From here on: without a map this waits for ever, and must hear all the same that it is to end.
     let mut signals = Signals::new(stop_with_stdin)?;
+    let who = told_by(config);
     let first = tokio::select! {
-        first = maps::first(&config.map, &kept, news, &mut newer) => first?,
+        first = maps::first(&config.map, &who, &kept, news, &mut newer) => first?,
         () = signals.stop() => return Ok(()),
     };
     let zone = config.zone_in(&first).map_err(Failed::Input)?;
@@ -121,6 +125,11 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let refused = Arc::default();
     let shown =
         Shown { node: node.clone(), map: Arc::new(Mutex::new(first)), zone, layout, refused, steer: steer.clone() };
+    let (newest, maps) = watch::channel(kept.epoch().0);
+    if let MapSource::Gzs(at) = &config.map {
+        let reach = Reach::new(at, &who, tell::PATIENCE).map_err(Failed::Input)?;
+        tokio::spawn(tell::tell(reach, Telling { shown: shown.clone(), begun_ms: wall_ms() }, maps));
+    }
     tokio::spawn(links::accept(link_listener, node.clone(), doors.clone(), shown.refused.clone()));
     let mut files = tokio::time::interval(LOOK_EVERY);
     let pages = pages(shown.clone());
@@ -144,15 +153,94 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
             },
             Some(what) = told.recv() => match what {
                 Told::Fault(why) => return Err(Failed::Fault(why)),
-                Told::Map(bytes) => shown.take_from_peer(&bytes, &kept),
+                Told::Map(bytes) => {
+                    shown.take_from_peer(&bytes, &kept);
+                    newest.send_replace(kept.epoch().0);
+                }
             },
-            Some(news) = newer.recv() => shown.take(news),
+            Some(news) = newer.recv() => {
+                shown.take(news);
+                newest.send_replace(kept.epoch().0);
+            }
             _ = files.tick() => {
                 doors.iter().for_each(|doors| doors.look());
                 steer.steer();
             }
         }
     }
+}
+
+/// How the service names this log.
+fn told_by(config: &Config) -> String {
+    format!("log {} of zone {}", tell::host(), config.node.zone.as_deref().unwrap_or("none"))
+}
+
+/// What this log tells the map's writer.
+struct Telling {
+    shown: Shown,
+    begun_ms: u64,
+}
+
+impl Look for Telling {
+    async fn look(&self, asks: &[ReportAsk]) -> (NodeTold, bool) {
+        let (map, cores) = (self.shown.map(), self.shown.node.figures().await);
+        let epoch = cores.iter().map(|c| c.map_epoch.0).min().unwrap_or(0);
+        let mut asks = asks.to_vec();
+        asks.extend(
+            moves_here(&map, self.shown.zone).filter(|own| !asks.iter().any(|ask| ask == own)).collect::<Vec<_>>(),
+        );
+        let mut reports = vec![];
+        for ask in asks.iter().filter(|ask| ask.map_epoch <= epoch) {
+            reports.extend(self.reports(ask, epoch).await);
+        }
+        let mut streams: Vec<_> = cores.iter().flat_map(|c| &c.streams).collect();
+        streams.sort_by_key(|s| s.stream);
+        let name = |zone: Zone| map.zone_name(zone).to_owned();
+        let streams = streams.into_iter().map(|s| StreamTold {
+            durable: s.durable_seq,
+            applied: s.applied.iter().map(|(z, seq)| (name(z), seq)).collect(),
+        });
+        let log = LogTold {
+            read_only: cores.iter().any(|c| c.read_only),
+            ledger: cores.iter().map(|c| c.kept.ledger).sum(),
+            parked: cores.iter().map(|c| c.kept.parked).sum(),
+            store_full: cores.iter().any(|c| c.kept.is_full),
+            streams: streams.collect(),
+            reports,
+        };
+        let told = NodeTold {
+            name: tell::host(),
+            zone: name(self.shown.zone),
+            begun_ms: self.begun_ms,
+            map_epoch: epoch,
+            router: None,
+            log: Some(log),
+        };
+        (told, map.epoch().0 > epoch || map.unsettled().next().is_some())
+    }
+}
+
+impl Telling {
+    async fn reports(&self, ask: &gzs::api::ReportAsk, map_epoch: u64) -> Vec<ShardTold> {
+        let shards: Vec<Shard> = ask.shards.iter().map(|s| Shard(*s)).collect();
+        let reported = self.shown.node.report(&shards, ask.take_over).await;
+        let ready = reported.into_iter().filter_map(|r| {
+            let applied = r.applied?.iter().map(|(z, seq)| (z.0, seq)).collect();
+            Some(ShardTold { shard: r.shard.0, map_epoch, take_over: ask.take_over, fence_seq: r.fence_seq, applied })
+        });
+        ready.collect()
+    }
+}
+
+/// The moves to `zone` that the map speaks of: nobody need ask for these.
+fn moves_here(map: &Map, zone: Zone) -> impl Iterator<Item = gzs::api::ReportAsk> {
+    let mut by: std::collections::BTreeMap<u64, Vec<u16>> = Default::default();
+    for shard in map.unsettled() {
+        if let Some(view) = map.view(shard).filter(|v| v.to == Some(zone)) {
+            by.entry(view.epoch.0).or_default().push(shard.0);
+        }
+    }
+    by.into_iter().map(|(map_epoch, shards)| gzs::api::ReportAsk { map_epoch, shards, take_over: false })
 }
 
 /// Ends with the first fault.
@@ -242,7 +330,7 @@ fn pages(shown: Shown) -> Router {
 
 /// Taken as bytes: whoever asks need not name a content type.
 async fn report(State(shown): State<Shown>, body: Bytes) -> Response {
-    let ask: ReportAsk = match serde_json::from_slice(&body) {
+    let ask: StatusAsk = match serde_json::from_slice(&body) {
         Ok(ask) => ask,
         Err(e) => {
             return (StatusCode::BAD_REQUEST, format!("{{\"error\":\"not a report's question: {e}\"}}\n"))

@@ -1,8 +1,10 @@
 //! Follows the map: asks the GZS by long poll, keeps each map on disk before anyone acts on it, never goes back.
 
+use super::reach::{Reach, root_cause};
 use super::{Failed, durable};
-use crate::config::{MapSource, file};
+use crate::config::{GzsAt, MapSource, file};
 use crate::uring;
+use gzs::service::hex;
 use shardmap::MapEpoch;
 use shardmap::map::Map;
 use std::io::ErrorKind;
@@ -78,7 +80,9 @@ impl Kept {
                 return Ok(None);
             }
         }
-        durable::replace(&self.file, bytes).map_err(|e| format!("{} cannot be written: {e}", self.file.display()))?;
+        // It may have come without the fences that were known.
+        durable::replace(&self.file, &map.encode())
+            .map_err(|e| format!("{} cannot be written: {e}", self.file.display()))?;
         *newest = Some(map.clone());
         Ok(Some(map))
     }
@@ -86,21 +90,14 @@ impl Kept {
 
 /// A follower of one GZS.
 pub struct Follower {
-    url: String,
+    reach: Reach,
     kept: Kept,
-    http: reqwest::Client,
 }
 
 impl Follower {
-    /// Follows the GZS at `url` from the newest map that is kept.
-    pub fn new(url: &str, kept: Kept) -> Result<Follower, String> {
-        let http = reqwest::Client::builder()
-            .timeout(POLL_WAIT + Duration::from_secs(5))
-            .connect_timeout(Duration::from_secs(2))
-            .no_proxy()
-            .build()
-            .map_err(|e| format!("HTTP client: {e}"))?;
-        Ok(Follower { url: url.into(), kept, http })
+    /// Follows the GZS at `at` from the newest map that is kept; `who`: as it names this node.
+    pub fn new(at: &GzsAt, who: &str, kept: Kept) -> Result<Follower, String> {
+        Ok(Follower { reach: Reach::new(at, who, POLL_WAIT + Duration::from_secs(5))?, kept })
     }
 
     /// Asks until the task is dropped; each piece of news goes to `tell`.
@@ -118,7 +115,7 @@ impl Follower {
                     if !failing {
                         let on =
                             if self.kept.newest().is_some() { "going on with the map on disk" } else { "trying again" };
-                        tracing::warn!("the GZS at {} cannot be used: {why}; {on}", self.url);
+                        tracing::warn!("the GZS at {} cannot be used: {why}; {on}", self.reach.url());
                     }
                     failing = true;
                     tokio::time::sleep(RETRY).await;
@@ -128,13 +125,19 @@ impl Follower {
     }
 
     async fn poll(&self, wait: Duration) -> Result<Option<Arc<Map>>, String> {
-        let (after, wait) = (self.kept.epoch().0, wait.as_millis());
-        let ask = self.http.get(format!("{}/v1/map?after={after}&wait_ms={wait}", self.url)).send();
-        let mut answer = ask.await.map_err(|e| root_cause(&e))?;
+        let (had, wait) = (self.kept.newest(), wait.as_millis());
+        let (after, digest) =
+            had.map_or((0, String::new()), |m| (m.epoch().0, format!("&digest={}", hex(&m.digest()))));
+        let ask = self.reach.request(reqwest::Method::GET, &format!("/v1/map?after={after}{digest}&wait_ms={wait}"));
+        let mut answer = ask.send().await.map_err(|e| root_cause(&e))?;
         match answer.status().as_u16() {
             200 => {}
             204 => return Ok(None),
-            other => return Err(format!("it answered {other}, expected 200 or 204")),
+            other => {
+                let said = answer.chunk().await.ok().flatten().unwrap_or_default();
+                let said = String::from_utf8_lossy(&said[..said.len().min(600)]).trim().to_owned();
+                return Err(format!("it answered {other}, expected 200 or 204: {said}"));
+            }
         }
         let mut bytes = vec![];
         while let Some(part) = answer.chunk().await.map_err(|e| root_cause(&e))? {
@@ -164,15 +167,6 @@ async fn aside(kept: Kept, bytes: Vec<u8>) -> Result<Option<Arc<Map>>, String> {
     told.await.map_err(|_| "the thread that read a map has ended".to_owned())?
 }
 
-/// "error sending request" helps nobody: what lies below it does.
-fn root_cause(e: &dyn std::error::Error) -> String {
-    let mut cause = e;
-    while let Some(below) = cause.source() {
-        cause = below;
-    }
-    cause.to_string()
-}
-
 /// The map in the file at `path`, which an operator wrote; what it says of itself goes to the log.
 pub fn from_file(path: &Path) -> Result<Arc<Map>, String> {
     let text = file::read_text(path, FILE_BYTES_MAX).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -193,20 +187,21 @@ pub fn from_file(path: &Path) -> Result<Arc<Map>, String> {
 /// The map to begin with: the file's, the one on disk, or the first that the GZS gives; from then on its news go to `news`.
 pub async fn first(
     source: &MapSource,
+    who: &str,
     kept: &Kept,
     news: mpsc::UnboundedSender<News>,
     newer: &mut mpsc::UnboundedReceiver<News>,
 ) -> Result<Arc<Map>, Failed> {
-    let url = match source {
+    let at = match source {
         MapSource::File(path) => return from_file(path).map_err(Failed::Input),
-        MapSource::Gzs(url) => url,
+        MapSource::Gzs(at) => at,
     };
-    let (follower, had) = (Follower::new(url, kept.clone())?, kept.newest());
+    let (follower, had) = (Follower::new(at, who, kept.clone()).map_err(Failed::Input)?, kept.newest());
     tokio::spawn(follower.run(move |n| drop(news.send(n)))); // whoever does not listen any more is ending
     if let Some(map) = had {
         return Ok(map);
     }
-    tracing::info!("no map on disk: waiting for one from the GZS at {url}");
+    tracing::info!("no map on disk: waiting for one from the GZS at {}", at.url);
     loop {
         match newer.recv().await {
             Some(News::Map(map)) => return Ok(map),

@@ -14,9 +14,11 @@ use super::listen::{Held, taken};
 use super::maps::{self, Kept, News};
 use super::names::Told;
 use super::probe;
+use super::reach::Reach;
 use super::reload::{self, Place};
 use super::secrets;
 use super::signals::{Asked, Signals};
+use super::tell::{self, Look};
 use super::upgrade::{self, Heirs, Taken};
 use super::upstreams::{Drain, Upstreams};
 use super::visit::Visitors;
@@ -24,6 +26,7 @@ use super::{Failed, agree, data_dir, machine, notify, runtime};
 use crate::config::{self, Config};
 use crate::router::{Routes, Settings, Shared};
 use crate::uring::{self, Control, Listener, Waker};
+use gzs::api::{NodeTold, ReportAsk, RouterTold};
 use shardmap::map::Map;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixStream;
@@ -33,7 +36,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::process::Child;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// What cores may take beyond the time to drain until their threads have ended.
 const END_WAIT: Duration = Duration::from_secs(5);
@@ -80,8 +83,9 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
     let kept = Kept::open(config.node.data_dir.join("router.map"))?;
     let (news, mut newer) = mpsc::unbounded_channel();
     // Without a map this waits for ever, and must hear all the same that it is to end.
+    let who = told_by(config);
     let first = tokio::select! {
-        first = maps::first(&config.map, &kept, news, &mut newer) => first?,
+        first = maps::first(&config.map, &who, &kept, news, &mut newer) => first?,
         () = signals.stop() => return Ok(()),
     };
     let mut live = Live::new(router.cores.len());
@@ -113,6 +117,17 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
         life: life.clone(),
         upstreams: upstreams.clone(),
     };
+    let (newest, maps) = watch::channel(first.epoch().0);
+    if let config::MapSource::Gzs(at) = &config.map {
+        let reach = Reach::new(at, &who, tell::PATIENCE).map_err(Failed::Input)?;
+        let telling = Telling {
+            zone: shown.zone.clone(),
+            shared: shown.shared.clone(),
+            begun_ms: super::wall_ms(),
+            newest: maps.clone(),
+        };
+        tokio::spawn(tell::tell(reach, telling, maps));
+    }
     let pages = Pages::start(admin.as_ref(), shown)?;
     close_unwanted(&control, bound.unwanted);
     if let Some(predecessor) = predecessor {
@@ -131,6 +146,7 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
         file: start.file.to_owned(),
         config: config.clone(),
         map: first,
+        newest,
         live,
         upstreams,
         drains,
@@ -153,6 +169,41 @@ async fn serve(config: &Config, router: &config::Router, start: Start<'_>) -> Re
         asks_by: Instant::now(),
     };
     running.run().await
+}
+
+/// How the service names this router.
+fn told_by(config: &Config) -> String {
+    format!("router {} of zone {}", tell::host(), config.node.zone.as_deref().unwrap_or("none"))
+}
+
+/// What this router tells the map's writer.
+struct Telling {
+    zone: String,
+    shared: Arc<Shared>,
+    begun_ms: u64,
+    /// The newest map that was handed to the cores.
+    newest: watch::Receiver<u64>,
+}
+
+impl Look for Telling {
+    async fn look(&self, _: &[ReportAsk]) -> (NodeTold, bool) {
+        let c = self.shared.total();
+        let router = RouterTold {
+            in_flight_unsettled: c.in_flight_moving,
+            holding: c.holding,
+            held_ms_max: c.held_ms_max,
+            requests: c.answered_2xx_3xx + c.answered_4xx + c.answered_5xx,
+        };
+        let told = NodeTold {
+            name: tell::host(),
+            zone: self.zone.clone(),
+            begun_ms: self.begun_ms,
+            map_epoch: c.map_epoch,
+            router: Some(router),
+            log: None,
+        };
+        (told, c.in_flight_moving > 0 || c.holding > 0 || c.map_epoch < *self.newest.borrow())
+    }
 }
 
 fn hand(control: &Control, map: &Arc<Map>) {
@@ -236,6 +287,8 @@ struct Running {
     /// What it goes by.
     config: Config,
     map: Arc<Map>,
+    /// Its epoch, for who tells of it.
+    newest: watch::Sender<u64>,
     live: Live,
     /// What the pages show of what requests are sent to.
     upstreams: Upstreams,
@@ -335,7 +388,10 @@ impl Running {
                     };
                     let _ = answer.send(done); // whoever asked may have gone
                 }
-                Event::News(news) => adopt(&self.control, &mut self.map, news),
+                Event::News(news) => {
+                    adopt(&self.control, &mut self.map, news);
+                    self.newest.send_replace(self.map.epoch().0);
+                }
                 Event::Drain(word) => self.drain(word),
                 Event::Health(change) => self.judged(change).await,
                 Event::Name(told) => self.named(&told).await,

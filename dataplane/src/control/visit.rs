@@ -26,12 +26,20 @@ pub struct Visitors {
     listener: TcpListener,
     places: Arc<Semaphore>,
     silence: Duration,
+    stay: Duration,
 }
 
 impl Visitors {
     /// Those of `listener`.
     pub fn new(listener: TcpListener) -> Visitors {
-        Visitors { listener, places: Arc::new(Semaphore::new(VISITORS_MAX)), silence: SILENCE }
+        Visitors { listener, places: Arc::new(Semaphore::new(VISITORS_MAX)), silence: SILENCE, stay: STAY }
+    }
+
+    /// Those of a listener whose visitors are many, and come back again and again on one connection.
+    pub fn many(listener: TcpListener, places: usize) -> Visitors {
+        // A poll may wait as long as a silence may last, and is not cut off just before its answer.
+        let places = Arc::new(Semaphore::new(places));
+        Visitors { listener, places, silence: SILENCE + SILENCE / 2, stay: Duration::from_secs(7 * 24 * 3600) }
     }
 }
 
@@ -42,7 +50,7 @@ impl Listener for Visitors {
     async fn accept(&mut self) -> (Visit, SocketAddr) {
         let place = self.places.clone().acquire_owned().await.expect("nobody closes it");
         let (stream, from) = Listener::accept(&mut self.listener).await;
-        let until = Instant::now() + STAY;
+        let until = Instant::now() + self.stay;
         let patience = Box::pin(sleep_until(Instant::now() + self.silence));
         (Visit { stream, silence: self.silence, until, patience, _place: place }, from)
     }
@@ -126,7 +134,7 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let at = listener.local_addr().unwrap();
             let (silence, places) = (Duration::from_millis(300), Arc::new(Semaphore::new(3)));
-            let visitors = Visitors { listener, places, silence };
+            let visitors = Visitors { listener, places, silence, stay: STAY };
             // More than what a kernel buffers for one connection.
             let page = axum::routing::get(async || vec![b'x'; 16 << 20]);
             tokio::spawn(async move { axum::serve(visitors, axum::Router::new().route("/", page)).await });

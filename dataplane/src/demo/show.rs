@@ -4,7 +4,7 @@ use super::gzs::{Gzs, ZoneAdmin};
 use super::summary::Summary;
 use super::{NAMES, Options, Script, tally};
 use crate::control::{self, report::LogStatus};
-use crate::sandbox::cluster::Cluster;
+use crate::sandbox::cluster::{Cluster, Maps, Plan, ServiceSettings};
 use crate::sandbox::orders::{Driver, DriverOptions};
 use crate::sandbox::places::{Place, places};
 use crate::sandbox::report::{Report, Second};
@@ -15,7 +15,6 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
-use tokio::net::TcpListener;
 
 const MAP: &str = include_str!("../../../shardmap/data/china.toml");
 const FENCES: &str = include_str!("../../../shardmap/data/china-provinces.geojson");
@@ -63,8 +62,6 @@ struct Stage<'a> {
     summary: Summary,
     /// From the kill until the survivor owned everything.
     outage: Option<(Instant, Instant)>,
-    /// What zone `KILLED` owned when it was killed.
-    taken: Vec<Shard>,
 }
 
 impl Stage<'_> {
@@ -72,8 +69,6 @@ impl Stage<'_> {
         let load = |_: &str| Ok(FENCES.to_owned());
         let (map, _) = Map::from_toml(MAP, load)
             .map_err(|p| p.iter().map(|p| format!("china.toml: {p}")).collect::<Vec<_>>().join("\n"))?;
-        let listener = TcpListener::bind("127.0.0.1:0").await.map_err(|e| format!("the map's address: {e}"))?;
-        let at = listener.local_addr().map_err(|e| e.to_string())?;
         let one_way = Duration::from_millis(options.each_way_ms.into());
         say(&format!(
             "ezone: two zones on this host, {} ms apart, {} orders/s at {} towns\n",
@@ -81,7 +76,11 @@ impl Stage<'_> {
             options.orders_per_s,
             places().len()
         ));
-        let mut cluster = Cluster::start(root, at, one_way).map_err(|e| format!("starting the zones: {e}"))?;
+        let program = std::env::current_exe().map_err(|e| format!("this program's own path: {e}"))?;
+        // The demo says itself when a zone is lost: how long that takes is part of what it shows.
+        let maps = Maps::Own(ServiceSettings { silence_ms: 0, move_limit_ms: MOVE_LIMIT.as_millis() as u64 });
+        let plan = Plan { root: root.into(), program, zones: NAMES.len(), one_way, maps, limited: None };
+        let mut cluster = Cluster::of(&plan).map_err(|e| format!("starting the zones: {e}"))?;
         if let Some(why) = cluster.no_room() {
             cluster.stop().await;
             return Err(why);
@@ -91,10 +90,10 @@ impl Stage<'_> {
             router: z.ports.router_admin,
             log: z.ports.log_admin,
         });
-        let gzs = Gzs::start(map, listener, admins.collect()).map_err(|e| e.to_string())?;
+        let at = cluster.service.as_ref().map(|s| s.listen).ok_or("the cluster has no service")?;
+        let gzs = Gzs::at(at, map, admins.collect())?;
         let begun = Instant::now();
-        let mut stage =
-            Stage { options, begun, gzs, cluster, summary: Summary::default(), outage: None, taken: vec![] };
+        let mut stage = Stage { options, begun, gzs, cluster, summary: Summary::default(), outage: None };
         if let Err(why) = stage.all_ready().await {
             stage.cluster.stop().await;
             return Err(why);
@@ -168,7 +167,6 @@ impl Stage<'_> {
         self.lines_until(script.kill_at, driver).await?;
         let killed = Instant::now();
         self.act(&format!("SIGKILL to every process of zone {}", NAMES[KILLED]));
-        self.taken = self.owned(KILLED);
         self.measure_lag().await;
         driver.set_router_up(KILLED, false);
         self.cluster.zones[KILLED].kill().await;
@@ -258,11 +256,21 @@ impl Stage<'_> {
             self.summary.unknown_at_takeover
         ));
         driver.set_router_up(KILLED, true);
-        let shards = std::mem::take(&mut self.taken);
-        let took = self.moved(&shards, KILLED).await?;
+        let (shards, took) = self.restored(KILLED).await?;
         self.summary.return_ms = ms(begun.elapsed());
-        self.act(&format!("{} shards moved back to {} in {:.0} ms", shards.len(), NAMES[KILLED], ms(took)));
+        self.act(&format!("{shards} shards moved back to {} in {:.0} ms", NAMES[KILLED], ms(took)));
         Ok(())
+    }
+
+    /// Likewise for what was taken over from a zone.
+    async fn restored(&self, zone: usize) -> Result<(usize, Duration), String> {
+        for _ in 1..MOVE_ATTEMPTS {
+            match self.gzs.restore(Zone(zone as u8), MOVE_LIMIT).await {
+                Ok(done) => return Ok(done),
+                Err(why) => self.act(&format!("{why}; trying again")),
+            }
+        }
+        self.gzs.restore(Zone(zone as u8), MOVE_LIMIT).await.map_err(|e| e.to_string())
     }
 
     /// Waits until the survivor has applied all that the lost zone had written, FENCEs and tail.

@@ -106,12 +106,6 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Two zones that go by the maps of the caller's service, below `root`; every process is started.
-    pub fn start(root: &Path, gzs: SocketAddr, one_way: Duration) -> io::Result<Cluster> {
-        let program = std::env::current_exe()?;
-        Cluster::of(&Plan { root: root.into(), program, zones: 2, one_way, maps: Maps::Of(gzs), limited: None })
-    }
-
     /// Writes the configurations, starts the relays and then every process. Must be called within a tokio runtime.
     pub fn of(plan: &Plan) -> io::Result<Cluster> {
         let names = chart::ZONES.get(..plan.zones).filter(|names| names.len() >= 2).ok_or_else(|| {

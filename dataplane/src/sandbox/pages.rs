@@ -1,5 +1,6 @@
 //! What a sandbox's processes say of themselves: their admin pages, as the operator's tools read them.
 
+use crate::control::reach;
 use crate::control::report::{LogStatus, RouterStatus};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -41,8 +42,7 @@ struct Ledger {
 impl Pages {
     /// A reader.
     pub fn new() -> Result<Pages, String> {
-        let http = reqwest::Client::builder().timeout(PATIENCE).no_proxy().build();
-        http.map(|http| Pages { http }).map_err(|e| format!("HTTP client: {e}"))
+        Ok(Pages { http: reach::client("http://", None, PATIENCE)? })
     }
 
     /// `/status` of a log, if it answers.

@@ -60,6 +60,8 @@ impl Nodes {
             return Err(format!("{NODES_MAX} nodes are known already"));
         }
         match self.by.get_mut(&key) {
+            // A predecessor that drains while its successor serves: the successor speaks for the place.
+            Some(node) if told.begun_ms < node.told.begun_ms && now_ms.saturating_sub(node.heard_ms) < LIVE_MS => {}
             Some(node) => node.hear(told, now_ms),
             None => {
                 self.by.insert(key, Node::new(told, now_ms));

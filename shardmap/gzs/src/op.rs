@@ -107,17 +107,27 @@ pub trait Facts {
 pub enum Decision {
     /// Nothing, until a fact, the map or the time changes: why, in words.
     Wait(String),
-    /// This is to be stored, both together or neither.
-    Store {
-        /// The next map, if it changes.
-        map: Option<Map>,
-        /// The record as it is then.
-        op: Op,
-        /// What it does, for the audit.
-        why: &'static str,
-    },
+    /// This is to be stored.
+    Store(Box<Step>),
     /// It has ended.
     Ended,
+}
+
+/// A step of an operation: map and record change both together, or neither.
+#[derive(Debug)]
+pub struct Step {
+    /// The next map, if it changes.
+    pub map: Option<Map>,
+    /// The record as it is then.
+    pub op: Op,
+    /// What it does, for the audit.
+    pub why: &'static str,
+}
+
+impl Decision {
+    fn store(map: Option<Map>, op: Op, why: &'static str) -> Decision {
+        Decision::Store(Box::new(Step { map, op, why }))
+    }
 }
 
 impl Share {
@@ -169,7 +179,7 @@ impl Op {
             return Decision::Ended;
         }
         if let Some(op) = self.overtaken(map).or_else(|| self.with_other_targets(facts)) {
-            return Decision::Store { map: None, op, why: "" };
+            return Decision::store(None, op, "");
         }
         let waits = match self.ready(map, facts) {
             Ok(given) => return self.publish(map, given, "the new owner has caught up"),
@@ -177,7 +187,7 @@ impl Op {
         };
         if self.shares.iter().all(|s| !s.is_open()) {
             let op = self.end(now_ms, End::Done, "");
-            return Decision::Store { map: None, op, why: "" };
+            return Decision::store(None, op, "");
         }
         if self.deadline_ms().is_some_and(|end| now_ms >= end) {
             let because = format!("it took longer than {} ms: {waits}", self.limit_ms);
@@ -376,10 +386,10 @@ impl Op {
             };
         }
         if entries.is_empty() {
-            return Decision::Store { map: None, op, why: "" };
+            return Decision::store(None, op, "");
         }
         match map.with_entries(entries) {
-            Ok(map) => Decision::Store { map: Some(map), op, why: "given back" },
+            Ok(map) => Decision::store(Some(map), op, "given back"),
             Err(e) => Decision::Wait(format!("giving back: {e}")),
         }
     }
@@ -394,7 +404,7 @@ impl Op {
             changes.push((share.id(), entry));
         }
         match map.with_entries(changes) {
-            Ok(map) => Decision::Store { map: Some(map), op, why },
+            Ok(map) => Decision::store(Some(map), op, why),
             Err(e) => Decision::Wait(format!("the next map is refused: {e}")),
         }
     }

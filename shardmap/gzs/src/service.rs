@@ -25,6 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use begin::Refused;
+pub use shown::hex;
 
 /// What an operator chooses.
 #[derive(Clone, Debug)]
@@ -178,7 +179,7 @@ impl Service {
         let facts = Seen { nodes: &self.nodes, map: &self.map, now_ms, lost: &lost };
         for op in self.ops.values().filter(|op| op.is_running()) {
             match op.decide(&self.map, &facts, now_ms) {
-                Decision::Store { map, op: next, why } => return Some(self.change(op, map, next, why, now_ms)),
+                Decision::Store(step) => return Some(self.change(op, step.map, step.op, step.why, now_ms)),
                 Decision::Wait(why) => {
                     self.waits.insert(op.id, why);
                 }

@@ -76,7 +76,7 @@ impl Service {
             return Err(Refused::State(why.clone()));
         }
         match op.abort(&self.map, now_ms, by).map_err(Refused::State)? {
-            Decision::Store { map, op: next, why } => Ok(self.change(op, map, next, why, now_ms)),
+            Decision::Store(step) => Ok(self.change(op, step.map, step.op, step.why, now_ms)),
             Decision::Wait(why) => Err(Refused::State(why)),
             Decision::Ended => Err(Refused::State(format!("operation {id} has ended"))),
         }

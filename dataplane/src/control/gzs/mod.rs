@@ -1,0 +1,129 @@
+//! `ezone gzs`: the Global Zone Service as a program. It opens the store, lets nodes and people in, and hands out each map once it is stored.
+
+mod auth;
+mod desk;
+mod pages;
+
+use super::maps::from_file;
+use super::notify;
+use super::signals::{Asked, Signals};
+use super::visit::Visitors;
+use super::{Failed, data_dir, runtime};
+use crate::config::{GzsConfig, file};
+use auth::Callers;
+use desk::{Desk, Issued};
+use gzs::api::AuditView;
+use gzs::change::Unstored;
+use gzs::store::Store;
+use gzs::store::sqlite::Sqlite;
+use shardmap::map::Map;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// A map that is adopted, whole.
+const MAP_BYTES_MAX: u64 = 64 << 20;
+/// Changes that are shown from the start.
+const AUDIT_SHOWN: u64 = 20;
+/// Nodes and people at once: each node keeps two connections.
+const VISITORS_MAX: usize = 8192;
+
+/// Runs the service until it is asked to stop; `adopt`: a map file of a node, from which it goes on.
+pub fn run(config: &GzsConfig, adopt: Option<&Path>, stop_with_stdin: bool) -> Result<(), Failed> {
+    data_dir(&config.data_dir)?;
+    let mut store = Sqlite::open(&config.data_dir.join("gzs.db")).map_err(unstored)?;
+    begin(config, &mut store)?;
+    if let Some(file) = adopt {
+        take_up(file, &mut store)?;
+    }
+    runtime()?.block_on(serve(config, store, stop_with_stdin))
+}
+
+fn unstored(why: Unstored) -> Failed {
+    match why {
+        Unstored::Foreign(why) => Failed::Input(why),
+        Unstored::Failed(why) => Failed::Fault(why),
+        Unstored::Overtaken { .. } => Failed::Fault(why.to_string()),
+    }
+}
+
+/// An empty store gets the configuration's map; one that holds a map goes on with that, whatever the file says.
+fn begin(config: &GzsConfig, store: &mut Sqlite) -> Result<(), Failed> {
+    match store.load().map_err(unstored)? {
+        Some(held) => {
+            tracing::info!("the store holds map {}", held.map.epoch());
+            Ok(())
+        }
+        None => {
+            let map = from_file(&config.map).map_err(Failed::Input)?;
+            let why = format!("the first map: {}", config.map.display());
+            store.adopt(&map, &audit(&map, why)).map_err(unstored)
+        }
+    }
+}
+
+fn take_up(path: &Path, store: &mut Sqlite) -> Result<(), Failed> {
+    let wrong = |e: String| Failed::Input(format!("--adopt {}: {e}", path.display()));
+    let bytes = file::read(path, MAP_BYTES_MAX).map_err(|e| wrong(e.to_string()))?;
+    let map =
+        Map::decode(&bytes).map_err(|e| wrong(format!("{e}; expected a node's DATA_DIR/log.map or router.map")))?;
+    store.adopt(&map, &audit(&map, format!("adopted from {}", path.display()))).map_err(|e| wrong(e.to_string()))?;
+    tracing::warn!("map {} of {} is the map now", map.epoch(), path.display());
+    Ok(())
+}
+
+fn audit(map: &Map, why: String) -> AuditView {
+    AuditView { epoch: map.epoch().0, at_ms: super::wall_ms(), by: "ezone gzs".into(), why, op: None, changes: vec![] }
+}
+
+async fn serve(config: &GzsConfig, mut store: Sqlite, stop_with_stdin: bool) -> Result<(), Failed> {
+    let mut signals = Signals::new(stop_with_stdin)?;
+    let callers = Callers::read(&config.tokens).map_err(Failed::Input)?;
+    let at = config.listen;
+    let listener = TcpListener::bind(at).await.map_err(|e| match e.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            format!("[gzs] listen = {at}: another process listens there (`ss -ltnp` names it)")
+        }
+        _ => format!("[gzs] listen = {at}: {e}"),
+    })?;
+    let held = store.load().map_err(unstored)?.ok_or_else(|| Failed::Fault("the store is empty again".into()))?;
+    let from = held.map.epoch().0.saturating_sub(AUDIT_SHOWN);
+    let shown = store.audit(from, AUDIT_SHOWN as usize).map_err(unstored)?;
+    let desk = Arc::new(Desk::new(held, shown, store, config.settings.clone(), callers));
+    tracing::info!(
+        "map {}: on {at} ({})",
+        desk.newest().map.epoch(),
+        if config.tokens.is_empty() { "open to all" } else { "tokens" }
+    );
+    notify::tell(notify::READY);
+    let visitors = Visitors::many(listener, VISITORS_MAX);
+    let pages = pages::pages(desk.clone());
+    tokio::spawn(async move { axum::serve(visitors, pages).await });
+    loop {
+        let due = desk.step();
+        tokio::select! {
+            asked = signals.next() => match asked {
+                Asked::Stop => {
+                    notify::tell(notify::STOPPING);
+                    return Ok(());
+                }
+                Asked::Reload => match Callers::read(&config.tokens) {
+                    Ok(callers) => desk.admit(callers),
+                    Err(why) => tracing::error!("tokens are as they were: {why}"),
+                },
+                Asked::Upgrade => tracing::info!("this service is upgraded by stopping it and starting the new program: nodes go on meanwhile"),
+            },
+            () = desk.woken() => {}
+            () = tokio::time::sleep(due.min(Duration::from_millis(100))) => {}
+        }
+    }
+}
+
+/// The bytes of a map, as answers.
+impl Issued {
+    fn new(map: Arc<Map>) -> Issued {
+        let (whole, small) = (map.encode().into(), map.encode_without_fences().into());
+        Issued { map, whole, small }
+    }
+}

@@ -1,0 +1,340 @@
+//! The service's HTTP: shapes and routes are in `gzs::api`.
+
+use super::auth::{Barred, Caller};
+use super::desk::{Denied, Desk};
+use crate::control::metrics::Page;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use gzs::api::{Fault, NodeTold, OpAsk, Role, What};
+use gzs::limits::TEXT_BYTES_MAX;
+use gzs::service::Refused;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use shardmap::map::Map;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+/// The longest that a poll for a map waits.
+const WAIT_MS_MAX: u64 = 60_000;
+/// A body: a log with 1,024 streams of 15 zones tells half of it.
+const BODY_BYTES_MAX: usize = 4 << 20;
+/// Changes of one answer.
+const AUDIT_MAX: usize = 1000;
+
+const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; \
+    form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
+const CONSOLE: [(&str, &str, &str); 4] = [
+    ("/", "text/html; charset=utf-8", include_str!("../../../../shardmap/gzs/console/index.html")),
+    ("/console.js", "text/javascript; charset=utf-8", include_str!("../../../../shardmap/gzs/console/console.js")),
+    ("/console.css", "text/css; charset=utf-8", include_str!("../../../../shardmap/gzs/console/console.css")),
+    ("/openapi.json", "application/json", include_str!("../../../../shardmap/gzs/openapi.json")),
+];
+
+type Shared = State<Arc<Desk>>;
+
+/// Every page.
+pub fn pages(desk: Arc<Desk>) -> Router {
+    let mut pages = Router::new()
+        .route("/v1/map", get(map))
+        .route("/v1/nodes", post(nodes))
+        .route("/v1/state", get(state))
+        .route("/v1/fences", get(fences))
+        .route("/v1/ops", get(ops).post(begin))
+        .route("/v1/ops/{id}", get(op))
+        .route("/v1/ops/{id}/abort", post(abort))
+        .route("/v1/ops/{id}/resume", post(resume))
+        .route("/v1/audit", get(audit))
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .fallback(async || fault(StatusCode::NOT_FOUND, "there is no such page; /openapi.json names all"));
+    for (path, kind, text) in CONSOLE {
+        pages = pages.route(path, get(async move || shown(kind, text)));
+    }
+    pages.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(desk)
+}
+
+fn shown(kind: &'static str, text: &'static str) -> Response {
+    let nosniff = HeaderName::from_static("x-content-type-options");
+    let policy = header::CONTENT_SECURITY_POLICY;
+    ([(header::CONTENT_TYPE, kind), (policy, POLICY), (nosniff, "nosniff")], text).into_response()
+}
+
+fn fault(status: StatusCode, error: impl Into<String>) -> Response {
+    (status, Json(Fault { error: error.into(), reasons: vec![] })).into_response()
+}
+
+impl Desk {
+    /// The caller, if one of these roles is his or lies below it; else the answer.
+    fn caller(&self, headers: &HeaderMap, needs: &[Role]) -> Result<Caller, Box<Response>> {
+        self.callers().admit(headers, needs).map_err(|barred| {
+            self.counts.refused.fetch_add(1, Relaxed);
+            let told = |role: Role| json!(role).as_str().unwrap_or_default().to_owned();
+            Box::new(match barred {
+                Barred::Unknown => {
+                    let mut answer =
+                        fault(StatusCode::UNAUTHORIZED, "no token that is known: expected `authorization: Bearer ..`");
+                    answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+                    answer
+                }
+                Barred::Role { has, needs } => fault(
+                    StatusCode::FORBIDDEN,
+                    format!("this token has the role {}, expected {}", told(has), told(needs)),
+                ),
+            })
+        })
+    }
+
+    fn wrong(&self, error: impl Into<String>) -> Response {
+        self.counts.refused.fetch_add(1, Relaxed);
+        fault(StatusCode::BAD_REQUEST, error)
+    }
+}
+
+#[derive(Deserialize)]
+struct Poll {
+    #[serde(default)]
+    after: u64,
+    digest: Option<String>,
+    #[serde(default)]
+    wait_ms: u64,
+}
+
+async fn map(State(desk): Shared, headers: HeaderMap, Query(poll): Query<Poll>) -> Response {
+    if let Err(answer) = desk.caller(&headers, &[Role::Node, Role::Read]) {
+        return *answer;
+    }
+    let digest = match poll.digest.as_deref().map(unhex) {
+        Some(None) => return desk.wrong("digest: expected 64 hexadecimal digits"),
+        Some(digest) => digest,
+        None => None,
+    };
+    let by = headers.get("x-ezone-node").and_then(|v| v.to_str().ok()).unwrap_or("a caller of /v1/map");
+    let by: String = by.chars().take(TEXT_BYTES_MAX / 4).collect();
+    let stopped = desk.with(|service, _| {
+        service.on_shown(&by, poll.after, digest);
+        service.stopped().map(str::to_owned)
+    });
+    // What it showed may have stopped the service just now.
+    if let Some(why) = stopped.or_else(|| desk.with(|service, _| service.stopped().map(str::to_owned))) {
+        return fault(StatusCode::CONFLICT, why);
+    }
+    let mut maps = desk.maps();
+    let newer = maps.wait_for(|issued| issued.map.epoch().0 > poll.after);
+    let issued = match tokio::time::timeout(Duration::from_millis(poll.wait_ms.min(WAIT_MS_MAX)), newer).await {
+        Ok(Ok(issued)) => issued.clone(),
+        Ok(Err(_)) | Err(_) => return StatusCode::NO_CONTENT.into_response(),
+    };
+    desk.counts.maps.fetch_add(1, Relaxed);
+    let bytes = desk.bytes(&issued, poll.after, digest.is_some());
+    ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response()
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let mut bytes = [0; 32];
+    if text.len() != 64 || !text.is_ascii() {
+        return None;
+    }
+    for (at, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(bytes)
+}
+
+async fn nodes(State(desk): Shared, headers: HeaderMap, body: Bytes) -> Response {
+    if let Err(answer) = desk.caller(&headers, &[Role::Node]) {
+        return *answer;
+    }
+    let told: NodeTold = match serde_json::from_slice(&body) {
+        Ok(told) => told,
+        Err(e) => return desk.wrong(format!("not what a node tells: {e}")),
+    };
+    match desk.with(|service, now| service.on_told(told, now)) {
+        Ok(asked) => {
+            desk.counts.told.fetch_add(1, Relaxed);
+            Json(asked).into_response()
+        }
+        Err(why) => desk.wrong(why),
+    }
+}
+
+async fn state(State(desk): Shared, headers: HeaderMap) -> Response {
+    match desk.caller(&headers, &[Role::Read]) {
+        Ok(_) => Json(desk.with(|service, now| service.state(now))).into_response(),
+        Err(answer) => *answer,
+    }
+}
+
+async fn fences(State(desk): Shared, headers: HeaderMap) -> Response {
+    match desk.caller(&headers, &[Role::Read]) {
+        Ok(_) => Json(geojson(&desk.newest().map)).into_response(),
+        Err(answer) => *answer,
+    }
+}
+
+/// Rings of a fence are outer ones and holes alike, as one polygon that is filled by the even-odd rule.
+fn geojson(map: &Map) -> Value {
+    let degrees = |e7: i32| f64::from(e7) / 1e7;
+    let ring = |ring: &Vec<shardmap::point::Point>| {
+        let closed = ring.iter().chain(ring.first());
+        closed.map(|p| [degrees(p.lng_e7), degrees(p.lat_e7)]).collect::<Vec<_>>()
+    };
+    let feature = |f: &shardmap::fence::Fence| {
+        let rings: Vec<_> = f.rings.iter().map(ring).collect();
+        json!({"type": "Feature", "properties": {"name": f.name, "shard": f.shard.0}, "geometry": {"type": "Polygon", "coordinates": rings}})
+    };
+    json!({"type": "FeatureCollection", "features": map.fences().list().iter().map(feature).collect::<Vec<_>>()})
+}
+
+#[derive(Deserialize)]
+struct Which {
+    #[serde(default)]
+    all: bool,
+}
+
+async fn ops(State(desk): Shared, headers: HeaderMap, Query(which): Query<Which>) -> Response {
+    match desk.caller(&headers, &[Role::Read]) {
+        Ok(_) => Json(desk.with(|service, _| service.ops(which.all))).into_response(),
+        Err(answer) => *answer,
+    }
+}
+
+async fn op(State(desk): Shared, headers: HeaderMap, Path(id): Path<u64>) -> Response {
+    if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
+        return *answer;
+    }
+    let found = desk.with(|service, _| service.op(id).map(|op| service.op_view(op)));
+    found.map_or_else(|| unknown(id), |view| Json(view).into_response())
+}
+
+fn unknown(id: u64) -> Response {
+    fault(StatusCode::NOT_FOUND, format!("no operation {id}; `ezctl op list --all` lists them"))
+}
+
+async fn begin(State(desk): Shared, headers: HeaderMap, body: Bytes) -> Response {
+    let caller = match desk.caller(&headers, &[Role::Operate]) {
+        Ok(caller) => caller,
+        Err(answer) => return *answer,
+    };
+    let mut ask: OpAsk = match serde_json::from_slice(&body) {
+        Ok(ask) => ask,
+        Err(e) => return desk.wrong(format!("not an operation: {e}")),
+    };
+    if (ask.force || matches!(ask.what, What::Unlock { .. })) && caller.role < Role::Admin {
+        let what = if ask.force { "force" } else { "unlock" };
+        return fault(StatusCode::FORBIDDEN, format!("{what} needs the role admin"));
+    }
+    ask.by = named(&caller, &ask.by);
+    answer(&desk, desk.change(|service, now| service.begin(&ask, now), view))
+}
+
+/// Who asks, as the audit says it: the token's name, which cannot be chosen, before the one that he gave himself.
+fn named(caller: &Caller, by: &str) -> String {
+    match (caller.name.as_str(), by) {
+        ("", "") => "someone".into(),
+        ("", by) => by.to_owned(),
+        (name, "") => name.to_owned(),
+        (name, by) => format!("{name} ({by})"),
+    }
+}
+
+#[derive(Deserialize)]
+struct By {
+    #[serde(default)]
+    by: String,
+}
+
+async fn abort(State(desk): Shared, headers: HeaderMap, Path(id): Path<u64>, Query(by): Query<By>) -> Response {
+    match desk.caller(&headers, &[Role::Operate]) {
+        Ok(caller) => answer(&desk, desk.change(|service, now| service.abort(id, &named(&caller, &by.by), now), view)),
+        Err(answer) => *answer,
+    }
+}
+
+async fn resume(State(desk): Shared, headers: HeaderMap, Path(id): Path<u64>) -> Response {
+    match desk.caller(&headers, &[Role::Operate]) {
+        Ok(_) => answer(&desk, desk.change(|service, now| service.resume(id, now), view)),
+        Err(answer) => *answer,
+    }
+}
+
+fn view(service: &gzs::service::Service, id: u64) -> Option<gzs::api::OpView> {
+    service.op(id).map(|op| service.op_view(op))
+}
+
+fn answer(desk: &Desk, done: Result<Option<gzs::api::OpView>, Denied>) -> Response {
+    match done {
+        Ok(Some(view)) => Json(view).into_response(),
+        Ok(None) => fault(StatusCode::INTERNAL_SERVER_ERROR, "the operation is stored and not known: ask for /v1/ops"),
+        Err(Denied::Refused(Refused::Ask(why))) => desk.wrong(why),
+        Err(Denied::Refused(Refused::State(why))) => fault(StatusCode::CONFLICT, why),
+        Err(Denied::Refused(Refused::Unknown(id))) => unknown(id),
+        Err(Denied::Refused(Refused::Preflight(reasons))) => {
+            let error = format!("the preflight speaks against it, {} reasons; an admin may force it", reasons.len());
+            (StatusCode::CONFLICT, Json(Fault { error, reasons })).into_response()
+        }
+        Err(Denied::Store(why)) => fault(StatusCode::SERVICE_UNAVAILABLE, format!("it could not be stored: {why}")),
+    }
+}
+
+#[derive(Deserialize)]
+struct After {
+    #[serde(default)]
+    after: u64,
+}
+
+async fn audit(State(desk): Shared, headers: HeaderMap, Query(after): Query<After>) -> Response {
+    if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
+        return *answer;
+    }
+    match desk.audit(after.after, AUDIT_MAX) {
+        Ok(all) => Json(all).into_response(),
+        Err(e) => fault(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
+    }
+}
+
+async fn ready(State(desk): Shared) -> Response {
+    match desk.with(|service, _| service.stopped().map(str::to_owned)) {
+        None => "ready\n".into_response(),
+        Some(why) => fault(StatusCode::SERVICE_UNAVAILABLE, why),
+    }
+}
+
+async fn metrics(State(desk): Shared, headers: HeaderMap) -> Response {
+    if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
+        return *answer;
+    }
+    let state = desk.with(|service, now| service.state(now));
+    let mut page = Page::default();
+    page.gauge("ezone_gzs_map_epoch", "The newest map", state.epoch);
+    page.gauge(
+        "ezone_gzs_stopped",
+        "1: no map is issued, since someone goes by a map that was not made here",
+        u64::from(state.stopped.is_some()),
+    );
+    let running = state.ops.iter().filter(|op| op.state == "running").count();
+    page.gauge("ezone_gzs_operations_running", "Operations under way", running as u64);
+    page.gauge("ezone_gzs_subscribers", "Polls that wait for a newer map", desk.subscribers());
+    for zone in &state.zones {
+        let labels = [("zone", zone.name.as_str())];
+        page.labelled("ezone_gzs_zone_shards", "Shards that the zone owns", &labels, zone.owns);
+        page.labelled("ezone_gzs_zone_up", "1: its log was heard a moment ago", &labels, u64::from(zone.state == "up"));
+        page.labelled("ezone_gzs_zone_nodes", "Nodes that are known", &labels, zone.nodes.len() as u64);
+    }
+    let c = &desk.counts;
+    page.counter("ezone_gzs_tellings_total", "Tellings of nodes", &[], c.told.load(Relaxed));
+    page.counter("ezone_gzs_maps_total", "Maps that were handed out", &[], c.maps.load(Relaxed));
+    page.counter(
+        "ezone_gzs_refused_total",
+        "Requests of unknown callers, without the role, or without sense",
+        &[],
+        c.refused.load(Relaxed),
+    );
+    page.counter("ezone_gzs_unstored_total", "Changes that the store did not take", &[], c.unstored.load(Relaxed));
+    page.text().into_response()
+}

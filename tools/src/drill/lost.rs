@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// The silence after which a zone is taken over, where that is tried.
 const SILENCE_MS: u64 = 1000;
+/// How long a data centre goes on whose lines go first.
+const ALONE: Duration = Duration::from_millis(300);
 const WHILE: Duration = Duration::from_secs(2);
 /// Rows that both sides write while one is cut off.
 const CONTESTED: usize = 10;
@@ -33,6 +35,7 @@ pub async fn zone_killed(scene: &mut Scene<'_>) -> Result<(), String> {
     scene.stage.set_service(usual()).await?;
     scene.flow(WHILE).await?;
     unknown(scene).await?;
+    scene.note_what_others_have(BROKEN, from)?;
     returns(scene, before).await
 }
 
@@ -41,13 +44,19 @@ pub async fn data_centre_lost(scene: &mut Scene<'_>) -> Result<(), String> {
     scene.note("a data centre whose disks are gone for good: it has to be taken out of the configuration by hand");
     let before = scene.stage.owns(BROKEN).await?;
     let from = Instant::now();
+    scene.stage.cluster.wan.cut(Lines::Of(Side::Zone(BROKEN)));
+    scene.step("its lines are cut; it acknowledges orders that nobody else gets");
+    scene.flow(ALONE).await?;
+    let killed = Instant::now();
     kill(scene).await;
+    scene.stage.cluster.wan.heal(Lines::All);
     scene.flow(WHILE / 2).await?;
     let zone = scene.stage.name(BROKEN).to_owned();
     scene.op(What::TakeOver { zone, to: None }).await?;
     taken(scene, from).await?;
     scene.flow(WHILE * 2).await?;
     let entered = scene.stage.owns(BROKEN).await?;
+    scene.note_what_others_have(BROKEN, killed)?;
     scene.check("the others own everything", entered == 0, format!("{entered} shards are still the lost zone's"));
     returns(scene, before).await
 }

@@ -1,7 +1,7 @@
 //! One drill under load: what it did, what it expects to fail, and what is looked at when it is over.
 
 use super::report::{Check, Orders, Report, Spread, Step, Verdict};
-use super::stage::{PATIENCE, Setting, Stage};
+use super::stage::{PATIENCE, Setting, Stage, WHOLE};
 use super::which::Which;
 use dataplane::control::gzs_client::Denied;
 use dataplane::sandbox::chart;
@@ -52,6 +52,8 @@ pub struct Scene<'a> {
     moved: BTreeSet<u16>,
     /// Orders that this zone acknowledged in this span are all in every ledger.
     pub listed: Option<(usize, Instant, Instant)>,
+    /// A zone that was killed at this moment, and the orders that the others had when it was gone: the rest is in every ledger, no other.
+    pub had: Option<(usize, Instant, BTreeSet<String>)>,
 }
 
 /// Runs a drill on `stage`, or on a new one where that is none or another kind.
@@ -153,6 +155,7 @@ impl<'a> Scene<'a> {
             takes_over: false,
             moved: BTreeSet::new(),
             listed: None,
+            had: None,
         })
     }
 
@@ -201,6 +204,9 @@ impl<'a> Scene<'a> {
         }
         if let Some(span) = self.listed {
             checks.extend(listed_checks(stage, &told, &table, span).await?);
+        }
+        if let Some(had) = self.had {
+            checks.extend(unknown_checks(stage, &told, &table, had).await?);
         }
         report.figures.insert("ledger_entries".into(), grown as f64);
         (report.orders, report.checks) = (Orders::of(&tally, &proof), checks);
@@ -356,6 +362,15 @@ impl<'a> Scene<'a> {
         Ok(begun.elapsed())
     }
 
+    /// Notes which orders zone `WHOLE` has while zone `zone`, which was killed at `killed`, is gone.
+    pub fn note_what_others_have(&mut self, zone: usize, killed: Instant) -> Result<(), String> {
+        let data = &self.stage.cluster.zones[WHOLE].data;
+        let rows = rows::rows(data, &self.table).map_err(|e| format!("a survivor's store: {e}"))?;
+        let keys = rows.into_iter().map(|(key, _)| String::from_utf8_lossy(&key).into_owned());
+        self.had = Some((zone, killed, keys.collect()));
+        Ok(())
+    }
+
     /// Writes a row of the table `rows` at a zone's router, as a client does who is at `loc`.
     pub async fn put(&self, zone: usize, key: &str, loc: &str, body: &str) -> Result<Response, String> {
         let at = self.stage.cluster.zones[zone].ports.client;
@@ -455,6 +470,33 @@ async fn listed_checks(
             same,
             format!("{:?}", ledgers.iter().map(Vec::len).collect::<Vec<_>>()),
         ),
+    ])
+}
+
+/// What a killed zone had acknowledged and nobody else had is in the ledger once it is back, and nothing that they had.
+async fn unknown_checks(
+    stage: &Stage,
+    told: &Told,
+    table: &str,
+    (zone, killed, had): (usize, Instant, BTreeSet<String>),
+) -> Result<Vec<Check>, String> {
+    let (name, at) = (stage.name(zone), stage.cluster.zones[WHOLE].ports.log_admin);
+    let of_zone = format!("/{name}/");
+    let ledger = stage.pages.conflicts(at).await?;
+    let entries = ledger.iter().filter(|l| l.table == table && l.id.contains(&of_zone));
+    let listed: BTreeSet<&str> = entries.map(|l| l.key.as_str()).collect();
+    let before = |o: &&Order| o.outcome == Outcome::Acknowledged && o.answered.is_some_and(|a| a < killed);
+    let by_zone = told.orders.iter().filter(before).filter(|o| o.zone.as_deref() == Some(name));
+    let unknown: Vec<&str> = by_zone.filter_map(|o| o.id.as_deref()).filter(|id| !had.contains(*id)).collect();
+    let unlisted: Vec<String> = unknown.iter().filter(|id| !listed.contains(*id)).map(|id| id.to_string()).collect();
+    let needless: Vec<String> = listed.iter().filter(|id| had.contains(**id)).map(|id| id.to_string()).collect();
+    Ok(vec![
+        check(
+            &format!("each order that {name} had acknowledged and nobody else had is listed"),
+            unlisted.is_empty(),
+            format!("{} of {} are not; {} entries", some(unlisted.len(), &unlisted), unknown.len(), listed.len()),
+        ),
+        check("nothing is listed that the others had", needless.is_empty(), some(needless.len(), &needless)),
     ])
 }
 

@@ -110,7 +110,7 @@ impl Which {
                 "A zone that is cut off restarts: it takes no write until it knows what it owns."
             }
             Which::DataCentreLost => {
-                "Disaster recovery, level 3: a zone is gone with all its processes; by one command the others take over, for good."
+                "Disaster recovery, level 3: a zone is gone, its lines first; by one command the others take over; what it alone had is listed."
             }
             Which::Clock300ms => "A zone's clock is 300 ms ahead; shards move from and to it, no order fails.",
             Which::Clock5s => {

@@ -193,7 +193,7 @@ impl ServiceProcess {
         fs::write(home.join(chart::FENCES_FILE), chart::FENCES)?;
         let config = home.join("gzs.toml");
         let name = "Global Zone Service".into();
-        let process = Process::new(name, &plan.program, "gzs", &config, home.join("gzs.out"));
+        let process = Process::new(name, &plan.program, "gzs", &config, home.join("gzs.out")).listening(&[listen]);
         let service = ServiceProcess { listen, process, config };
         service.configure(settings)?;
         Ok(service)
@@ -224,11 +224,13 @@ impl ZoneProcesses {
         let volume = limit.map(|mib| Volume::mount(&data, mib)).transpose().map_err(io::Error::other)?;
         let config = home.join("node.toml");
         fs::write(&config, configuration(zone, &data, &ports, gzs, peers))?;
-        let process = |part: &str| {
+        let process = |part: &str, listens: &[SocketAddr]| {
             let said = home.join(format!("{part}.out"));
-            Process::new(format!("{part} of zone {name}"), &plan.program, part, &config, said)
+            Process::new(format!("{part} of zone {name}"), &plan.program, part, &config, said).listening(listens)
         };
-        Ok(ZoneProcesses { name, ports, data, router: process("router"), log: process("log"), volume })
+        let router = process("router", &[ports.client, ports.peer, ports.router_admin]);
+        let log = process("log", &[ports.link, ports.log_admin]);
+        Ok(ZoneProcesses { name, ports, data, router, log, volume })
     }
 
     /// Starts the zone's log and router.

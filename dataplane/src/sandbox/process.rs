@@ -5,13 +5,16 @@ use rustix::process::{Pid, Signal, kill_process};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::process::{Child, Command};
 
 /// How long a process may take to end when it is asked to.
 const END: Duration = Duration::from_secs(20);
+/// How often it is looked whether a killed one's addresses are free.
+const LOOK: Duration = Duration::from_millis(2);
 /// Of what a fallen process said, so many lines are shown.
 const LAST_LINES: usize = 8;
 
@@ -23,6 +26,8 @@ pub struct Process {
     program: PathBuf,
     args: Vec<String>,
     said: PathBuf,
+    /// Where it listens: free again before it counts as ended.
+    listens: Vec<SocketAddr>,
     /// Added to the environment at the next start.
     env: BTreeMap<String, String>,
     child: Option<Child>,
@@ -34,7 +39,21 @@ impl Process {
     pub fn new(name: String, program: &Path, part: &str, config: &Path, said: PathBuf) -> Process {
         let config = config.display().to_string();
         let args = [part, "--stop-with-stdin", "--config", &config].map(str::to_owned).to_vec();
-        Process { name, program: program.into(), args, said, env: BTreeMap::new(), child: None, paused: false }
+        Process {
+            name,
+            program: program.into(),
+            args,
+            said,
+            listens: vec![],
+            env: BTreeMap::new(),
+            child: None,
+            paused: false,
+        }
+    }
+
+    /// The same, which listens at these addresses.
+    pub fn listening(self, listens: &[SocketAddr]) -> Process {
+        Process { listens: listens.to_vec(), ..self }
     }
 
     /// Starts it; one that runs already goes on.
@@ -91,6 +110,16 @@ impl Process {
         self.start_kill();
         if let Some(mut child) = self.child.take() {
             let _ = child.wait().await;
+            self.freed().await;
+        }
+    }
+
+    /// The kernel takes a killed process's ring apart a moment after its end, and with it the listeners that the ring held: who starts it
+    /// again at once would find its addresses taken.
+    async fn freed(&self) {
+        let until = Instant::now() + END;
+        while self.listens.iter().any(|at| TcpListener::bind(at).is_err()) && Instant::now() < until {
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -102,6 +131,7 @@ impl Process {
         if tokio::time::timeout(END, child.wait()).await.is_err() {
             let _ = child.kill().await;
         }
+        self.freed().await;
     }
 
     /// SIGSTOP: it holds its connections and answers nothing.
@@ -199,6 +229,22 @@ mod tests {
         p.pause();
         p.kill().await;
         assert!(p.fallen().is_none(), "it was killed by us");
+        fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_is_killed_has_ended_only_when_its_addresses_are_free() {
+        let (p, dir) = shell("freed", "read x");
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let mut p = p.listening(&[at]);
+        p.start().unwrap();
+        tokio::spawn(async move {
+            tokio::time::sleep(LOOK * 20).await;
+            drop(listener);
+        });
+        p.kill().await;
+        TcpListener::bind(at).expect("nobody listens there any more");
         fs::remove_dir_all(dir).unwrap();
     }
 }

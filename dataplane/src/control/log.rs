@@ -203,6 +203,7 @@ impl Look for Telling {
         let log = LogTold {
             read_only: cores.iter().any(|c| c.read_only),
             ledger: cores.iter().map(|c| c.kept.ledger).sum(),
+            open: cores.iter().map(|c| c.kept.open).sum(),
             parked: cores.iter().map(|c| c.kept.parked).sum(),
             store_full: cores.iter().any(|c| c.kept.is_full),
             streams: streams.collect(),

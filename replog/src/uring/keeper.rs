@@ -343,14 +343,18 @@ impl Keeper {
     }
 
     fn figures(&mut self, is_full: bool) -> Result<Figures, String> {
-        let mut ledger = 0;
+        let (mut ledger, mut open) = (0, 0);
         for k in &mut self.kept {
-            ledger += k.listed()?;
+            let listed = k.listed()?;
+            let resolved = if listed == 0 { 0 } else { k.store.resolved().map_err(|e| e.to_string())? };
+            ledger += listed;
+            open += listed.saturating_sub(resolved);
         }
         Ok(Figures {
             applied: self.kept.iter().map(|k| (k.stream, k.stored.clone())).collect(),
             parked: self.kept.iter().map(|k| k.applier.parked() as u64).sum(),
             ledger,
+            open,
             collected: self.collected,
             is_full,
             lag: self.lag.clone(),

@@ -10,7 +10,9 @@ mod snapshot;
 pub use snapshot::Snapshot;
 
 use crate::owners::{get_positions, put_positions};
-use crate::store::{Change, Changes, Entry, Failed, Fence, Parked, Report, Row, Scan, State, Store, VisitRow};
+use crate::store::{
+    Change, Changes, Entry, Failed, Fence, Parked, RESOLVED, Report, Row, Scan, State, Store, VisitRow,
+};
 use crate::{Hlc, Op, Record, Version};
 use bytes::Bytes;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Transaction, params};
@@ -118,6 +120,14 @@ impl Sqlite {
             Ok(())
         });
         each.map_err(said).map(|()| applied)
+    }
+
+    /// How many conflicts somebody has resolved.
+    pub(super) fn resolved(&self) -> Result<u64, Failed> {
+        let sql = "select count(*) from rows where tab = ?1 and not deleted";
+        let count =
+            self.db.prepare_cached(sql).and_then(|mut asked| asked.query_row([RESOLVED], |r| r.get::<_, i64>(0)));
+        count.map(unsigned).map_err(failed)
     }
 
     /// The first `most` entries of the ledger behind `after`, by (zone, seq).

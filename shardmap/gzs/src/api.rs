@@ -71,6 +71,9 @@ pub struct LogTold {
     pub read_only: bool,
     /// Entries in the conflict ledger.
     pub ledger: u64,
+    /// Those of them that nobody has resolved.
+    #[serde(default)]
+    pub open: u64,
     /// Records that could not be applied yet.
     pub parked: u64,
     /// A store has no room.

@@ -101,14 +101,14 @@ fn the_preflight_says_every_reason_and_is_overruled_on_the_record() {
     busy.router.as_mut().unwrap().requests = 5000;
     s.on_told(busy, T + 900).unwrap();
     let mut told = log("bj", 1);
-    told.log.as_mut().unwrap().ledger = 3;
+    told.log.as_mut().unwrap().open = 3;
     s.on_told(told, T + 900).unwrap();
     s.on_told(log("sh", 1), T + 900).unwrap();
     s.on_told(router("sh", 1), T + 900).unwrap();
     let said = reasons(s.begin(&ask(moving(&[0, 3], "sh")), T + 900).unwrap_err());
     for part in [
         "log host of zone gz was last heard 5.9 s ago, at map 1",
-        "3 conflicts are listed in zone bj",
+        "3 conflicts are open in zone bj",
         "it can answer 100",
     ] {
         assert!(said.contains(part), "{part} is not in:\n{said}");

@@ -328,7 +328,7 @@ impl Stage {
 }
 
 fn is_only_conflicts(reasons: &[String]) -> bool {
-    !reasons.is_empty() && reasons.iter().all(|r| r.contains("conflicts are listed"))
+    !reasons.is_empty() && reasons.iter().all(|r| r.contains("conflicts are open"))
 }
 
 /// Looks until it is so; how long that took.

@@ -3,6 +3,7 @@
 mod auth;
 mod desk;
 mod pages;
+mod tls;
 
 use super::maps::from_file;
 use super::notify;
@@ -80,6 +81,7 @@ fn audit(map: &Map, why: String) -> AuditView {
 async fn serve(config: &GzsConfig, mut store: Sqlite, stop_with_stdin: bool) -> Result<(), Failed> {
     let mut signals = Signals::new(stop_with_stdin)?;
     let callers = Callers::read(&config.tokens).map_err(Failed::Input)?;
+    let shown_tls = config.tls.as_ref().map(tls::Shown::read).transpose().map_err(Failed::Input)?;
     let at = config.listen;
     let listener = TcpListener::bind(at).await.map_err(|e| match e.kind() {
         std::io::ErrorKind::AddrInUse => {
@@ -92,14 +94,21 @@ async fn serve(config: &GzsConfig, mut store: Sqlite, stop_with_stdin: bool) -> 
     let shown = store.audit(from, AUDIT_SHOWN as usize).map_err(unstored)?;
     let desk = Arc::new(Desk::new(held, shown, store, config.settings.clone(), callers));
     tracing::info!(
-        "map {}: on {at} ({})",
+        "map {}: on {at} ({}, {})",
         desk.newest().map.epoch(),
-        if config.tokens.is_empty() { "open to all" } else { "tokens" }
+        if shown_tls.is_some() { "TLS" } else { "plain" },
+        if config.tokens.is_empty() { "everybody may do everything" } else { "by tokens" }
     );
     notify::tell(notify::READY);
     let visitors = Visitors::many(listener, VISITORS_MAX);
     let pages = pages::pages(desk.clone());
-    tokio::spawn(async move { axum::serve(visitors, pages).await });
+    match &shown_tls {
+        Some(shown) => {
+            let visitors = tls::Shaken::of(visitors, shown.clone()).map_err(|e| e.to_string())?;
+            tokio::spawn(async move { axum::serve(visitors, pages).await });
+        }
+        None => drop(tokio::spawn(async move { axum::serve(visitors, pages).await })),
+    }
     loop {
         let due = desk.step();
         tokio::select! {
@@ -108,10 +117,17 @@ async fn serve(config: &GzsConfig, mut store: Sqlite, stop_with_stdin: bool) -> 
                     notify::tell(notify::STOPPING);
                     return Ok(());
                 }
-                Asked::Reload => match Callers::read(&config.tokens) {
-                    Ok(callers) => desk.admit(callers),
-                    Err(why) => tracing::error!("tokens are as they were: {why}"),
-                },
+                Asked::Reload => {
+                    match Callers::read(&config.tokens) {
+                        Ok(callers) => desk.admit(callers),
+                        Err(why) => tracing::error!("tokens are as they were: {why}"),
+                    }
+                    if let (Some(shown), Some(files)) = (&shown_tls, &config.tls)
+                        && let Err(why) = shown.renew(files)
+                    {
+                        tracing::error!("the certificate is as it was: {why}");
+                    }
+                }
                 Asked::Upgrade => tracing::info!("this service is upgraded by stopping it and starting the new program: nodes go on meanwhile"),
             },
             () = desk.woken() => {}

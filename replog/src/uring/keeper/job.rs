@@ -102,6 +102,8 @@ pub struct Figures {
     pub parked: u64,
     /// Entries of the ledger.
     pub ledger: u64,
+    /// Those of them that nobody has resolved.
+    pub open: u64,
     /// Tombstones that were dropped since the start.
     pub collected: u64,
     /// A store has no room: nothing is applied, and no row is told, until there is some.

@@ -290,8 +290,8 @@ impl Service {
         let zones: BTreeSet<u8> = shares.iter().flat_map(|s| [s.from, s.to]).collect();
         let open = |zone: &u8| {
             let name = self.map.zone_name(Zone(*zone));
-            let n = self.nodes.log_told(name)?.log.as_ref()?.ledger;
-            (n > 0).then(|| format!("{n} conflicts are listed in zone {name}: `ezctl conflicts list`"))
+            let n = self.nodes.log_told(name)?.log.as_ref()?.open;
+            (n > 0).then(|| format!("{n} conflicts are open in zone {name}: `ezctl conflicts list`, then `resolve`"))
         };
         zones.iter().filter_map(open).collect()
     }

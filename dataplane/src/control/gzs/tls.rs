@@ -88,3 +88,79 @@ impl Listener for Shaken {
         Ok(self.at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::TokenFile;
+    use crate::control::gzs::auth::Callers;
+    use crate::control::gzs::desk::Desk;
+    use crate::control::gzs::pages;
+    use crate::control::gzs_client::{Denied, GzsClient};
+    use crate::control::maps::from_file;
+    use crate::tls::authority::{Made, Period};
+    use gzs::api::{AuditView, Role};
+    use gzs::service::Settings;
+    use gzs::store::Store;
+    use gzs::store::sqlite::Sqlite;
+    use std::path::Path;
+
+    fn settings() -> Settings {
+        let requests_per_s_max = Default::default();
+        Settings { cluster: "t".into(), silence_ms: 0, cool_down_ms: 0, move_limit_ms: 1000, requests_per_s_max }
+    }
+
+    #[tokio::test]
+    async fn who_believes_the_certificate_and_shows_a_token_gets_in_and_nobody_else() {
+        let dir = std::env::temp_dir().join(format!("ezone-gzs-tls-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let write = |name: &str, text: &str| std::fs::write(dir.join(name), text).unwrap();
+        let period = Period::days(crate::control::wall_ms() / 1000, 30);
+        let authority = Made::authority("t", period).unwrap();
+        let own = authority.server(&["127.0.0.1".into()], period).unwrap();
+        write("ca.pem", &authority.certificate);
+        write("gzs.pem", &own.certificate);
+        write("gzs.key", &own.key);
+        write("token", "0123456789abcdef\n");
+        let files = KeyFiles { certificate: dir.join("gzs.pem"), key: dir.join("gzs.key") };
+        let token = TokenFile { name: "alice".into(), role: Role::Read, file: dir.join("token") };
+        let mut store = Sqlite::open(&dir.join("gzs.db")).unwrap();
+        let china = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china.toml");
+        store.adopt(&from_file(&china).unwrap(), &AuditView { epoch: 1, ..AuditView::default() }).unwrap();
+        let held = store.load().unwrap().unwrap();
+        let callers = Callers::read(std::slice::from_ref(&token)).unwrap();
+        let desk = Arc::new(Desk::new(held, vec![], store, settings(), callers));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let shown = Shown::read(&files).unwrap();
+        let visitors = Shaken::of(Visitors::many(listener, 16), shown.clone()).unwrap();
+        tokio::spawn(async move { axum::serve(visitors, pages::pages(desk)).await });
+
+        // A visitor who says nothing holds up nobody.
+        let _silent = tokio::net::TcpStream::connect(at).await.unwrap();
+        let url = format!("https://{at}");
+        let client = |token: &str| {
+            let token = Some(token.to_owned()).filter(|t| !t.is_empty());
+            GzsClient::believing(&url, token, Some(&dir.join("ca.pem"))).unwrap()
+        };
+        let known = client("0123456789abcdef");
+        assert_eq!(known.state().await.unwrap().cluster, "t");
+        let stranger = client("").state().await.unwrap_err();
+        assert!(matches!(stranger, Denied::Refused { status: 401, .. }), "{stranger}");
+        let other = Made::authority("t", period).unwrap();
+        write("ca.pem", &other.certificate);
+        let cheated = client("0123456789abcdef").state().await.unwrap_err();
+        assert!(matches!(&cheated, Denied::Unreachable { .. }), "{cheated}");
+        let plain = GzsClient::new(&format!("http://{at}"), None).unwrap().state().await.unwrap_err();
+        assert!(matches!(&plain, Denied::Unreachable { .. }), "{plain}");
+
+        // Another certificate takes its place, a bad one does not.
+        let next = other.server(&["127.0.0.1".into()], period).unwrap();
+        write("gzs.pem", &next.certificate);
+        assert!(shown.renew(&files).is_err(), "its key is another");
+        write("gzs.key", &next.key);
+        shown.renew(&files).unwrap();
+        assert_eq!(client("0123456789abcdef").state().await.unwrap().cluster, "t");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

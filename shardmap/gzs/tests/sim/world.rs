@@ -167,13 +167,7 @@ impl World {
         self.flow();
         let zone = self.rng.below(ZONES as u64) as usize;
         match self.rng.below(200) {
-            0 => {
-                // A service dies; what it had not stored is gone.
-                if self.services.pop().is_some() {
-                    self.figures.deaths += 1;
-                    self.tell("a service dies");
-                }
-            }
+            0 => self.service_dies(),
             1 => {
                 let alive = self.zones.iter().filter(|z| z.alive).count();
                 if alive == ZONES {
@@ -194,6 +188,14 @@ impl World {
             _ => {}
         }
         self.serve()
+    }
+
+    /// What it had not stored is gone.
+    fn service_dies(&mut self) {
+        if self.services.pop().is_some() {
+            self.figures.deaths += 1;
+            self.tell("a service dies");
+        }
     }
 
     /// What flows by itself: requests, records, maps, tellings.

@@ -157,7 +157,7 @@ function shardTaken(raw) {
 }
 function opTaken(raw) {
   const o = object(raw);
-  const shares = array(o.shards, SHARDS_MAX).map(object).map((s) => (
+  const shares = array(o.ways, SHARDS_MAX).map(object).map((s) => (
     { shard: number(s.shard), from: text(s.from, 60), to: text(s.to, 60), state: text(s.state, 40), epoch: number(s.epoch) }));
   return {
     id: number(o.id), title: "", kind: text(o.kind, 40), zone: text(o.zone, 60), to: o.to === null || o.to === undefined ? null : text(o.to, 60),

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 
 const API: &str = include_str!("../src/api.rs");
 const DESCRIPTION: &str = include_str!("../openapi.json");
@@ -37,9 +38,19 @@ fn question<T: Serialize + DeserializeOwned>(name: &'static str, full: T, bare: 
     Shape { name, bare: serde_json::to_value(bare).unwrap(), full, must }
 }
 
-fn answer<T: Serialize>(name: &'static str, full: T, bare: T) -> Shape {
-    let bare = serde_json::to_value(bare).unwrap();
-    Shape { name, full: serde_json::to_value(full).unwrap(), must: keys(&bare), bare }
+fn answer<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &'static str, full: T, bare: T) -> Shape {
+    let (full, bare) = (read_again(name, full), read_again(name, bare));
+    Shape { name, full, must: keys(&bare), bare }
+}
+
+/// As text and back it is what it was: as a value alone, a field that is written twice would not be seen.
+fn read_again<T: Serialize + DeserializeOwned + PartialEq + Debug>(name: &str, told: T) -> Value {
+    let text = serde_json::to_string(&told).unwrap();
+    match serde_json::from_str::<T>(&text) {
+        Ok(read) => assert_eq!(read, told, "{name}: read again from {text}"),
+        Err(e) => panic!("{name} cannot be read again: {e}: {text}"),
+    }
+    serde_json::from_str(&text).unwrap()
 }
 
 fn keys(object: &Value) -> BTreeSet<String> {

@@ -61,11 +61,13 @@ def share(number, source, to, state, epoch=0):
     return {"shard": number, "from": source, "to": to, "state": state, "epoch": epoch}
 
 
-def op(number, kind, shards, state="running", says="", by="li", why="", ago_s=4, took_s=None, forced=(), **what):
+def op(number, kind, ways, state="running", says="", by="li", why="", ago_s=4, took_s=None, forced=(), **what):
     begun = now() - ago_s * 1000
     ended = None if state == "running" else begun + int((took_s or 1) * 1000)
+    if kind in ("move", "unlock"):
+        what["shards"] = [way["shard"] for way in ways]
     told = {"id": number, "kind": kind, **what, "by": by, "why": why, "forced": list(forced), "state": state, "says": says, "begun_ms": begun}
-    return {**told, "ended_ms": ended, "limit_ms": 60_000, "shards": shards}
+    return {**told, "ended_ms": ended, "limit_ms": 60_000, "ways": ways}
 
 
 def state(epoch, zones, shards, ops=(), audit=(), stopped=None):
@@ -90,9 +92,9 @@ def history():
 
 
 ENDED = [
-    dict(number=4, kind="restore", shards=[share(s, "bj", "sh", "given", 41) for s in (484, 495, 506, 550, 561, 572)], state="done", says="every shard is given", by="wang", why="racks of the south are rewired", ago_s=1262, took_s=1.4, zone="sh"),
-    dict(number=3, kind="evacuate", shards=[share(s, "sh", "bj", "given", 40) for s in (484, 495, 506, 550, 561, 572)], state="done", says="every shard is given", by="wang", why="racks of the south are rewired", ago_s=3000, took_s=3.1, zone="sh", to="bj"),
-    dict(number=1, kind="move", shards=[share(341, "sh", "bj", "returned", 6)], state="aborted", says="aborted by chen: bj was 4,112 records behind", by="chen", why="a rehearsal", ago_s=86400 * 2, took_s=12, to="bj"),
+    dict(number=4, kind="restore", ways=[share(s, "bj", "sh", "given", 41) for s in (484, 495, 506, 550, 561, 572)], state="done", says="every shard is given", by="wang", why="racks of the south are rewired", ago_s=1262, took_s=1.4, zone="sh"),
+    dict(number=3, kind="evacuate", ways=[share(s, "sh", "bj", "given", 40) for s in (484, 495, 506, 550, 561, 572)], state="done", says="every shard is given", by="wang", why="racks of the south are rewired", ago_s=3000, took_s=3.1, zone="sh", to="bj"),
+    dict(number=1, kind="move", ways=[share(341, "sh", "bj", "returned", 6)], state="aborted", says="aborted by chen: bj was 4,112 records behind", by="chen", why="a rehearsal", ago_s=86400 * 2, took_s=12, to="bj"),
 ]  # fmt: skip
 
 

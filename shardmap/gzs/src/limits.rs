@@ -8,6 +8,8 @@ pub const STREAMS_MAX: usize = 1024;
 pub const FORGET_MS: u64 = 10 * 60 * 1000;
 /// A node is live if it was heard so recently.
 pub const LIVE_MS: u64 = 1000;
+/// So long after its start the service has heard every node that is there: they try again each 200 ms.
+pub const GATHER_MS: u64 = 500;
 /// How often nodes tell how they are while nothing is under way ..
 pub const TELL_MS: u64 = 200;
 /// .. and while an operation is.

@@ -4,7 +4,9 @@
 //! after a restart of the service every node tells again within a moment.
 
 use crate::api::{NodeState, NodeTold, ShardTold, StreamTold};
-use crate::limits::{BEHIND_MS, FORGET_MS, LIVE_MS, NODES_MAX, STREAMS_MAX, TELL_MS, TEXT_BYTES_MAX, TOLD_KEPT};
+use crate::limits::{
+    BEHIND_MS, FORGET_MS, GATHER_MS, LIVE_MS, NODES_MAX, STREAMS_MAX, TELL_MS, TEXT_BYTES_MAX, TOLD_KEPT,
+};
 use crate::op::Facts;
 use shardmap::map::Map;
 use shardmap::{MapEpoch, Shard, Zone};
@@ -111,8 +113,10 @@ impl Nodes {
         others.filter_map(|z| Some((z.name.clone(), here.behind(&z.name, &self.log(&z.name)?.durable())))).collect()
     }
 
-    /// Nodes that are known and were not heard a moment ago, or go by an older map than they should by now: a sentence each.
-    pub fn stale(&self, map: &Map, now_ms: u64, but: &BTreeSet<String>) -> Vec<String> {
+    /// Nodes that are known and were not heard a moment ago, or go by an older map than they should by now, since it was issued at
+    /// `issued_ms`: a sentence each.
+    pub fn stale(&self, map: &Map, issued_ms: u64, now_ms: u64, but: &BTreeSet<String>) -> Vec<String> {
+        let has_come = now_ms.saturating_sub(issued_ms) >= LIVE_MS;
         let known = self.by.iter().filter(|((zone, ..), _)| !but.contains(zone));
         let told = known.filter_map(|((zone, part, name), n)| {
             let what = if *part == Part::Log { "log" } else { "router" };
@@ -124,7 +128,7 @@ impl Nodes {
                     ago as f64 / 1000.0
                 ));
             }
-            (n.told.map_epoch < map.epoch().0).then(|| {
+            (has_come && n.told.map_epoch < map.epoch().0).then(|| {
                 format!("{what} {name} of zone {zone} goes by map {}, the newest is {}", n.told.map_epoch, map.epoch())
             })
         });
@@ -217,12 +221,17 @@ pub struct Seen<'a> {
     pub map: &'a Map,
     /// Now.
     pub now_ms: u64,
+    /// Since when this service listens: who is there is known a moment later.
+    pub awake_ms: u64,
     /// Zones whose shards are being taken over, or were and are not back.
     pub lost: &'a BTreeSet<Zone>,
 }
 
 impl Facts for Seen<'_> {
     fn routers_hold(&self, epoch: MapEpoch) -> Result<(), String> {
+        if self.now_ms.saturating_sub(self.awake_ms) < GATHER_MS {
+            return Err("this service began to listen a moment ago: which routers there are is not known yet".into());
+        }
         let live = self.nodes.by.iter().filter(|(_, n)| self.now_ms.saturating_sub(n.heard_ms) < LIVE_MS);
         for ((zone, _, name), node) in live {
             let Some(router) = &node.told.router else { continue };

@@ -55,6 +55,8 @@ pub struct Service {
     /// When this process began to listen, or was last found to have slept.
     awake_ms: u64,
     looked_ms: u64,
+    /// When the newest map was issued.
+    issued_ms: u64,
     /// A map that someone has and that is not known here.
     shown: Option<Shown>,
     stopped: Option<String>,
@@ -86,6 +88,7 @@ impl Service {
             nodes: Nodes::default(),
             awake_ms: now_ms,
             looked_ms: now_ms,
+            issued_ms: now_ms,
             shown: None,
             stopped: None,
             audit,
@@ -176,7 +179,7 @@ impl Service {
             return None;
         }
         let lost = self.lost();
-        let facts = Seen { nodes: &self.nodes, map: &self.map, now_ms, lost: &lost };
+        let facts = Seen { nodes: &self.nodes, map: &self.map, now_ms, awake_ms: self.awake_ms, lost: &lost };
         for op in self.ops.values().filter(|op| op.is_running()) {
             match op.decide(&self.map, &facts, now_ms) {
                 Decision::Store(step) => return Some(self.change(op, step.map, step.op, step.why, now_ms)),
@@ -194,6 +197,7 @@ impl Service {
         if let Some(map) = change.map {
             self.digests.insert(map.epoch().0, map.digest());
             self.map = Arc::new(map);
+            self.issued_ms = self.looked_ms;
         }
         if let Some(op) = change.op {
             self.waits.remove(&op.id);

@@ -119,6 +119,33 @@ fn the_preflight_says_every_reason_and_is_overruled_on_the_record() {
 }
 
 #[test]
+fn a_service_that_has_just_begun_knows_not_yet_which_routers_there_are() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    drain(&mut s, &mut store, T + 1);
+    // It dies; the next one hears the target before any router.
+    let mut s = gzs::service::Service::new(store.load().unwrap().unwrap(), vec![], settings(), T + 100);
+    let mut told = log("sh", 2);
+    let applied = [(0, 12), (1, 10), (2, 10)].into();
+    let report = ShardTold { shard: 0, map_epoch: 2, take_over: false, fence_seq: Some(12), applied };
+    told.log.as_mut().unwrap().reports.push(report);
+    s.on_told(told, T + 110).unwrap();
+    drain(&mut s, &mut store, T + 110);
+    assert_eq!(s.map().view(Shard(0)).unwrap().kind, Kind::Moving);
+    s.on_told(router("bj", 1), T + 400).unwrap();
+    drain(&mut s, &mut store, T + 400);
+    drain(&mut s, &mut store, T + 600);
+    assert_eq!(s.ops(false)[0].says, "router host of zone bj goes by map 1, not yet by 2");
+    s.on_told(router("bj", 2), T + 610).unwrap();
+    drain(&mut s, &mut store, T + 610);
+    assert_eq!(s.map().owner(Shard(0)), Some(Zone(1)));
+}
+
+#[test]
 fn what_was_moved_a_moment_ago_is_left_alone() {
     let mut store = Memory::default();
     service(&mut store, settings(), T);

@@ -251,7 +251,7 @@ impl Service {
     fn preflight(&self, what: &What, shares: &[Share], now_ms: u64) -> Vec<String> {
         let map = &*self.map;
         let lost = self.lost();
-        let seen = Seen { nodes: &self.nodes, map, now_ms, lost: &lost };
+        let seen = Seen { nodes: &self.nodes, map, now_ms, awake_ms: self.awake_ms, lost: &lost };
         let name = |zone: u8| map.zone_name(Zone(zone));
         let mut reasons = vec![];
         let mut away: BTreeSet<String> = lost.iter().map(|z| map.zone_name(*z).to_owned()).collect();
@@ -274,7 +274,7 @@ impl Service {
                 reasons.extend(self.moved_recently(shares, now_ms));
             }
         }
-        reasons.extend(self.nodes.stale(map, now_ms, &away));
+        reasons.extend(self.nodes.stale(map, self.issued_ms, now_ms, &away));
         let targets: BTreeSet<u8> = shares.iter().map(|s| s.to).collect();
         for to in targets {
             // How far it is behind is waited for; whether it is there at all is not.

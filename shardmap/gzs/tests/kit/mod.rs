@@ -46,7 +46,15 @@ pub fn service(store: &mut impl Store, settings: Settings, now_ms: u64) -> Servi
     if store.load().unwrap().is_none() {
         store.adopt(&map(), &first_audit()).unwrap();
     }
-    Service::new(store.load().unwrap().unwrap(), vec![], settings, now_ms)
+    awake(Service::new(store.load().unwrap().unwrap(), vec![], settings, now_ms - 1200), now_ms)
+}
+
+/// It has listened for a while.
+pub fn awake(mut service: Service, now_ms: u64) -> Service {
+    for before in [900, 600, 300, 0] {
+        assert!(service.next_change(now_ms - before).is_none());
+    }
+    service
 }
 
 pub fn log(zone: &str, map_epoch: u64) -> NodeTold {

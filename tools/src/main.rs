@@ -6,12 +6,16 @@ mod drill;
 mod link;
 mod log;
 mod map;
+mod op;
 mod route;
+mod service;
+mod shard;
+mod zone;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
-/// Inspect and operate ezone: maps, logs.
+/// Inspect and operate ezone: zones, shards, maps, logs.
 ///
 /// Exit code 0: fine. 1: the answer is "no" (a check failed). 2: wrong usage or input.
 #[derive(Parser)]
@@ -41,6 +45,15 @@ enum Command {
     /// Break a system on purpose, and see whether it keeps what it promises
     #[command(subcommand, after_help = "Example: ezctl drill run planned-move zone-killed --sandbox")]
     Drill(drill::Command),
+    /// The operations of the Global Zone Service: list, show, abort, resume, wait
+    #[command(subcommand, after_help = "Example: ezctl op list --all --gzs http://127.0.0.1:7300")]
+    Op(op::Command),
+    /// Who owns each shard; move some
+    #[command(subcommand, after_help = "Example: ezctl shard move 341 --to bj --gzs http://127.0.0.1:7300")]
+    Shard(shard::Command),
+    /// How each zone is; evacuate, restore or take over one
+    #[command(subcommand, after_help = "Example: ezctl zone status --gzs http://127.0.0.1:7300")]
+    Zone(zone::Command),
     /// Look into a log
     #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
@@ -53,6 +66,9 @@ fn main() -> ExitCode {
         Command::Conflicts(command) => conflicts::run(command),
         Command::Link(command) => link::run(command),
         Command::Drill(command) => drill::run(command),
+        Command::Op(command) => op::run(command),
+        Command::Shard(command) => shard::run(command),
+        Command::Zone(command) => zone::run(command),
         Command::Log(command) => log::run(command),
     }
 }

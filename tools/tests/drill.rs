@@ -1,23 +1,15 @@
 //! `ezctl drill` as a person or a script meets it: with a sandbox of the real programs.
 
+mod program;
+
+use program::ezone;
 use serde_json::Value;
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 fn ezctl(args: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_ezctl")).args(args).output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
-}
-
-/// `ezone`, beside `ezctl`: built now if it is not as its sources are, since no test of this package makes cargo build it.
-fn ezone() -> PathBuf {
-    let beside = Path::new(env!("CARGO_BIN_EXE_ezctl")).with_file_name("ezone");
-    let profile: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
-    let args = ["build", "--quiet", "-p", "dataplane", "--bin", "ezone"];
-    let done = Command::new(env!("CARGO")).args(args).args(profile).status().unwrap();
-    assert!(done.success() && beside.exists(), "{} is missing; cargo {}: {done}", beside.display(), args.join(" "));
-    beside
 }
 
 #[test]

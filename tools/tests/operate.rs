@@ -1,5 +1,8 @@
 //! `ezctl op`, `shard` and `zone` as an operator meets them: with a Global Zone Service that no node has told anything.
 
+mod program;
+
+use program::ezone;
 use serde_json::Value;
 use std::io::Read;
 use std::net::{TcpListener, TcpStream};
@@ -17,24 +20,6 @@ fn ezctl(gzs: &str, args: &[&str]) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.env_remove("SUDO_USER").env("USER", "ana").output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code().unwrap(), text(stdout), text(stderr))
-}
-
-/// `ezone`, beside `ezctl`: built now if it is not as its sources are, since no test of this package makes cargo build it.
-fn ezone() -> PathBuf {
-    let beside = Path::new(env!("CARGO_BIN_EXE_ezctl")).with_file_name("ezone");
-    let profile: &[&str] = if cfg!(debug_assertions) { &[] } else { &["--release"] };
-    let args = ["build", "--quiet", "-p", "dataplane", "--bin", "ezone"];
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(args).args(profile);
-    // What cargo says to a test of the package under test would make build scripts that look at it run again, each time anew.
-    let ours = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_CRATE_"];
-    let names = std::env::vars().map(|(name, _)| name).filter(|name| ours.iter().any(|o| name.starts_with(o)));
-    for name in names {
-        cargo.env_remove(name);
-    }
-    let done = cargo.status().unwrap();
-    assert!(done.success() && beside.exists(), "{} is missing; cargo {}: {done}", beside.display(), args.join(" "));
-    beside
 }
 
 /// A service with the demo's map, alone. It ends with the test.

@@ -189,17 +189,14 @@ impl Op {
             let op = self.end(now_ms, End::Done, "");
             return Decision::store(None, op, "");
         }
+        let begins = self.shares.iter().any(|s| s.at == At::Waiting);
+        let lacks = if begins { self.targets().find_map(|zone| facts.fresh(zone).err()) } else { None };
+        let waits = lacks.clone().unwrap_or(waits);
         if self.deadline_ms().is_some_and(|end| now_ms >= end) {
             let because = format!("it took longer than {} ms: {waits}", self.limit_ms);
             return self.give_back(map, now_ms, End::GaveUp, &because);
         }
-        if self.shares.iter().any(|s| s.at == At::Waiting) {
-            return match self.targets().find_map(|zone| facts.fresh(zone).err()) {
-                Some(waits) => Decision::Wait(waits),
-                None => self.begin_moves(map),
-            };
-        }
-        Decision::Wait(waits)
+        if begins && lacks.is_none() { self.begin_moves(map) } else { Decision::Wait(waits) }
     }
 
     /// Gives back what has not arrived: the only way back, and only before the new owner is named.

@@ -106,9 +106,10 @@ struct Poll {
 }
 
 async fn map(State(desk): Shared, headers: HeaderMap, Query(poll): Query<Poll>) -> Response {
-    if let Err(answer) = desk.caller(&headers, &[Role::Node, Role::Read]) {
-        return *answer;
-    }
+    let caller = match desk.caller(&headers, &[Role::Node, Role::Read]) {
+        Ok(caller) => caller,
+        Err(answer) => return *answer,
+    };
     let digest = match poll.digest.as_deref().map(unhex) {
         Some(None) => return desk.wrong("digest: expected 64 hexadecimal digits"),
         Some(digest) => digest,
@@ -117,7 +118,10 @@ async fn map(State(desk): Shared, headers: HeaderMap, Query(poll): Query<Poll>) 
     let by = headers.get("x-ezone-node").and_then(|v| v.to_str().ok()).unwrap_or("a caller of /v1/map");
     let by: String = by.chars().take(TEXT_BYTES_MAX / 4).collect();
     let stopped = desk.with(|service, _| {
-        service.on_shown(&by, poll.after, digest);
+        // Who may only read cannot stop the service by what he says that he has.
+        if caller.role != Role::Read && caller.role != Role::Operate {
+            service.on_shown(&by, poll.after, digest);
+        }
         service.stopped().map(str::to_owned)
     });
     // What it showed may have stopped the service just now.
@@ -275,7 +279,7 @@ fn answer(desk: &Desk, done: Result<Option<gzs::api::OpView>, Denied>) -> Respon
         Err(Denied::Refused(Refused::State(why))) => fault(StatusCode::CONFLICT, why),
         Err(Denied::Refused(Refused::Unknown(id))) => unknown(id),
         Err(Denied::Refused(Refused::Preflight(reasons))) => {
-            let error = format!("the preflight speaks against it, {} reasons; an admin may force it", reasons.len());
+            let error = "the preflight speaks against it; an admin may force it".to_owned();
             (StatusCode::CONFLICT, Json(Fault { error, reasons })).into_response()
         }
         Err(Denied::Store(why)) => fault(StatusCode::SERVICE_UNAVAILABLE, format!("it could not be stored: {why}")),

@@ -4,6 +4,7 @@ use super::auth::{Barred, Caller};
 use super::desk::{Denied, Desk};
 use crate::control::metrics::Page;
 use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -13,6 +14,7 @@ use gzs::api::{Fault, NodeTold, OpAsk, Role, What};
 use gzs::limits::TEXT_BYTES_MAX;
 use gzs::service::Refused;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use shardmap::map::Map;
 use std::sync::Arc;
@@ -36,6 +38,8 @@ const CONSOLE: [(&str, &str, &str); 4] = [
 ];
 
 type Shared = State<Arc<Desk>>;
+type Asked<T> = Result<Query<T>, QueryRejection>;
+type Body = Result<Bytes, BytesRejection>;
 
 /// Every page.
 pub fn pages(desk: Arc<Desk>) -> Router {
@@ -52,6 +56,9 @@ pub fn pages(desk: Arc<Desk>) -> Router {
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
+        .method_not_allowed_fallback(async || {
+            fault(StatusCode::METHOD_NOT_ALLOWED, "not by this method; /openapi.json names all")
+        })
         .fallback(async || fault(StatusCode::NOT_FOUND, "there is no such page; /openapi.json names all"));
     for (path, kind, text) in CONSOLE {
         pages = pages.route(path, get(async move || shown(kind, text)));
@@ -90,6 +97,15 @@ impl Desk {
         })
     }
 
+    /// The JSON in a body.
+    fn read<T: DeserializeOwned>(&self, body: Body, what: &str) -> Result<T, Box<Response>> {
+        let body = body.map_err(|e| {
+            self.counts.refused.fetch_add(1, Relaxed);
+            Box::new(fault(e.status(), format!("{}; a body has at most {BODY_BYTES_MAX} bytes", e.body_text())))
+        })?;
+        serde_json::from_slice(&body).map_err(|e| Box::new(self.wrong(format!("not {what}: {e}"))))
+    }
+
     fn wrong(&self, error: impl Into<String>) -> Response {
         self.counts.refused.fetch_add(1, Relaxed);
         fault(StatusCode::BAD_REQUEST, error)
@@ -105,10 +121,14 @@ struct Poll {
     wait_ms: u64,
 }
 
-async fn map(State(desk): Shared, headers: HeaderMap, Query(poll): Query<Poll>) -> Response {
+async fn map(State(desk): Shared, headers: HeaderMap, poll: Asked<Poll>) -> Response {
     let caller = match desk.caller(&headers, &[Role::Node, Role::Read]) {
         Ok(caller) => caller,
         Err(answer) => return *answer,
+    };
+    let Query(poll) = match poll {
+        Ok(poll) => poll,
+        Err(e) => return desk.wrong(e.body_text()),
     };
     let digest = match poll.digest.as_deref().map(unhex) {
         Some(None) => return desk.wrong("digest: expected 64 hexadecimal digits"),
@@ -141,7 +161,7 @@ async fn map(State(desk): Shared, headers: HeaderMap, Query(poll): Query<Poll>) 
 
 fn unhex(text: &str) -> Option<[u8; 32]> {
     let mut bytes = [0; 32];
-    if text.len() != 64 || !text.is_ascii() {
+    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;
     }
     for (at, byte) in bytes.iter_mut().enumerate() {
@@ -150,13 +170,13 @@ fn unhex(text: &str) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-async fn nodes(State(desk): Shared, headers: HeaderMap, body: Bytes) -> Response {
+async fn nodes(State(desk): Shared, headers: HeaderMap, body: Body) -> Response {
     if let Err(answer) = desk.caller(&headers, &[Role::Node]) {
         return *answer;
     }
-    let told: NodeTold = match serde_json::from_slice(&body) {
+    let told: NodeTold = match desk.read(body, "what a node tells") {
         Ok(told) => told,
-        Err(e) => return desk.wrong(format!("not what a node tells: {e}")),
+        Err(answer) => return *answer,
     };
     match desk.with(|service, now| service.on_told(told, now)) {
         Ok(asked) => {
@@ -201,33 +221,38 @@ struct Which {
     all: bool,
 }
 
-async fn ops(State(desk): Shared, headers: HeaderMap, Query(which): Query<Which>) -> Response {
-    match desk.caller(&headers, &[Role::Read]) {
-        Ok(_) => Json(desk.with(|service, _| service.ops(which.all))).into_response(),
-        Err(answer) => *answer,
-    }
-}
-
-async fn op(State(desk): Shared, headers: HeaderMap, Path(id): Path<u64>) -> Response {
+async fn ops(State(desk): Shared, headers: HeaderMap, which: Asked<Which>) -> Response {
     if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
         return *answer;
     }
-    let found = desk.with(|service, _| service.op(id).map(|op| service.op_view(op)));
-    found.map_or_else(|| unknown(id), |view| Json(view).into_response())
+    match which {
+        Ok(Query(which)) => Json(desk.with(|service, _| service.ops(which.all))).into_response(),
+        Err(e) => desk.wrong(e.body_text()),
+    }
 }
 
-fn unknown(id: u64) -> Response {
+async fn op(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>) -> Response {
+    if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
+        return *answer;
+    }
+    let Ok(id) = id.parse() else { return unknown(&id) };
+    let found = desk.with(|service, _| service.op(id).map(|op| service.op_view(op)));
+    found.map_or_else(|| unknown(&id.to_string()), |view| Json(view).into_response())
+}
+
+fn unknown(id: &str) -> Response {
+    let id: String = id.chars().take(20).collect();
     fault(StatusCode::NOT_FOUND, format!("no operation {id}; `ezctl op list --all` lists them"))
 }
 
-async fn begin(State(desk): Shared, headers: HeaderMap, body: Bytes) -> Response {
+async fn begin(State(desk): Shared, headers: HeaderMap, body: Body) -> Response {
     let caller = match desk.caller(&headers, &[Role::Operate]) {
         Ok(caller) => caller,
         Err(answer) => return *answer,
     };
-    let mut ask: OpAsk = match serde_json::from_slice(&body) {
+    let mut ask: OpAsk = match desk.read(body, "an operation") {
         Ok(ask) => ask,
-        Err(e) => return desk.wrong(format!("not an operation: {e}")),
+        Err(answer) => return *answer,
     };
     if (ask.force || matches!(ask.what, What::Unlock { .. })) && caller.role < Role::Admin {
         let what = if ask.force { "force" } else { "unlock" };
@@ -253,14 +278,20 @@ struct By {
     by: String,
 }
 
-async fn abort(State(desk): Shared, headers: HeaderMap, Path(id): Path<u64>, Query(by): Query<By>) -> Response {
+async fn abort(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>, by: Asked<By>) -> Response {
+    let Ok(id) = id.parse() else { return unknown(&id) };
+    let by = match by {
+        Ok(Query(by)) => by,
+        Err(e) => return desk.wrong(e.body_text()),
+    };
     match desk.caller(&headers, &[Role::Operate]) {
         Ok(caller) => answer(&desk, desk.change(|service, now| service.abort(id, &named(&caller, &by.by), now), view)),
         Err(answer) => *answer,
     }
 }
 
-async fn resume(State(desk): Shared, headers: HeaderMap, Path(id): Path<u64>) -> Response {
+async fn resume(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>) -> Response {
+    let Ok(id) = id.parse() else { return unknown(&id) };
     match desk.caller(&headers, &[Role::Operate]) {
         Ok(_) => answer(&desk, desk.change(|service, now| service.resume(id, now), view)),
         Err(answer) => *answer,
@@ -277,7 +308,7 @@ fn answer(desk: &Desk, done: Result<Option<gzs::api::OpView>, Denied>) -> Respon
         Ok(None) => fault(StatusCode::INTERNAL_SERVER_ERROR, "the operation is stored and not known: ask for /v1/ops"),
         Err(Denied::Refused(Refused::Ask(why))) => desk.wrong(why),
         Err(Denied::Refused(Refused::State(why))) => fault(StatusCode::CONFLICT, why),
-        Err(Denied::Refused(Refused::Unknown(id))) => unknown(id),
+        Err(Denied::Refused(Refused::Unknown(id))) => unknown(&id.to_string()),
         Err(Denied::Refused(Refused::Preflight(reasons))) => {
             let error = "the preflight speaks against it; an admin may force it".to_owned();
             (StatusCode::CONFLICT, Json(Fault { error, reasons })).into_response()
@@ -292,10 +323,14 @@ struct After {
     after: u64,
 }
 
-async fn audit(State(desk): Shared, headers: HeaderMap, Query(after): Query<After>) -> Response {
+async fn audit(State(desk): Shared, headers: HeaderMap, after: Asked<After>) -> Response {
     if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
         return *answer;
     }
+    let Query(after) = match after {
+        Ok(after) => after,
+        Err(e) => return desk.wrong(e.body_text()),
+    };
     match desk.audit(after.after, AUDIT_MAX) {
         Ok(all) => Json(all).into_response(),
         Err(e) => fault(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),

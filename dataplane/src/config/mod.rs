@@ -339,7 +339,7 @@ mod tests {
     #[test]
     fn values_that_no_node_could_run_with_are_refused_with_what_is_expected() {
         for (from, to, said) in [
-            ("http://127.0.0.1:1", "http://", "f.toml:4: gzs = \"http://\": expected http:// and a host"),
+            ("http://127.0.0.1:1", "http://", "f.toml:4: gzs = \"http://\": expected http:// or https:// and a host"),
             ("\"d\"", "\"\"", "f.toml:3: data_dir is empty"),
             ("\"d\"", &format!("\"/{}\"", "d".repeat(92)), "f.toml:3: data_dir is a path of 93 bytes, at most 92"),
             ("data_dir", "cluster = \"\"\ndata_dir", "f.toml:3: a cluster's name of 0 bytes: expected 1 to 255"),

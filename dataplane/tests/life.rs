@@ -520,17 +520,19 @@ fn a_second_sigterm_ends_at_once() {
 }
 
 #[test]
-fn the_systemd_unit_is_one() {
-    let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/ezone.service")).unwrap();
-    let dir = Dir::new("unit");
-    let file = dir.join("ezone.service");
-    fs::write(&file, unit.replace("/usr/bin/ezone", &exe().display().to_string())).unwrap();
-    let verified = Command::new("systemd-analyze").arg("verify").arg(&file).output();
-    let Ok(verified) = verified else {
-        // Said, not hidden.
-        return eprintln!("NOT RUN: systemd-analyze is not installed here");
-    };
-    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
-    let ours: Vec<&str> = said.lines().filter(|l| l.contains("ezone.service")).collect();
-    assert!(verified.status.success() && ours.is_empty(), "{said}");
+fn the_systemd_units_are_units() {
+    for name in ["ezone.service", "ezone-gzs.service"] {
+        let unit = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name)).unwrap();
+        let dir = Dir::new("unit");
+        let file = dir.join(name);
+        fs::write(&file, unit.replace("/usr/bin/ezone", &exe().display().to_string())).unwrap();
+        let verified = Command::new("systemd-analyze").arg("verify").arg(&file).output();
+        let Ok(verified) = verified else {
+            // Said, not hidden.
+            return eprintln!("NOT RUN: systemd-analyze is not installed here");
+        };
+        let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+        let ours: Vec<&str> = said.lines().filter(|l| l.contains(name)).collect();
+        assert!(verified.status.success() && ours.is_empty(), "{said}");
+    }
 }

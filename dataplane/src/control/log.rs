@@ -28,7 +28,8 @@ use replog::uring::node::{self, CoreFigures, LogFigures, Node, Options, Peer, To
 use replog::uring::stream::Scrub;
 use shardmap::map::Map;
 use shardmap::{Shard, Zone};
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
@@ -128,7 +129,11 @@ async fn serve(config: &Config, log: &Log, stop_with_stdin: bool) -> Result<(), 
     let (newest, maps) = watch::channel(kept.epoch().0);
     if let MapSource::Gzs(at) = &config.map {
         let reach = Reach::new(at, &who, tell::PATIENCE).map_err(Failed::Input)?;
-        tokio::spawn(tell::tell(reach, Telling { shown: shown.clone(), begun_ms: wall_ms() }, maps));
+        tokio::spawn(tell::tell(
+            reach,
+            Telling { shown: shown.clone(), begun_ms: wall_ms(), made: Mutex::default() },
+            maps,
+        ));
     }
     tokio::spawn(links::accept(link_listener, node.clone(), doors.clone(), shown.refused.clone()));
     let mut files = tokio::time::interval(LOOK_EVERY);
@@ -179,6 +184,8 @@ fn told_by(config: &Config) -> String {
 struct Telling {
     shown: Shown,
     begun_ms: u64,
+    /// Reports that were made, by the ask's map, shard, and whether it is for a take-over: each is made durable, and is made once.
+    made: Mutex<BTreeMap<(u64, u16, bool), ShardTold>>,
 }
 
 impl Look for Telling {
@@ -189,10 +196,11 @@ impl Look for Telling {
         asks.extend(
             moves_here(&map, self.shown.zone).filter(|own| !asks.iter().any(|ask| ask == own)).collect::<Vec<_>>(),
         );
-        let mut reports = vec![];
+        self.forget_but(&asks);
         for ask in asks.iter().filter(|ask| ask.map_epoch <= epoch) {
-            reports.extend(self.reports(ask, epoch).await);
+            self.report(ask, epoch).await;
         }
+        let reports = self.made().values().cloned().collect();
         let mut streams: Vec<_> = cores.iter().flat_map(|c| &c.streams).collect();
         streams.sort_by_key(|s| s.stream);
         let name = |zone: Zone| map.zone_name(zone).to_owned();
@@ -222,26 +230,46 @@ impl Look for Telling {
 }
 
 impl Telling {
-    async fn reports(&self, ask: &gzs::api::ReportAsk, map_epoch: u64) -> Vec<ShardTold> {
-        let shards: Vec<Shard> = ask.shards.iter().map(|s| Shard(*s)).collect();
-        let reported = self.shown.node.report(&shards, ask.take_over).await;
+    fn made(&self) -> MutexGuard<'_, BTreeMap<(u64, u16, bool), ShardTold>> {
+        self.made.lock().expect("no one panics while holding it")
+    }
+
+    fn forget_but(&self, asks: &[ReportAsk]) {
+        let asked = |epoch: u64, shard: u16, lost: bool| {
+            asks.iter().any(|a| a.map_epoch == epoch && a.take_over == lost && a.shards.contains(&shard))
+        };
+        self.made().retain(|(epoch, shard, lost), _| asked(*epoch, *shard, *lost));
+    }
+
+    /// Reports of what is ready and was not reported yet.
+    async fn report(&self, ask: &ReportAsk, map_epoch: u64) {
+        let key = |shard: u16| (ask.map_epoch, shard, ask.take_over);
+        let wanted: Vec<Shard> = {
+            let made = self.made();
+            ask.shards.iter().filter(|s| !made.contains_key(&key(**s))).map(|s| Shard(*s)).collect()
+        };
+        if wanted.is_empty() {
+            return;
+        }
+        let reported = self.shown.node.report(&wanted, ask.take_over).await;
         let ready = reported.into_iter().filter_map(|r| {
+            let (shard, take_over) = (r.shard.0, ask.take_over);
             let applied = r.applied?.iter().map(|(z, seq)| (z.0, seq)).collect();
-            Some(ShardTold { shard: r.shard.0, map_epoch, take_over: ask.take_over, fence_seq: r.fence_seq, applied })
+            Some((key(shard), ShardTold { shard, map_epoch, take_over, fence_seq: r.fence_seq, applied }))
         });
-        ready.collect()
+        self.made().extend(ready);
     }
 }
 
 /// The moves to `zone` that the map speaks of: nobody need ask for these.
-fn moves_here(map: &Map, zone: Zone) -> impl Iterator<Item = gzs::api::ReportAsk> {
-    let mut by: std::collections::BTreeMap<u64, Vec<u16>> = Default::default();
+fn moves_here(map: &Map, zone: Zone) -> impl Iterator<Item = ReportAsk> {
+    let mut by: BTreeMap<u64, Vec<u16>> = BTreeMap::new();
     for shard in map.unsettled() {
         if let Some(view) = map.view(shard).filter(|v| v.to == Some(zone)) {
             by.entry(view.epoch.0).or_default().push(shard.0);
         }
     }
-    by.into_iter().map(|(map_epoch, shards)| gzs::api::ReportAsk { map_epoch, shards, take_over: false })
+    by.into_iter().map(|(map_epoch, shards)| ReportAsk { map_epoch, shards, take_over: false })
 }
 
 /// Ends with the first fault.

@@ -43,7 +43,12 @@ pub async fn tell(reach: Reach, node: impl Look, mut maps: watch::Receiver<u64>)
             flying.spawn(send(reach.clone(), now.clone()));
             (last, told_at) = (Some(now), Instant::now());
         }
-        let rest = if busy || !asks.is_empty() { LOOK } else { every.saturating_sub(told_at.elapsed()).max(LOOK) };
+        let rest = match (busy || !asks.is_empty(), flying.is_empty()) {
+            (true, _) => LOOK,
+            (false, true) => every.saturating_sub(told_at.elapsed()).max(LOOK),
+            // A service that does not answer is no reason to look at oneself all the time.
+            (false, false) => every,
+        };
         tokio::select! {
             Some(done) = flying.join_next() => match done.unwrap_or_else(|e| Err(e.to_string())) {
                 Ok(asked) => {

@@ -22,6 +22,8 @@ pub const TOLD_KEPT: usize = 64;
 pub const RUNNING_MAX: usize = 64;
 /// Bytes of a name, a reason.
 pub const TEXT_BYTES_MAX: usize = 1024;
+/// Digests of so many maps are known, to tell a restored backup or a second service.
+pub const DIGESTS_MAX: usize = 4096;
 /// Operations that are shown at most.
 pub const OPS_SHOWN_MAX: usize = 1000;
 

@@ -16,7 +16,7 @@ mod shown;
 
 use crate::api::{AuditView, NodeAsked, NodeTold};
 use crate::change::{Change, Held, Mark};
-use crate::limits::{LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS};
+use crate::limits::{DIGESTS_MAX, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS};
 use crate::nodes::{Nodes, Seen};
 use crate::op::{At, Decision, Op};
 use shardmap::map::Map;
@@ -196,6 +196,9 @@ impl Service {
     pub fn on_stored(&mut self, change: Change) {
         if let Some(map) = change.map {
             self.digests.insert(map.epoch().0, map.digest());
+            while self.digests.len() > DIGESTS_MAX {
+                self.digests.pop_first();
+            }
             self.map = Arc::new(map);
             self.issued_ms = self.looked_ms;
         }

@@ -6,7 +6,7 @@
 use super::Store;
 use crate::api::AuditView;
 use crate::change::{Change, Held, Mark, Unstored};
-use crate::limits::OPS_SHOWN_MAX;
+use crate::limits::{DIGESTS_MAX, OPS_SHOWN_MAX};
 use crate::op::Op;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use shardmap::Shard;
@@ -16,8 +16,6 @@ use std::path::Path;
 /// "ezgz"
 const APPLICATION: i64 = 0x657a_677a;
 const SCHEMA: i64 = 1;
-/// Digests of so many maps are looked at, to tell a restored backup.
-const DIGESTS_MAX: i64 = 4096;
 
 const TABLES: &str = "
 create table map (only_one integer primary key check (only_one = 1), epoch integer not null, bytes blob not null);
@@ -84,7 +82,8 @@ impl Store for Sqlite {
             rows(&tx, "select shard, json from marks where ?1", 1, |r| Ok((r.get(0)?, r.get::<_, String>(1)?)))?;
         let marks = marks.iter().map(|(s, json)| Ok((Shard(*s), read(json)?))).collect::<Result<Vec<_>, Unstored>>()?;
         let newest = "select epoch, digest from audit order by epoch desc limit ?1";
-        let digests = rows(&tx, newest, DIGESTS_MAX, |r| Ok((r.get::<_, i64>(0)? as u64, r.get::<_, [u8; 32]>(1)?)))?;
+        let digests =
+            rows(&tx, newest, DIGESTS_MAX as i64, |r| Ok((r.get::<_, i64>(0)? as u64, r.get::<_, [u8; 32]>(1)?)))?;
         Ok(Some(Held { map, ops, marks, digests }))
     }
 

@@ -8,6 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{sleep, spawn};
 use std::time::{Duration, Instant};
 
@@ -110,10 +111,20 @@ impl Drop for Running {
     }
 }
 
-/// Addresses that nobody listens on, each another one: all are held until the last is known.
+/// Addresses that nobody listens on, each given once, below those that the kernel gives to connections and to listeners of port 0:
+/// what a test opens between this and its program's start would else take one of them now and then.
 pub fn addresses<const N: usize>() -> [SocketAddr; N] {
-    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
-    held.map(|listener| listener.local_addr().unwrap())
+    const FIRST: u32 = 10_000;
+    const PORTS: u32 = 22_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    let begin = std::process::id().wrapping_mul(97);
+    [(); N].map(|()| {
+        let next = || {
+            let nth = GIVEN.fetch_add(1, Ordering::Relaxed);
+            SocketAddr::from(([127, 0, 0, 1], (FIRST + begin.wrapping_add(nth) % PORTS) as u16))
+        };
+        (0..PORTS).map(|_| next()).find(|at| TcpListener::bind(at).is_ok()).expect("a free port")
+    })
 }
 
 /// The map that never changes.

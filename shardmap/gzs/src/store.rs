@@ -1,5 +1,6 @@
 //! Where the map has its home: what a store has to do, and those that do it.
 
+pub mod etcd;
 pub mod memory;
 pub mod sqlite;
 

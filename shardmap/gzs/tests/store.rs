@@ -1,13 +1,21 @@
 //! The same tests for every store: compare-and-set, whole or not at all, durable.
+//!
+//! Those on etcd need Debian's `etcd-server`: `cargo test -p gzs --test store -- --ignored`.
 
 mod kit;
 
-use gzs::api::What;
+use gzs::api::{AuditView, What};
 use gzs::change::{Change, Unstored};
+use gzs::limits::OPS_SHOWN_MAX;
+use gzs::op::{End, Op};
 use gzs::store::Store;
+use gzs::store::etcd::{Election, Etcd, Gateway, Standing, Who};
 use gzs::store::memory::Memory;
 use gzs::store::sqlite::Sqlite;
+use kit::etcd::Server;
 use kit::{NAMES, all_tell, ask, first_audit, service, settings};
+use shardmap::map::Map;
+use shardmap::{MapEpoch, Shard};
 use std::path::PathBuf;
 
 const T: u64 = 1_000_000;
@@ -66,6 +74,83 @@ fn sqlite_behaves_and_keeps_it() {
     let held = Sqlite::open(&path).unwrap().load().unwrap().unwrap();
     assert_eq!((held.map.epoch().0, held.ops.len()), (2, 1));
     std::fs::remove_dir_all(dir).unwrap();
+}
+
+#[test]
+#[ignore = "needs etcd (Debian: apt-get install etcd-server)"]
+fn etcd_behaves_and_keeps_it() {
+    let server = Server::start(dir("etcd"));
+    behaves(&mut Etcd::new(server.gateway(), "ezone/a/"));
+    let held = Etcd::new(server.gateway(), "ezone/a/").load().unwrap().unwrap();
+    assert_eq!((held.map.epoch().0, held.ops.len()), (2, 1));
+    assert!(Etcd::new(server.gateway(), "ezone/b/").load().unwrap().is_none(), "another cluster's");
+}
+
+#[test]
+#[ignore = "needs etcd (Debian: apt-get install etcd-server)"]
+fn one_leads_and_what_an_old_leader_stores_is_refused() {
+    let server = Server::start(dir("leads"));
+    let mut etcd = server.gateway();
+    let who = |name: &str| Who { name: name.into(), url: format!("http://{name}") };
+    let (a, b) = (Election::new("ezone/", who("a"), 60), Election::new("ezone/", who("b"), 60));
+    let Standing::Leads { lease, token } = a.stand(&mut etcd).unwrap() else { panic!("nobody leads") };
+    assert_eq!(b.stand(&mut etcd).unwrap(), Standing::Follows(who("a")));
+    assert!(a.renew(&mut etcd, lease).unwrap());
+    let (mut first, mut second) = (Etcd::new(server.gateway(), "ezone/"), Etcd::new(server.gateway(), "ezone/"));
+    first.lead(token);
+    let (begin, step) = two_steps(&mut first);
+    first.commit(&begin).unwrap();
+    // Its lease ends; it does not know.
+    a.resign(&mut etcd, lease).unwrap();
+    assert!(!a.renew(&mut etcd, lease).unwrap());
+    let denied = first.commit(&step).unwrap_err();
+    assert!(denied.to_string().contains("no leader"), "{denied}");
+    let Standing::Leads { token: newer, .. } = b.stand(&mut etcd).unwrap() else { panic!("b does not lead") };
+    assert!(newer > token);
+    second.lead(newer);
+    assert!(matches!(first.commit(&step), Err(Unstored::Overtaken { .. })));
+    assert_eq!(second.load().unwrap().unwrap().map.epoch().0, 1, "nothing of it is there");
+    second.commit(&step).unwrap();
+    assert_eq!(a.leader(&mut etcd).unwrap(), Some(who("b")));
+}
+
+/// A map larger than what etcd takes in one request, whose fences change; and more operations than are shown.
+#[test]
+#[ignore = "needs etcd (Debian: apt-get install etcd-server)"]
+fn etcd_holds_large_maps_and_forgets_what_is_old() {
+    let server = Server::start(dir("large"));
+    let mut store = Etcd::new(server.gateway(), "ezone/");
+    let Standing::Leads { token, .. } = Election::new("ezone/", Who::default(), 60).stand(&mut server.gateway()).unwrap()
+    else {
+        panic!("nobody leads")
+    };
+    store.lead(token);
+    let large = |epoch, orders: u64| {
+        let mut parts = kit::parts();
+        parts.epoch = MapEpoch(epoch);
+        parts.exceptions.orders = (0..orders).map(|id| (id, Shard(1))).collect();
+        Map::from_parts(parts).unwrap()
+    };
+    for (epoch, orders) in [(5, 400_000), (6, 5)] {
+        store.adopt(&large(epoch, orders), &AuditView { epoch, ..first_audit() }).unwrap();
+        let held = Etcd::new(server.gateway(), "ezone/").load().unwrap().unwrap();
+        assert_eq!(held.map.digest(), large(epoch, orders).digest());
+    }
+    let all = server.gateway().post("/v3/kv/range", r#"{"key":"AA==","range_end":"AA==","keys_only":true}"#).unwrap();
+    // head, epoch, leader, one part of map and base, and audit and digest of two maps.
+    assert!(all.contains(r#""count":"9""#), "{all}");
+    let begin = {
+        let mut s = service(&mut store, settings(), T);
+        all_tell(&mut s, &mut store, &NAMES, T);
+        s.begin(&ask(What::Move { shards: vec![0], to: "sh".into() }), T).unwrap()
+    };
+    let ended = |id| Change { op: begin.op.clone().map(|op| Op { id, ended: Some((T, End::Aborted)), ..op }), ..begin.clone() };
+    for id in 1..=OPS_SHOWN_MAX as u64 + 10 {
+        store.commit(&ended(id)).unwrap();
+    }
+    let held = store.load().unwrap().unwrap();
+    assert_eq!((held.ops.len(), held.ops[0].id), (OPS_SHOWN_MAX, 11));
+    assert_eq!(Etcd::new(server.gateway(), "ezone/").load().unwrap().unwrap().ops.len(), OPS_SHOWN_MAX);
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Maps, nodes and asks for tests.
 #![allow(dead_code)] // each test program takes what it needs
 
+pub mod etcd;
+
 use gzs::api::{AuditView, LogTold, NodeTold, OpAsk, RouterTold, StreamTold, What};
 use gzs::service::{Service, Settings};
 use gzs::store::Store;
@@ -15,8 +17,12 @@ pub const NAMES: [&str; 3] = ["bj", "sh", "gz"];
 
 /// Shards 0 to 5, two to each of three zones.
 pub fn map() -> Map {
+    Map::from_parts(parts()).unwrap()
+}
+
+pub fn parts() -> Parts {
     let zones = NAMES.iter().enumerate().map(|(id, name)| ZoneInfo { id: Zone(id as u8), name: (*name).into() });
-    Map::from_parts(Parts {
+    Parts {
         epoch: MapEpoch(1),
         previous: [0; 32],
         default: None,
@@ -24,8 +30,7 @@ pub fn map() -> Map {
         histories: (0..6).map(|s| (Shard(s), History::new(Zone((s % 3) as u8), MapEpoch(1)))).collect(),
         exceptions: Exceptions::default(),
         fences: Arc::new(Fences::new(vec![], 0, 0).unwrap()),
-    })
-    .unwrap()
+    }
 }
 
 pub fn settings() -> Settings {

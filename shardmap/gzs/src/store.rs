@@ -19,3 +19,21 @@ pub trait Store {
     /// The changes after the one that made map `after`, oldest first, at most `max`.
     fn audit(&mut self, after: u64, max: usize) -> Result<Vec<AuditView>, Unstored>;
 }
+
+impl<S: Store + ?Sized> Store for Box<S> {
+    fn load(&mut self) -> Result<Option<Held>, Unstored> {
+        (**self).load()
+    }
+
+    fn adopt(&mut self, map: &Map, audit: &AuditView) -> Result<(), Unstored> {
+        (**self).adopt(map, audit)
+    }
+
+    fn commit(&mut self, change: &Change) -> Result<(), Unstored> {
+        (**self).commit(change)
+    }
+
+    fn audit(&mut self, after: u64, max: usize) -> Result<Vec<AuditView>, Unstored> {
+        (**self).audit(after, max)
+    }
+}

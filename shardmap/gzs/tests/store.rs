@@ -120,7 +120,8 @@ fn one_leads_and_what_an_old_leader_stores_is_refused() {
 fn etcd_holds_large_maps_and_forgets_what_is_old() {
     let server = Server::start(dir("large"));
     let mut store = Etcd::new(server.gateway(), "ezone/");
-    let Standing::Leads { token, .. } = Election::new("ezone/", Who::default(), 60).stand(&mut server.gateway()).unwrap()
+    let Standing::Leads { token, .. } =
+        Election::new("ezone/", Who::default(), 60).stand(&mut server.gateway()).unwrap()
     else {
         panic!("nobody leads")
     };
@@ -144,7 +145,8 @@ fn etcd_holds_large_maps_and_forgets_what_is_old() {
         all_tell(&mut s, &mut store, &NAMES, T);
         s.begin(&ask(What::Move { shards: vec![0], to: "sh".into() }), T).unwrap()
     };
-    let ended = |id| Change { op: begin.op.clone().map(|op| Op { id, ended: Some((T, End::Aborted)), ..op }), ..begin.clone() };
+    let ended =
+        |id| Change { op: begin.op.clone().map(|op| Op { id, ended: Some((T, End::Aborted)), ..op }), ..begin.clone() };
     for id in 1..=OPS_SHOWN_MAX as u64 + 10 {
         store.commit(&ended(id)).unwrap();
     }

@@ -199,7 +199,8 @@ mod tests {
 
     #[test]
     fn answers_are_read_and_nonsense_is_said() {
-        let answer = r#"{"header":{"revision":"7"},"kvs":[{"key":"YQ==","mod_revision":"2","value":"bWU="}],"count":"1"}"#;
+        let answer =
+            r#"{"header":{"revision":"7"},"kvs":[{"key":"YQ==","mod_revision":"2","value":"bWU="}],"count":"1"}"#;
         let read: Range = ask(&mut Says(Ok(answer)), "/v3/kv/range", &json!({})).unwrap();
         assert_eq!((read.header.revision, read.kvs[0].value.as_slice(), read.kvs[0].mod_revision), (7, &b"me"[..], 2));
         assert_eq!(

@@ -3,6 +3,7 @@
 //! The annotated example is `dataplane/gzs.example.toml`; a test loads it.
 
 use super::check::{Check, line_of};
+use super::node::has_host;
 use super::{FILE_BYTES_MAX, KeyFiles, Machine, Problems, file};
 use gzs::api::Role;
 use serde::Deserialize;
@@ -13,6 +14,10 @@ use toml::Spanned;
 
 /// Callers that a service knows.
 const TOKENS_MAX: usize = 1000;
+/// What etcd grants at least, as it comes from Debian.
+const LEASE_S: u64 = 2;
+const LEASE_S_MAX: u64 = 60;
+const PREFIX_BYTES_MAX: usize = 200;
 /// Hours that anything may take.
 const TIME_MS_MAX: u64 = 24 * 3600 * 1000;
 
@@ -20,7 +25,7 @@ const TIME_MS_MAX: u64 = 24 * 3600 * 1000;
 #[derive(Clone, Debug)]
 pub struct GzsConfig {
     /// Where its store lies.
-    pub data_dir: PathBuf,
+    pub store: StoreAt,
     /// Where it listens.
     pub listen: SocketAddr,
     /// The first map, as text: read when the store is empty.
@@ -31,6 +36,34 @@ pub struct GzsConfig {
     pub tokens: Vec<TokenFile>,
     /// What the service goes by.
     pub settings: gzs::service::Settings,
+}
+
+/// Where a store lies.
+#[derive(Clone, Debug)]
+pub enum StoreAt {
+    /// In this directory, as SQLite: one service has it.
+    Dir(PathBuf),
+    /// In etcd: several services share it, and one leads.
+    Etcd(EtcdConfig),
+}
+
+/// An etcd, and this service among those that share it.
+#[derive(Clone, Debug)]
+pub struct EtcdConfig {
+    /// `http://` or `https://`, host and port of each member.
+    pub endpoints: Vec<String>,
+    /// Every key begins with it.
+    pub prefix: String,
+    /// What this service is called.
+    pub name: String,
+    /// Where nodes and people reach this one.
+    pub url: String,
+    /// A leader that was not heard for so long is one no more.
+    pub lease_s: u64,
+    /// Who signs the members' certificates.
+    pub ca: Option<PathBuf>,
+    /// What is shown to them.
+    pub identity: Option<KeyFiles>,
 }
 
 /// A caller: who shows what is in the file is this one.
@@ -53,12 +86,26 @@ struct Raw {
     tls: Option<RawTls>,
     #[serde(default)]
     zones: BTreeMap<String, RawZone>,
+    etcd: Option<Spanned<RawEtcd>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawEtcd {
+    endpoints: Vec<String>,
+    prefix: Option<String>,
+    name: Option<String>,
+    url: Option<String>,
+    lease_s: Option<u64>,
+    ca: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawGzs {
-    data_dir: Spanned<PathBuf>,
+    data_dir: Option<Spanned<PathBuf>>,
     listen: Spanned<String>,
     #[serde(default = "default_cluster")]
     cluster: String,
@@ -129,10 +176,8 @@ impl GzsConfig {
 impl Check<'_> {
     fn gzs(&mut self, raw: Raw) -> Option<GzsConfig> {
         let g = &raw.gzs;
-        if g.data_dir.get_ref().as_os_str().is_empty() {
-            self.say(&g.data_dir, "data_dir is empty: expected a directory");
-        }
         let listen = self.own_address(&g.listen);
+        let store = self.store(&raw, listen);
         if let Some(at) = listen.filter(|at| !at.ip().is_loopback()) {
             if raw.token.is_empty() {
                 self.say(
@@ -179,7 +224,7 @@ impl Check<'_> {
         }
         let rates = raw.zones.iter().filter_map(|(name, z)| Some((name.clone(), z.requests_per_s_max?)));
         Some(GzsConfig {
-            data_dir: self.path(g.data_dir.get_ref()),
+            store: store?,
             listen: listen?,
             map: self.path(&g.map),
             tls: raw.tls.map(|t| KeyFiles { certificate: self.path(&t.certificate), key: self.path(&t.key) }),
@@ -191,6 +236,72 @@ impl Check<'_> {
                 move_limit_ms,
                 requests_per_s_max: rates.collect(),
             },
+        })
+    }
+}
+
+impl Check<'_> {
+    fn store(&mut self, raw: &Raw, listen: Option<SocketAddr>) -> Option<StoreAt> {
+        match (&raw.gzs.data_dir, &raw.etcd) {
+            (Some(dir), None) if dir.get_ref().as_os_str().is_empty() => {
+                self.none(dir, "data_dir is empty: expected a directory")
+            }
+            (Some(dir), None) => Some(StoreAt::Dir(self.path(dir.get_ref()))),
+            (None, Some(etcd)) => self.etcd(etcd, raw, listen?).map(StoreAt::Etcd),
+            (Some(dir), Some(_)) => self.none(dir, "both data_dir and [etcd]: a service has one store"),
+            (None, None) => self.none(&raw.gzs.listen, "no store: expected data_dir (one service) or [etcd] (several)"),
+        }
+    }
+
+    fn etcd(&mut self, spanned: &Spanned<RawEtcd>, raw: &Raw, listen: SocketAddr) -> Option<EtcdConfig> {
+        let e = spanned.get_ref();
+        let (expected, secure) = (
+            "expected http:// or https:// and a host",
+            e.endpoints.iter().filter(|u| u.starts_with("https://")).count(),
+        );
+        if let Some(url) = e.endpoints.iter().find(|url| !has_host(url)) {
+            return self.none(spanned, format!("endpoints: \"{url}\": {expected}"));
+        }
+        if e.endpoints.is_empty() || (secure > 0 && secure < e.endpoints.len()) {
+            return self.none(spanned, "endpoints: expected at least one, all http:// or all https://");
+        }
+        if secure == 0 && (e.ca.is_some() || e.certificate.is_some()) {
+            self.say(spanned, "ca and certificate are for https://, and endpoints are http://");
+        }
+        let identity = match (&e.certificate, &e.key) {
+            (Some(certificate), Some(key)) => {
+                Some(KeyFiles { certificate: self.path(certificate), key: self.path(key) })
+            }
+            (None, None) => None,
+            (Some(_), None) | (None, Some(_)) => return self.none(spanned, "certificate and key go together"),
+        };
+        let lease_s = e.lease_s.unwrap_or(LEASE_S);
+        if !(LEASE_S..=LEASE_S_MAX).contains(&lease_s) {
+            let why =
+                format!("lease_s = {lease_s}: expected {LEASE_S} to {LEASE_S_MAX}; etcd's own least is {LEASE_S}");
+            return self.none(spanned, why);
+        }
+        let scheme = if raw.tls.is_some() { "https" } else { "http" };
+        let url = e.url.clone().unwrap_or_else(|| format!("{scheme}://{listen}"));
+        if !has_host(&url) || (e.url.is_none() && listen.ip().is_unspecified()) {
+            return self.none(
+                spanned,
+                format!("url = \"{url}\": expected where nodes reach this service, such as https://gzs-1:7300"),
+            );
+        }
+        let prefix = e.prefix.clone().unwrap_or_else(|| format!("ezone/{}/", raw.gzs.cluster));
+        if !prefix.ends_with('/') || prefix.len() > PREFIX_BYTES_MAX {
+            let why = format!("prefix = \"{prefix}\": expected at most {PREFIX_BYTES_MAX} bytes that end with /");
+            return self.none(spanned, why);
+        }
+        Some(EtcdConfig {
+            endpoints: e.endpoints.iter().map(|url| url.trim_end_matches('/').to_owned()).collect(),
+            prefix,
+            name: e.name.clone().unwrap_or_else(|| url.clone()),
+            url: url.trim_end_matches('/').to_owned(),
+            lease_s,
+            ca: e.ca.as_deref().map(|p| self.path(p)),
+            identity,
         })
     }
 }
@@ -213,6 +324,32 @@ mod tests {
         assert_eq!((c.tokens.len(), c.tokens[0].role), (4, Role::Node));
         assert_eq!(c.map, Path::new("/etc/ezone/china.toml"));
         assert!(c.tls.is_some() && c.settings.requests_per_s_max.contains_key("sh"));
+    }
+
+    #[test]
+    fn it_has_one_store() {
+        let etcd = |more: &str| GOOD.replace("data_dir = \"d\"\n", "") + "[etcd]\n" + more;
+        let one = "endpoints = [\"http://127.0.0.1:2379/\"]\n";
+        let c = GzsConfig::parse("f", &etcd(one)).unwrap();
+        let StoreAt::Etcd(e) = c.store else { panic!("no etcd") };
+        assert_eq!(
+            (e.endpoints[0].as_str(), e.prefix.as_str(), e.lease_s),
+            ("http://127.0.0.1:2379", "ezone/ezone/", 2)
+        );
+        assert_eq!((e.url.as_str(), e.name.as_str()), ("http://127.0.0.1:7300", "http://127.0.0.1:7300"));
+        for (more, said) in [
+            ("endpoints = []\n", "expected at least one"),
+            ("endpoints = [\"127.0.0.1:2379\"]\n", "\"127.0.0.1:2379\": expected http:// or https://"),
+            ("endpoints = [\"http://a\", \"https://b\"]\n", "all http:// or all https://"),
+            (&(one.to_owned() + "lease_s = 1\n"), "lease_s = 1: expected 2 to 60"),
+            (&(one.to_owned() + "prefix = \"a\"\n"), "that end with /"),
+            (&(one.to_owned() + "ca = \"a\"\n"), "are for https://"),
+            (&(one.to_owned() + "key = \"a\"\n"), "go together"),
+        ] {
+            assert!(problems(&etcd(more)).contains(said), "{more}: {}", problems(&etcd(more)));
+        }
+        assert!(problems(&(GOOD.to_owned() + "[etcd]\n" + one)).contains("both data_dir and [etcd]"));
+        assert!(problems(&GOOD.replace("data_dir = \"d\"\n", "")).contains("no store"));
     }
 
     #[test]

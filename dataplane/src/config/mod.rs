@@ -26,7 +26,7 @@ mod zones;
 pub use access::{AccessFormat, AccessLog};
 pub use dns::{Dns, Family};
 pub use endpoint::{ENDPOINTS_MAX, Endpoint};
-pub use gzs::{GzsConfig, TokenFile};
+pub use gzs::{EtcdConfig, GzsConfig, StoreAt, TokenFile};
 pub use layout::{Kind, Layout, Mode, Said};
 pub use limits::Limits;
 pub use log::Log;

@@ -33,8 +33,8 @@ pub enum MapSource {
 /// Where a Global Zone Service is, and what is shown to it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GzsAt {
-    /// `http://host:port` or `https://host:port`, without a path.
-    pub url: String,
+    /// `http://host:port` or `https://host:port`, without a path; several: one of them leads.
+    pub urls: Vec<String>,
     /// The file with this node's token; `None`: it wants none.
     pub token_file: Option<PathBuf>,
     /// The authorities that sign its certificate; `None`: those that this machine trusts.
@@ -54,9 +54,26 @@ pub(super) struct RawNode {
 #[serde(deny_unknown_fields)]
 pub(super) struct RawMap {
     pub(super) file: Option<PathBuf>,
-    pub(super) gzs: Option<String>,
+    pub(super) gzs: Option<OneOrMore>,
     pub(super) token_file: Option<PathBuf>,
     pub(super) ca: Option<PathBuf>,
+}
+
+/// `gzs = ".."`, or `gzs = ["..", ".."]`.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum OneOrMore {
+    One(String),
+    More(Vec<String>),
+}
+
+impl OneOrMore {
+    fn all(&self) -> Vec<&str> {
+        match self {
+            OneOrMore::One(url) => vec![url],
+            OneOrMore::More(urls) => urls.iter().map(String::as_str).collect(),
+        }
+    }
 }
 
 fn default_cluster() -> Spanned<String> {
@@ -67,18 +84,23 @@ impl Check<'_> {
     pub(super) fn map(&mut self, raw: &Spanned<RawMap>) -> Option<MapSource> {
         match (&raw.get_ref().file, &raw.get_ref().gzs) {
             (Some(file), None) => Some(MapSource::File(self.path(file))),
-            (None, Some(url)) if has_host(url) => {
+            (None, Some(gzs)) => {
+                let urls = gzs.all();
+                if let Some(url) = urls.iter().find(|url| !has_host(url)) {
+                    let expected = "expected http:// or https:// and a host, such as http://127.0.0.1:7300";
+                    return self.none(raw, format!("gzs = \"{url}\": {expected}"));
+                }
+                let plain = urls.iter().filter(|url| url.starts_with("http://")).count();
+                if urls.is_empty() || (plain > 0 && plain < urls.len()) {
+                    return self.none(raw, "gzs: expected at least one service, all by http:// or all by https://");
+                }
                 let (token_file, ca) = (raw.get_ref().token_file.as_deref(), raw.get_ref().ca.as_deref());
-                if ca.is_some() && url.starts_with("http://") {
+                if ca.is_some() && plain > 0 {
                     self.say(raw, "ca is for https://, and gzs is http://");
                 }
                 let path = |p: Option<&std::path::Path>| p.map(|p| self.path(p));
-                let url = url.trim_end_matches('/').to_owned();
-                Some(MapSource::Gzs(GzsAt { url, token_file: path(token_file), ca: path(ca) }))
-            }
-            (None, Some(url)) => {
-                let expected = "expected http:// or https:// and a host, such as http://127.0.0.1:7300";
-                self.none(raw, format!("gzs = \"{url}\": {expected}"))
+                let urls = urls.iter().map(|url| url.trim_end_matches('/').to_owned()).collect();
+                Some(MapSource::Gzs(GzsAt { urls, token_file: path(token_file), ca: path(ca) }))
             }
             (Some(_), Some(_)) => self.none(raw, "both file and gzs: a map has one source"),
             (None, None) => self.none(raw, "expected file = \"..\" (a map that never changes) or gzs = \"http://..\""),
@@ -106,7 +128,7 @@ impl Check<'_> {
 }
 
 /// Does `url` begin with `http://` or `https://` and a host?
-fn has_host(url: &str) -> bool {
+pub(super) fn has_host(url: &str) -> bool {
     url.strip_prefix("http://")
         .or(url.strip_prefix("https://"))
         .is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', ':', '?', '#']))

@@ -1,10 +1,11 @@
 //! Speaks with the Global Zone Service as an operator does: asks for its state, begins operations and waits for their end.
 
-use super::reach;
+use super::reach::{self, LEADER, Urls};
 use gzs::api::{AuditView, Fault, OpAsk, OpView, State};
-use reqwest::{Method, RequestBuilder};
+use reqwest::Method;
 use serde::de::DeserializeOwned;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one answer may take.
@@ -17,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// One service, and who asks it.
 #[derive(Clone, Debug)]
 pub struct GzsClient {
-    url: String,
+    urls: Arc<Urls>,
     token: Option<String>,
     http: reqwest::Client,
 }
@@ -71,7 +72,7 @@ fn told(status: u16, fault: &Fault) -> String {
 }
 
 impl GzsClient {
-    /// Asks the service at `url`, with a bearer token where it wants one.
+    /// Asks the service at `url`, or that which leads of several with a comma in between, with a bearer token where it wants one.
     pub fn new(url: &str, token: Option<String>) -> Result<GzsClient, String> {
         GzsClient::believing(url, token, None)
     }
@@ -79,7 +80,8 @@ impl GzsClient {
     /// Likewise; `ca`: the authorities that sign its certificate.
     pub fn believing(url: &str, token: Option<String>, ca: Option<&Path>) -> Result<GzsClient, String> {
         let http = reach::client(url, ca, PATIENCE)?;
-        Ok(GzsClient { url: url.trim_end_matches('/').into(), token, http })
+        let urls = url.split(',').map(|url| url.trim().trim_end_matches('/').to_owned()).collect();
+        Ok(GzsClient { urls: Arc::new(Urls::new(urls)), token, http })
     }
 
     /// Everything at a glance.
@@ -99,19 +101,18 @@ impl GzsClient {
 
     /// Begins one.
     pub async fn begin(&self, ask: &OpAsk) -> Result<OpView, Denied> {
-        let body = serde_json::to_vec(ask).map_err(|e| self.unreachable(&e))?;
-        let request = self.request(Method::POST, "/v1/ops").header("content-type", "application/json");
-        self.answer(request.body(body)).await
+        let body = serde_json::to_vec(ask).map_err(|e| unreachable(&self.urls.now().1, &e))?;
+        self.ask(Method::POST, "/v1/ops", Some(&body)).await
     }
 
     /// Aborts one before its point of no return.
     pub async fn abort(&self, id: u64) -> Result<OpView, Denied> {
-        self.answer(self.request(Method::POST, &format!("/v1/ops/{id}/abort"))).await
+        self.ask(Method::POST, &format!("/v1/ops/{id}/abort"), None).await
     }
 
     /// Lets one that gave up begin again what it had not done.
     pub async fn resume(&self, id: u64) -> Result<OpView, Denied> {
-        self.answer(self.request(Method::POST, &format!("/v1/ops/{id}/resume"))).await
+        self.ask(Method::POST, &format!("/v1/ops/{id}/resume"), None).await
     }
 
     /// Changes of the map after an epoch.
@@ -137,22 +138,42 @@ impl GzsClient {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Denied> {
-        self.answer(self.request(Method::GET, path)).await
+        self.ask(Method::GET, path, None).await
     }
 
-    fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.url));
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
+    /// Of services that stand by, and those that cannot be reached at all, none was asked for anything: the next one is.
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, json: Option<&[u8]>) -> Result<T, Denied> {
+        let mut tries = 0..2 * self.urls.count();
+        loop {
+            let (at, url) = self.urls.now();
+            let mut request = self.http.request(method.clone(), format!("{url}{path}"));
+            if let Some(token) = &self.token {
+                request = request.bearer_auth(token);
+            }
+            if let Some(json) = json {
+                request = request.header("content-type", "application/json").body(json.to_vec());
+            }
+            let sent = request.send().await;
+            let leader = match &sent {
+                Ok(answer) => answer.headers().get(LEADER).map(|url| url.to_str().unwrap_or_default()),
+                Err(e) => e.is_connect().then_some(""),
+            };
+            let (last, turn) = (tries.next().is_none() || self.urls.count() == 1, leader.is_some());
+            match leader {
+                Some(leader) => self.urls.turn(at, leader),
+                None if sent.is_err() => self.urls.turn(at, ""),
+                None => {}
+            }
+            if !turn || last {
+                return self.answer(&url, sent.map_err(|e| unreachable(&url, &e))?).await;
+            }
         }
     }
 
-    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> Result<T, Denied> {
-        let mut answer = request.send().await.map_err(|e| self.unreachable(&e))?;
+    async fn answer<T: DeserializeOwned>(&self, url: &str, mut answer: reqwest::Response) -> Result<T, Denied> {
         let (status, mut body) = (answer.status().as_u16(), Vec::new());
-        let garbled = |seen: String| Denied::Garbled { url: self.url.clone(), status, seen };
-        while let Some(piece) = answer.chunk().await.map_err(|e| self.unreachable(&e))? {
+        let garbled = |seen: String| Denied::Garbled { url: url.to_owned(), status, seen };
+        while let Some(piece) = answer.chunk().await.map_err(|e| unreachable(url, &e))? {
             if body.len() + piece.len() > ANSWER_BYTES_MAX {
                 return Err(garbled(format!("more than {ANSWER_BYTES_MAX} bytes")));
             }
@@ -166,17 +187,17 @@ impl GzsClient {
             Err(_) => Err(garbled(format!("{} bytes that say no reason", body.len()))),
         }
     }
+}
 
-    fn unreachable(&self, why: &dyn std::error::Error) -> Denied {
-        let mut text = why.to_string();
-        // reqwest keeps what happened in the sources of its errors.
-        let mut source = why.source();
-        while let Some(deeper) = source {
-            text += &format!(": {deeper}");
-            source = deeper.source();
-        }
-        Denied::Unreachable { url: self.url.clone(), why: text }
+fn unreachable(url: &str, why: &dyn std::error::Error) -> Denied {
+    let mut text = why.to_string();
+    // reqwest keeps what happened in the sources of its errors.
+    let mut source = why.source();
+    while let Some(deeper) = source {
+        text += &format!(": {deeper}");
+        source = deeper.source();
     }
+    Denied::Unreachable { url: url.to_owned(), why: text }
 }
 
 #[cfg(test)]
@@ -187,7 +208,6 @@ mod tests {
     use axum::http::{HeaderMap, StatusCode};
     use axum::routing::{get, post};
     use gzs::api::What;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
     fn view(id: u64, state: &str) -> OpView {

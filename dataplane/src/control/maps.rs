@@ -1,6 +1,6 @@
 //! Follows the map: asks the GZS by long poll, keeps each map on disk before anyone acts on it, never goes back.
 
-use super::reach::{Reach, root_cause};
+use super::reach::{Asked, Reach, root_cause};
 use super::{Failed, durable};
 use crate::config::{GzsAt, MapSource, file};
 use crate::uring;
@@ -128,8 +128,8 @@ impl Follower {
         let (had, wait) = (self.kept.newest(), wait.as_millis());
         let (after, digest) =
             had.map_or((0, String::new()), |m| (m.epoch().0, format!("&digest={}", hex(&m.digest()))));
-        let ask = self.reach.request(reqwest::Method::GET, &format!("/v1/map?after={after}{digest}&wait_ms={wait}"));
-        let mut answer = ask.send().await.map_err(|e| root_cause(&e))?;
+        let path = format!("/v1/map?after={after}{digest}&wait_ms={wait}");
+        let mut answer = self.reach.ask(Asked { method: reqwest::Method::GET, path: &path, json: None }).await?;
         match answer.status().as_u16() {
             200 => {}
             204 => return Ok(None),
@@ -201,7 +201,7 @@ pub async fn first(
     if let Some(map) = had {
         return Ok(map);
     }
-    tracing::info!("no map on disk: waiting for one from the GZS at {}", at.url);
+    tracing::info!("no map on disk: waiting for one from the GZS at {}", at.urls.join(", "));
     loop {
         match newer.recv().await {
             Some(News::Map(map)) => return Ok(map),

@@ -1,18 +1,22 @@
 //! How a node reaches the Global Zone Service: an HTTP client with its token and the authorities that it believes.
 
-use crate::config::{GzsAt, file};
-use crate::tls::{Makers, Roots};
+use crate::config::{GzsAt, KeyFiles, file};
+use crate::tls::{Makers, Pair, Roots};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 const TOKEN_BYTES_MAX: u64 = 4096;
 const CA_BYTES_MAX: u64 = 1 << 20;
 
-/// A service, and who asks it.
+/// Of a service that stands by: where the one is that leads; empty: not known.
+pub const LEADER: &str = "x-ezone-leader";
+
+/// A service, or several of which one leads, and who asks.
 #[derive(Clone)]
 pub struct Reach {
-    url: String,
+    urls: Arc<Urls>,
     http: reqwest::Client,
     token: Option<String>,
     /// Who asks, as the service's messages name it.
@@ -30,29 +34,104 @@ impl Reach {
                 Some(text.trim().to_owned())
             }
         };
-        let http = client(&at.url, at.ca.as_deref(), patience)?;
+        let urls = Arc::new(Urls::new(at.urls.clone()));
+        let http = client(&urls.now().1, at.ca.as_deref(), patience)?;
         // Header values are visible ASCII.
         let who = who.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
-        Ok(Reach { url: at.url.clone(), http, token, who })
+        Ok(Reach { urls, http, token, who })
     }
 
-    /// Where it is.
-    pub fn url(&self) -> &str {
-        &self.url
+    /// Where it is: the one that is asked next.
+    pub fn url(&self) -> String {
+        self.urls.now().1
     }
 
-    /// A request for a path.
-    pub fn request(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
-        let request = self.http.request(method, format!("{}{path}", self.url)).header("x-ezone-node", &self.who);
-        match &self.token {
-            Some(token) => request.bearer_auth(token),
-            None => request,
+    /// Asks; an answer of a service that stands by is an error, and the next time another one is asked.
+    pub async fn ask(&self, asked: Asked<'_>) -> Result<reqwest::Response, String> {
+        let (at, url) = self.urls.now();
+        let mut request =
+            self.http.request(asked.method, format!("{url}{}", asked.path)).header("x-ezone-node", &self.who);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
         }
+        if let Some(json) = asked.json {
+            request = request.header("content-type", "application/json").body(json);
+        }
+        match request.send().await {
+            Ok(answer) => match answer.headers().get(LEADER) {
+                None => Ok(answer),
+                Some(leader) => {
+                    let leader = leader.to_str().unwrap_or_default().to_owned();
+                    self.urls.turn(at, &leader);
+                    Err(format!(
+                        "{url} stands by{}",
+                        if leader.is_empty() { String::new() } else { format!(" for {leader}") }
+                    ))
+                }
+            },
+            Err(e) => {
+                self.urls.turn(at, "");
+                Err(root_cause(&e))
+            }
+        }
+    }
+}
+
+/// What is asked for.
+pub struct Asked<'a> {
+    /// How.
+    pub method: reqwest::Method,
+    /// Of the service.
+    pub path: &'a str,
+    /// What is sent.
+    pub json: Option<Vec<u8>>,
+}
+
+/// Addresses of services of which one leads, as far as is known the one that is asked now.
+#[derive(Debug)]
+pub struct Urls {
+    all: Vec<String>,
+    at: AtomicUsize,
+}
+
+impl Urls {
+    /// At least one.
+    pub fn new(all: Vec<String>) -> Urls {
+        Urls { all, at: AtomicUsize::new(0) }
+    }
+
+    /// Which is asked now.
+    pub fn now(&self) -> (usize, String) {
+        let at = self.at.load(Relaxed) % self.all.len().max(1);
+        (at, self.all.get(at).cloned().unwrap_or_default())
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The one at `failed` was of no use: from now on that at `leader` is asked if it is one of these, else the one behind it, unless someone has turned
+    /// already. What is not in the configuration is not asked: it would be shown a token.
+    pub fn turn(&self, failed: usize, leader: &str) {
+        let leader = leader.trim_end_matches('/');
+        let next = self.all.iter().position(|url| url == leader).unwrap_or((failed + 1) % self.all.len().max(1));
+        let _ = self.at.compare_exchange(failed, next, Relaxed, Relaxed); // someone was faster
     }
 }
 
 /// An HTTP client for what is at `url`; `ca`: who signs its certificate, `None`: those that this machine trusts.
 pub fn client(url: &str, ca: Option<&Path>, patience: Duration) -> Result<reqwest::Client, String> {
+    client_as(url, ca, None, patience)
+}
+
+/// Likewise, showing a certificate of its own.
+pub fn client_as(
+    url: &str,
+    ca: Option<&Path>,
+    own: Option<&KeyFiles>,
+    patience: Duration,
+) -> Result<reqwest::Client, String> {
     let roots = match ca {
         _ if !url.starts_with("https://") => None,
         None => Some(Roots::system()?),
@@ -64,7 +143,12 @@ pub fn client(url: &str, ca: Option<&Path>, patience: Duration) -> Result<reqwes
     };
     // Without certificates to believe nobody's is: what speaks plainly needs none.
     let nobody = || Roots { store: Arc::new(rustls::RootCertStore::empty()), until_s: i64::MAX };
-    let tls = Makers::new()?.upstream(&roots.unwrap_or_else(nobody), None, None)?;
+    let makers = Makers::new()?;
+    let own = own.map(|files| {
+        let read = |path: &Path| file::read(path, CA_BYTES_MAX).map_err(|e| format!("{}: {e}", path.display()));
+        Pair::read(&read(&files.certificate)?, &read(&files.key)?, makers.provider())
+    });
+    let tls = makers.upstream(&roots.unwrap_or_else(nobody), own.transpose()?.as_ref(), None)?;
     let builder = reqwest::Client::builder().timeout(patience).connect_timeout(Duration::from_secs(2)).no_proxy();
     builder.use_preconfigured_tls(tls.config.as_ref().clone()).build().map_err(|e| format!("HTTP client: {e}"))
 }
@@ -76,4 +160,23 @@ pub fn root_cause(e: &dyn std::error::Error) -> String {
         cause = below;
     }
     cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_of_no_use_is_left_for_the_leader_or_the_next() {
+        let urls = Urls::new(["a", "b", "c"].map(str::to_owned).into());
+        assert_eq!(urls.now(), (0, "a".into()));
+        urls.turn(0, "c/");
+        assert_eq!(urls.now(), (2, "c".into()));
+        urls.turn(0, "b");
+        assert_eq!(urls.now(), (2, "c".into()), "someone has turned already");
+        urls.turn(2, "http://nobody.knows.it");
+        assert_eq!(urls.now(), (0, "a".into()));
+        urls.turn(0, "");
+        assert_eq!(urls.now(), (1, "b".into()));
+    }
 }

@@ -3,7 +3,7 @@
 //!
 //! A log need not be asked about a move to its zone: the map says so, and it reports as soon as it is ready.
 
-use super::reach::{Reach, root_cause};
+use super::reach::{Asked, Reach, root_cause};
 use gzs::api::{NodeAsked, NodeTold, ReportAsk};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -80,9 +80,8 @@ fn matters(last: &NodeTold, now: &NodeTold) -> bool {
 
 async fn send(reach: Reach, told: NodeTold) -> Result<NodeAsked, String> {
     let body = serde_json::to_vec(&told).map_err(|e| e.to_string())?;
-    let request =
-        reach.request(reqwest::Method::POST, "/v1/nodes").header("content-type", "application/json").body(body);
-    let answer = request.send().await.map_err(|e| root_cause(&e))?;
+    let asked = Asked { method: reqwest::Method::POST, path: "/v1/nodes", json: Some(body) };
+    let answer = reach.ask(asked).await?;
     let status = answer.status().as_u16();
     let bytes = answer.bytes().await.map_err(|e| root_cause(&e))?;
     if status != 200 {

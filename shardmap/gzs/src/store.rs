@@ -18,6 +18,8 @@ pub trait Store {
     fn commit(&mut self, change: &Change) -> Result<(), Unstored>;
     /// The changes after the one that made map `after`, oldest first, at most `max`.
     fn audit(&mut self, after: u64, max: usize) -> Result<Vec<AuditView>, Unstored>;
+    /// From now on changes are those of a leader with this token, where several services share the store: refused when another one leads.
+    fn lead(&mut self, _token: i64) {}
 }
 
 impl<S: Store + ?Sized> Store for Box<S> {
@@ -35,5 +37,9 @@ impl<S: Store + ?Sized> Store for Box<S> {
 
     fn audit(&mut self, after: u64, max: usize) -> Result<Vec<AuditView>, Unstored> {
         (**self).audit(after, max)
+    }
+
+    fn lead(&mut self, token: i64) {
+        (**self).lead(token);
     }
 }

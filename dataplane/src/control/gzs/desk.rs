@@ -1,4 +1,5 @@
-//! Where everybody who comes meets the service: one after the other, each change stored before anyone hears of it.
+//! Where everybody who comes meets the service. What changes it goes, one after the other, through the **keeper**, a thread that owns the
+//! store: each change is stored before anyone hears of it, and nobody who only looks waits for a disk, or for etcd.
 
 use super::auth::Callers;
 use axum::body::Bytes;
@@ -6,22 +7,68 @@ use gzs::api::AuditView;
 use gzs::change::{Change, Held, Unstored};
 use gzs::service::{Refused, Service, Settings};
 use gzs::store::Store;
-use gzs::store::sqlite::Sqlite;
+use gzs::store::etcd::Who;
 use shardmap::map::Map;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{oneshot, watch};
 
-/// The service, its store, and what is handed out.
+/// Changes that a new leader shows from the start.
+const AUDIT_SHOWN: u64 = 20;
+/// How often the keeper looks though nobody woke it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The service, and what is handed out.
 pub struct Desk {
     inner: Mutex<Inner>,
+    keeper: Sender<Work>,
+    /// The keeper was woken and has not looked yet: once is enough.
+    woken: AtomicBool,
     callers: Mutex<Callers>,
     maps: watch::Sender<Arc<Issued>>,
-    wake: Notify,
+    leader: watch::Sender<Leader>,
     clock: Clock,
     /// What was counted since the start.
     pub counts: Counts,
+}
+
+/// Who leads, of the services that share a store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Leader {
+    /// This one: all that comes is answered here.
+    Here,
+    /// Another one, if one is known.
+    Elsewhere(Option<Who>),
+}
+
+/// How the election stands for this service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Elected {
+    /// It leads, with this token.
+    This(i64),
+    /// Another one does, or nobody.
+    Other(Option<Who>),
+}
+
+type Make = Box<dyn FnOnce(&Service, u64) -> Result<Change, Refused> + Send>;
+
+/// What the keeper is asked for.
+enum Work {
+    /// Something has happened: is there a change to store?
+    Look,
+    /// Likewise, and someone waits until that is done.
+    Settle(oneshot::Sender<()>),
+    /// A change that a person asked for; the operation's number.
+    Change(Make, oneshot::Sender<Result<u64, Denied>>),
+    Audit {
+        after: u64,
+        max: usize,
+        found: oneshot::Sender<Result<Vec<AuditView>, Unstored>>,
+    },
+    Elected(Elected),
+    Stop,
 }
 
 /// A map as it is handed out: encoded once, however many ask.
@@ -49,11 +96,8 @@ pub struct Counts {
 
 struct Inner {
     service: Service,
-    store: Sqlite,
     /// The first epoch of this process's with the fences of today: who has a map since then has them.
     fences_since: u64,
-    /// It was said that the store fails.
-    told: bool,
 }
 
 /// Milliseconds since 1970 that never jump: this machine's clock at the start, and what has passed since.
@@ -65,21 +109,35 @@ impl Clock {
     }
 }
 
+/// What a keeper is made of.
+pub struct Keeper {
+    store: Box<dyn Store + Send>,
+    settings: Settings,
+    asked: Receiver<Work>,
+    /// It was said that the store fails.
+    told: bool,
+}
+
 impl Desk {
-    /// Goes on from what the store holds.
-    pub fn new(held: Held, audit: Vec<AuditView>, store: Sqlite, settings: Settings, callers: Callers) -> Desk {
+    /// Goes on from what the store holds; the keeper is to be run by a thread of its own. `alone`: no other service shares the store.
+    pub fn new(
+        held: Held,
+        mut store: Box<dyn Store + Send>,
+        settings: Settings,
+        callers: Callers,
+        alone: bool,
+    ) -> Result<(Arc<Desk>, Keeper), Unstored> {
         let clock = Clock(super::super::wall_ms(), Instant::now());
         let fences_since = held.map.epoch().0;
-        let service = Service::new(held, audit, settings, clock.now_ms());
+        let service = begun(held, &mut store, &settings, clock.now_ms())?;
         let (maps, _) = watch::channel(Arc::new(Issued::new(service.map().clone())));
-        Desk {
-            inner: Mutex::new(Inner { service, store, fences_since, told: false }),
-            callers: Mutex::new(callers),
-            maps,
-            wake: Notify::new(),
-            clock,
-            counts: Counts::default(),
-        }
+        let (leader, _) = watch::channel(if alone { Leader::Here } else { Leader::Elsewhere(None) });
+        let (keeper, asked) = channel();
+        let inner = Mutex::new(Inner { service, fences_since });
+        let callers = Mutex::new(callers);
+        let woken = AtomicBool::new(false);
+        let desk = Desk { inner, keeper, woken, callers, maps, leader, clock, counts: Counts::default() };
+        Ok((Arc::new(desk), Keeper { store, settings, asked, told: false }))
     }
 
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -111,102 +169,86 @@ impl Desk {
         self.maps.subscribe()
     }
 
+    /// Who leads, and each change of that.
+    pub fn leader(&self) -> watch::Receiver<Leader> {
+        self.leader.subscribe()
+    }
+
     /// Who waits for a newer map.
     pub fn subscribers(&self) -> u64 {
         self.maps.receiver_count() as u64
     }
 
-    /// Ends when there is something to do.
-    pub async fn woken(&self) {
-        self.wake.notified().await;
-    }
-
-    /// Something with the service; what follows from it is done at once.
+    /// Something with the service; the keeper looks at once what follows from it.
     pub fn with<T>(&self, what: impl FnOnce(&mut Service, u64) -> T) -> T {
-        let mut inner = self.inner();
-        let done = what(&mut inner.service, self.now_ms());
-        self.drain(&mut inner);
+        let done = what(&mut self.inner().service, self.now_ms());
+        if !self.woken.swap(true, Relaxed) {
+            self.ask(Work::Look);
+        }
         done
     }
 
-    /// A change that someone asked for: stored and in force, or why not.
-    pub fn change<T>(
-        &self,
-        make: impl FnOnce(&Service, u64) -> Result<Change, Refused>,
-        then: impl FnOnce(&Service, u64) -> T,
-    ) -> Result<T, Denied> {
-        let mut inner = self.inner();
-        self.drain(&mut inner);
-        let change = make(&inner.service, self.now_ms()).map_err(Denied::Refused)?;
-        let op = change.op.as_ref().map_or(0, |op| op.id);
-        self.store(&mut inner, change).map_err(|e| Denied::Store(e.to_string()))?;
-        self.drain(&mut inner);
-        Ok(then(&inner.service, op))
+    /// Looks at the service, and changes nothing.
+    pub fn see<T>(&self, what: impl FnOnce(&Service, u64) -> T) -> T {
+        what(&self.inner().service, self.now_ms())
     }
 
-    /// Does what is due; how long until the next.
-    pub fn step(&self) -> Duration {
-        let mut inner = self.inner();
-        self.drain(&mut inner);
-        let now = self.now_ms();
-        Duration::from_millis(inner.service.deadline_ms(now).saturating_sub(now))
+    /// Ends when everything that follows from what was said so far is stored.
+    pub async fn settled(&self) {
+        let (done, ended) = oneshot::channel();
+        self.ask(Work::Settle(done));
+        drop(ended.await); // a keeper that is gone has nothing to store
+    }
+
+    /// A change that someone asks for: stored and in force, or why not.
+    pub async fn change<T>(
+        &self,
+        make: impl FnOnce(&Service, u64) -> Result<Change, Refused> + Send + 'static,
+        then: impl FnOnce(&Service, u64) -> T,
+    ) -> Result<T, Denied> {
+        let (done, stored) = oneshot::channel();
+        self.ask(Work::Change(Box::new(make), done));
+        let op = stored.await.map_err(|_| Denied::Store("the service is ending".into()))??;
+        Ok(then(&self.inner().service, op))
     }
 
     /// Changes after an epoch.
-    pub fn audit(&self, after: u64, max: usize) -> Result<Vec<AuditView>, Unstored> {
-        self.inner().store.audit(after, max)
+    pub async fn audit(&self, after: u64, max: usize) -> Result<Vec<AuditView>, Unstored> {
+        let (found, all) = oneshot::channel();
+        self.ask(Work::Audit { after, max, found });
+        all.await.map_err(|_| Unstored::Failed("the service is ending".into()))?
+    }
+
+    /// How the election stands.
+    pub fn elected(&self, how: Elected) {
+        // What is no leader any more says so at once, whatever the keeper is at.
+        if let Elected::Other(who) = &how {
+            self.led_by(Leader::Elsewhere(who.clone()));
+        }
+        self.ask(Work::Elected(how));
+    }
+
+    /// The keeper ends.
+    pub fn stop(&self) {
+        self.ask(Work::Stop);
+    }
+
+    fn ask(&self, work: Work) {
+        drop(self.keeper.send(work)); // it has ended: whoever waits hears that
+    }
+
+    fn led_by(&self, leader: Leader) {
+        self.leader.send_if_modified(|before| {
+            let other = *before != leader;
+            *before = leader;
+            other
+        });
     }
 
     /// The newest map's bytes for someone who has map `after` of that digest.
     pub fn bytes(&self, issued: &Issued, after: u64, knows: bool) -> Bytes {
         let has_fences = knows && after >= self.inner().fences_since;
         if has_fences { issued.small.clone() } else { issued.whole.clone() }
-    }
-
-    fn drain(&self, inner: &mut Inner) {
-        if inner.service.wants_reload() && self.reload(inner).is_err() {
-            return;
-        }
-        while let Some(change) = inner.service.next_change(self.now_ms()) {
-            match self.store(inner, change) {
-                Ok(()) => inner.told = false,
-                Err(Unstored::Overtaken { .. }) => return,
-                Err(e) => {
-                    if !std::mem::replace(&mut inner.told, true) {
-                        tracing::error!("a change cannot be stored, and is tried again until it is: {e}");
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    fn store(&self, inner: &mut Inner, change: Change) -> Result<(), Unstored> {
-        if let Err(e) = inner.store.commit(&change) {
-            self.counts.unstored.fetch_add(1, Relaxed);
-            if let Unstored::Overtaken { .. } = &e {
-                tracing::warn!("{e}");
-                self.reload(inner)?;
-            }
-            return Err(e);
-        }
-        tell(&change);
-        let before = inner.service.map().clone();
-        inner.service.on_stored(change);
-        self.issue(inner, &before);
-        self.wake.notify_one();
-        Ok(())
-    }
-
-    fn reload(&self, inner: &mut Inner) -> Result<(), Unstored> {
-        let Some(held) = inner.store.load()? else { return Err(Unstored::Failed("the store is empty".into())) };
-        let before = inner.service.map().clone();
-        inner.service.reload(held);
-        self.issue(inner, &before);
-        if let Some(why) = inner.service.stopped() {
-            tracing::error!("{why}");
-        }
-        Ok(())
     }
 
     fn issue(&self, inner: &mut Inner, before: &Map) {
@@ -221,6 +263,151 @@ impl Desk {
     }
 }
 
+fn begun(held: Held, store: &mut impl Store, settings: &Settings, now_ms: u64) -> Result<Service, Unstored> {
+    let from = held.map.epoch().0.saturating_sub(AUDIT_SHOWN);
+    let shown = store.audit(from, AUDIT_SHOWN as usize)?;
+    Ok(Service::new(held, shown, settings.clone(), now_ms))
+}
+
+impl Keeper {
+    /// Keeps until it is told to stop.
+    pub fn run(mut self, desk: &Desk) {
+        let mut leads = *desk.leader.borrow() == Leader::Here;
+        loop {
+            if leads {
+                self.drain(desk);
+            }
+            let due = desk.inner().service.deadline_ms(desk.now_ms()).saturating_sub(desk.now_ms());
+            let work = match self.asked.recv_timeout(Duration::from_millis(due).min(LOOK)) {
+                Ok(work) => work,
+                Err(RecvTimeoutError::Timeout) => Work::Look,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            desk.woken.store(false, Relaxed);
+            match work {
+                Work::Look => {}
+                Work::Settle(done) => {
+                    if leads {
+                        self.drain(desk);
+                    }
+                    let _ = done.send(()); // nobody waits any more
+                }
+                Work::Change(make, done) => {
+                    let stored = if leads { self.make(desk, make) } else { Err(Denied::Standby) };
+                    drop(done.send(stored)); // nobody waits any more: it is in the audit
+                }
+                Work::Audit { after, max, found } => drop(found.send(self.store.audit(after, max))), // likewise
+                Work::Elected(how) => leads = self.elected(desk, how),
+                Work::Stop => return,
+            }
+        }
+    }
+
+    /// Does this one lead now?
+    fn elected(&mut self, desk: &Desk, how: Elected) -> bool {
+        let token = match how {
+            Elected::This(token) => token,
+            Elected::Other(_) => return false,
+        };
+        self.store.lead(token);
+        match self.take_over(desk) {
+            Ok(()) => {
+                tracing::info!(
+                    "this service leads now, elected at revision {token}, with map {}",
+                    desk.newest().map.epoch()
+                );
+                desk.led_by(Leader::Here);
+                true
+            }
+            Err(why) => {
+                tracing::error!("elected, and the store cannot be read: {why}; tried again");
+                std::thread::sleep(LOOK);
+                desk.ask(Work::Elected(how));
+                false
+            }
+        }
+    }
+
+    /// Begins anew from what the store holds: what the leader before knew of nodes is not known here.
+    fn take_over(&mut self, desk: &Desk) -> Result<(), Unstored> {
+        let held = self.store.load()?.ok_or_else(empty)?;
+        let service = begun(held, &mut self.store, &self.settings, desk.now_ms())?;
+        let mut inner = desk.inner();
+        let before = std::mem::replace(&mut inner.service, service).map().clone();
+        desk.issue(&mut inner, &before);
+        Ok(())
+    }
+
+    fn make(&mut self, desk: &Desk, make: Make) -> Result<u64, Denied> {
+        self.drain(desk);
+        let change = make(&desk.inner().service, desk.now_ms()).map_err(Denied::Refused)?;
+        let op = change.op.clone();
+        if let Err(e) = self.store(desk, change) {
+            // Its answer may have been lost, and not what was asked for.
+            let stored =
+                self.reload(desk).is_ok() && op.as_ref().is_some_and(|op| desk.inner().service.op(op.id) == Some(op));
+            if !stored {
+                return Err(Denied::Store(e.to_string()));
+            }
+        }
+        self.drain(desk);
+        Ok(op.map_or(0, |op| op.id))
+    }
+
+    fn drain(&mut self, desk: &Desk) {
+        if desk.inner().service.wants_reload() && self.reload(desk).is_err() {
+            return;
+        }
+        loop {
+            let next = desk.inner().service.next_change(desk.now_ms());
+            let Some(change) = next else { return };
+            match self.store(desk, change) {
+                Ok(()) => self.told = false,
+                Err(Unstored::Overtaken { .. }) => return,
+                Err(e) => {
+                    if !std::mem::replace(&mut self.told, true) {
+                        tracing::error!("a change cannot be stored, and is tried again until it is: {e}");
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    fn store(&mut self, desk: &Desk, change: Change) -> Result<(), Unstored> {
+        if let Err(e) = self.store.commit(&change) {
+            desk.counts.unstored.fetch_add(1, Relaxed);
+            if let Unstored::Overtaken { .. } = &e {
+                tracing::warn!("{e}");
+                self.reload(desk)?;
+            }
+            return Err(e);
+        }
+        tell(&change);
+        let mut inner = desk.inner();
+        let before = inner.service.map().clone();
+        inner.service.on_stored(change);
+        desk.issue(&mut inner, &before);
+        Ok(())
+    }
+
+    fn reload(&mut self, desk: &Desk) -> Result<(), Unstored> {
+        let held = self.store.load()?.ok_or_else(empty)?;
+        let mut inner = desk.inner();
+        let before = inner.service.map().clone();
+        inner.service.reload(held);
+        desk.issue(&mut inner, &before);
+        if let Some(why) = inner.service.stopped() {
+            tracing::error!("{why}");
+        }
+        Ok(())
+    }
+}
+
+fn empty() -> Unstored {
+    Unstored::Failed("the store is empty".into())
+}
+
 /// Why a change did not take place.
 #[derive(Debug)]
 pub enum Denied {
@@ -228,6 +415,8 @@ pub enum Denied {
     Refused(Refused),
     /// By the store.
     Store(String),
+    /// Another service leads.
+    Standby,
 }
 
 /// Each change of the map is said once, where the service runs.

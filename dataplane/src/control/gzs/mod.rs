@@ -2,6 +2,8 @@
 
 mod auth;
 mod desk;
+mod elect;
+mod etcd;
 mod pages;
 mod tls;
 
@@ -10,30 +12,40 @@ use super::notify;
 use super::signals::{Asked, Signals};
 use super::visit::Visitors;
 use super::{Failed, data_dir, runtime};
-use crate::config::{GzsConfig, file};
+use crate::config::{EtcdConfig, GzsConfig, StoreAt, file};
 use auth::Callers;
 use desk::{Desk, Issued};
 use gzs::api::AuditView;
 use gzs::change::Unstored;
 use gzs::store::Store;
+use gzs::store::etcd::{Election, Etcd, Who};
 use gzs::store::sqlite::Sqlite;
 use shardmap::map::Map;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// A map that is adopted, whole.
 const MAP_BYTES_MAX: u64 = 64 << 20;
-/// Changes that are shown from the start.
-const AUDIT_SHOWN: u64 = 20;
+/// How long etcd may take to answer.
+const STORE_PATIENCE: Duration = Duration::from_secs(2);
 /// Nodes and people at once: each node keeps two connections.
 const VISITORS_MAX: usize = 8192;
 
 /// Runs the service until it is asked to stop; `adopt`: a map file of a node, from which it goes on.
 pub fn run(config: &GzsConfig, adopt: Option<&Path>, stop_with_stdin: bool) -> Result<(), Failed> {
-    data_dir(&config.data_dir)?;
-    let mut store = Sqlite::open(&config.data_dir.join("gzs.db")).map_err(unstored)?;
+    let mut store: Box<dyn Store + Send> = match &config.store {
+        StoreAt::Dir(dir) => {
+            data_dir(dir)?;
+            Box::new(Sqlite::open(&dir.join("gzs.db")).map_err(unstored)?)
+        }
+        StoreAt::Etcd(at) => {
+            Box::new(Etcd::new(etcd::Http::new(at, STORE_PATIENCE).map_err(Failed::Input)?, &at.prefix))
+        }
+    };
     begin(config, &mut store)?;
     if let Some(file) = adopt {
         take_up(file, &mut store)?;
@@ -50,7 +62,7 @@ fn unstored(why: Unstored) -> Failed {
 }
 
 /// An empty store gets the configuration's map; one that holds a map goes on with that, whatever the file says.
-fn begin(config: &GzsConfig, store: &mut Sqlite) -> Result<(), Failed> {
+fn begin(config: &GzsConfig, store: &mut impl Store) -> Result<(), Failed> {
     match store.load().map_err(unstored)? {
         Some(held) => {
             tracing::info!("the store holds map {}", held.map.epoch());
@@ -59,12 +71,18 @@ fn begin(config: &GzsConfig, store: &mut Sqlite) -> Result<(), Failed> {
         None => {
             let map = from_file(&config.map).map_err(Failed::Input)?;
             let why = format!("the first map: {}", config.map.display());
-            store.adopt(&map, &audit(&map, why)).map_err(unstored)
+            match store.adopt(&map, &audit(&map, why)) {
+                Err(Unstored::Overtaken { holds, .. }) => {
+                    tracing::info!("another service began with {holds}");
+                    Ok(())
+                }
+                stored => stored.map_err(unstored),
+            }
         }
     }
 }
 
-fn take_up(path: &Path, store: &mut Sqlite) -> Result<(), Failed> {
+fn take_up(path: &Path, store: &mut impl Store) -> Result<(), Failed> {
     let wrong = |e: String| Failed::Input(format!("--adopt {}: {e}", path.display()));
     let bytes = file::read(path, MAP_BYTES_MAX).map_err(|e| wrong(e.to_string()))?;
     let map =
@@ -78,7 +96,7 @@ fn audit(map: &Map, why: String) -> AuditView {
     AuditView { epoch: map.epoch().0, at_ms: super::wall_ms(), by: "ezone gzs".into(), why, op: None, changes: vec![] }
 }
 
-async fn serve(config: &GzsConfig, mut store: Sqlite, stop_with_stdin: bool) -> Result<(), Failed> {
+async fn serve(config: &GzsConfig, mut store: Box<dyn Store + Send>, stop_with_stdin: bool) -> Result<(), Failed> {
     let mut signals = Signals::new(stop_with_stdin)?;
     let callers = Callers::read(&config.tokens).map_err(Failed::Input)?;
     let shown_tls = config.tls.as_ref().map(tls::Shown::read).transpose().map_err(Failed::Input)?;
@@ -90,9 +108,15 @@ async fn serve(config: &GzsConfig, mut store: Sqlite, stop_with_stdin: bool) -> 
         _ => format!("[gzs] listen = {at}: {e}"),
     })?;
     let held = store.load().map_err(unstored)?.ok_or_else(|| Failed::Fault("the store is empty again".into()))?;
-    let from = held.map.epoch().0.saturating_sub(AUDIT_SHOWN);
-    let shown = store.audit(from, AUDIT_SHOWN as usize).map_err(unstored)?;
-    let desk = Arc::new(Desk::new(held, shown, store, config.settings.clone(), callers));
+    let alone = matches!(config.store, StoreAt::Dir(_));
+    let (desk, keeper) = Desk::new(held, store, config.settings.clone(), callers, alone).map_err(unstored)?;
+    let kept = desk.clone();
+    let keeping = thread("store", move || keeper.run(&kept))?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let electing = match &config.store {
+        StoreAt::Dir(_) => None,
+        StoreAt::Etcd(at) => Some(elect(at, desk.clone(), stop.clone())?),
+    };
     tracing::info!(
         "map {}: on {at} ({}, {})",
         desk.newest().map.epoch(),
@@ -110,30 +134,47 @@ async fn serve(config: &GzsConfig, mut store: Sqlite, stop_with_stdin: bool) -> 
         None => drop(tokio::spawn(async move { axum::serve(visitors, pages).await })),
     }
     loop {
-        let due = desk.step();
-        tokio::select! {
-            asked = signals.next() => match asked {
-                Asked::Stop => {
-                    notify::tell(notify::STOPPING);
-                    return Ok(());
+        match signals.next().await {
+            Asked::Stop => break,
+            Asked::Reload => {
+                match Callers::read(&config.tokens) {
+                    Ok(callers) => desk.admit(callers),
+                    Err(why) => tracing::error!("tokens are as they were: {why}"),
                 }
-                Asked::Reload => {
-                    match Callers::read(&config.tokens) {
-                        Ok(callers) => desk.admit(callers),
-                        Err(why) => tracing::error!("tokens are as they were: {why}"),
-                    }
-                    if let (Some(shown), Some(files)) = (&shown_tls, &config.tls)
-                        && let Err(why) = shown.renew(files)
-                    {
-                        tracing::error!("the certificate is as it was: {why}");
-                    }
+                if let (Some(shown), Some(files)) = (&shown_tls, &config.tls)
+                    && let Err(why) = shown.renew(files)
+                {
+                    tracing::error!("the certificate is as it was: {why}");
                 }
-                Asked::Upgrade => tracing::info!("this service is upgraded by stopping it and starting the new program: nodes go on meanwhile"),
-            },
-            () = desk.woken() => {}
-            () = tokio::time::sleep(due.min(Duration::from_millis(100))) => {}
+            }
+            Asked::Upgrade => {
+                tracing::info!(
+                    "this service is upgraded by stopping it and starting the new program: nodes go on meanwhile"
+                );
+            }
         }
     }
+    notify::tell(notify::STOPPING);
+    // A leader that is stopped lets another one lead at once.
+    stop.store(true, Relaxed);
+    desk.stop();
+    for thread in electing.into_iter().chain([keeping]) {
+        thread.join().map_err(|_| Failed::Fault("a thread of the service has panicked".into()))?;
+    }
+    Ok(())
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failed> {
+    let made = std::thread::Builder::new().name(name.into()).spawn(run);
+    made.map_err(|e| Failed::Fault(format!("a thread \"{name}\": {e}")))
+}
+
+/// Stands for election until it is told to stop.
+fn elect(at: &EtcdConfig, desk: Arc<Desk>, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, Failed> {
+    let me = Who { name: at.name.clone(), url: at.url.clone() };
+    let lease = Duration::from_secs(at.lease_s);
+    let (election, mut etcd) = (Election::new(&at.prefix, me, at.lease_s), etcd::Http::new(at, lease / 4)?);
+    thread("election", move || elect::run(&election, &mut etcd, lease, &stop, |how| desk.elected(how)))
 }
 
 /// The bytes of a map, as answers.

@@ -1,13 +1,15 @@
 //! The service's HTTP: shapes and routes are in `gzs::api`.
 
 use super::auth::{Barred, Caller};
-use super::desk::{Denied, Desk};
+use super::desk::{Denied, Desk, Leader};
 use crate::control::metrics::Page;
+use crate::control::reach::LEADER;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::{HeaderMap, HeaderName, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use gzs::api::{Fault, NodeTold, OpAsk, Role, What};
@@ -63,7 +65,20 @@ pub fn pages(desk: Arc<Desk>) -> Router {
     for (path, kind, text) in CONSOLE {
         pages = pages.route(path, get(async move || shown(kind, text)));
     }
+    let pages = pages.layer(from_fn_with_state(desk.clone(), by_the_leader));
     pages.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(desk)
+}
+
+/// Of several services one leads: the others say where it is, and send a browser there.
+async fn by_the_leader(State(desk): Shared, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if *desk.leader().borrow() == Leader::Here || !(path.starts_with("/v1/") || path == "/readyz" || path == "/") {
+        return next.run(request).await;
+    }
+    match (&*desk.leader().borrow(), path) {
+        (Leader::Elsewhere(Some(who)), "/") => Redirect::temporary(&who.url).into_response(),
+        (Leader::Elsewhere(_) | Leader::Here, _) => desk.standby(),
+    }
 }
 
 fn shown(kind: &'static str, text: &'static str) -> Response {
@@ -86,7 +101,7 @@ impl Desk {
                 Barred::Unknown => {
                     let mut answer =
                         fault(StatusCode::UNAUTHORIZED, "no token that is known: expected `authorization: Bearer ..`");
-                    answer.headers_mut().insert(header::WWW_AUTHENTICATE, header::HeaderValue::from_static("Bearer"));
+                    answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
                     answer
                 }
                 Barred::Role { has, needs } => fault(
@@ -95,6 +110,25 @@ impl Desk {
                 ),
             })
         })
+    }
+
+    /// What a service answers that does not lead.
+    fn standby(&self) -> Response {
+        let who = match &*self.leader().borrow() {
+            Leader::Elsewhere(Some(who)) if !who.url.is_empty() => Some(who.clone()),
+            Leader::Elsewhere(_) | Leader::Here => None,
+        };
+        let why = match &who {
+            Some(who) => format!("this service stands by: {} leads, at {}", who.name, who.url),
+            None => {
+                "this service stands by, and no leader is known: one is elected within seconds, if etcd can be reached"
+                    .into()
+            }
+        };
+        let mut answer = fault(StatusCode::SERVICE_UNAVAILABLE, why);
+        let url = who.and_then(|who| HeaderValue::from_str(&who.url).ok());
+        answer.headers_mut().insert(LEADER, url.unwrap_or(HeaderValue::from_static("")));
+        answer
     }
 
     /// The JSON in a body.
@@ -137,23 +171,29 @@ async fn map(State(desk): Shared, headers: HeaderMap, poll: Asked<Poll>) -> Resp
     };
     let by = headers.get("x-ezone-node").and_then(|v| v.to_str().ok()).unwrap_or("a caller of /v1/map");
     let by: String = by.chars().take(TEXT_BYTES_MAX / 4).collect();
-    let stopped = desk.with(|service, _| {
-        // Who may only read cannot stop the service by what he says that he has.
-        if caller.role != Role::Read && caller.role != Role::Operate {
+    // Who may only read cannot stop the service by what he says that he has.
+    if caller.role != Role::Read && caller.role != Role::Operate {
+        let wants_reload = desk.with(|service, _| {
             service.on_shown(&by, poll.after, digest);
+            service.wants_reload()
+        });
+        // What it showed may stop the service, once the store was asked.
+        if wants_reload {
+            desk.settled().await;
         }
-        service.stopped().map(str::to_owned)
-    });
-    // What it showed may have stopped the service just now.
-    if let Some(why) = stopped.or_else(|| desk.with(|service, _| service.stopped().map(str::to_owned))) {
+    }
+    if let Some(why) = desk.see(|service, _| service.stopped().map(str::to_owned)) {
         return fault(StatusCode::CONFLICT, why);
     }
-    let mut maps = desk.maps();
+    let (mut maps, mut leader) = (desk.maps(), desk.leader());
     let newer = maps.wait_for(|issued| issued.map.epoch().0 > poll.after);
-    let issued = match tokio::time::timeout(Duration::from_millis(poll.wait_ms.min(WAIT_MS_MAX)), newer).await {
-        Ok(Ok(issued)) => issued.clone(),
-        Ok(Err(_)) | Err(_) => return StatusCode::NO_CONTENT.into_response(),
+    let issued = tokio::select! {
+        newer = newer => newer.ok().map(|issued| issued.clone()),
+        // Whoever leads next has the next map.
+        _ = leader.wait_for(|leader| *leader != Leader::Here) => return desk.standby(),
+        () = tokio::time::sleep(Duration::from_millis(poll.wait_ms.min(WAIT_MS_MAX))) => None,
     };
+    let Some(issued) = issued else { return StatusCode::NO_CONTENT.into_response() };
     desk.counts.maps.fetch_add(1, Relaxed);
     let bytes = desk.bytes(&issued, poll.after, digest.is_some());
     ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response()
@@ -189,7 +229,7 @@ async fn nodes(State(desk): Shared, headers: HeaderMap, body: Body) -> Response 
 
 async fn state(State(desk): Shared, headers: HeaderMap) -> Response {
     match desk.caller(&headers, &[Role::Read]) {
-        Ok(_) => Json(desk.with(|service, now| service.state(now))).into_response(),
+        Ok(_) => Json(desk.see(|service, now| service.state(now))).into_response(),
         Err(answer) => *answer,
     }
 }
@@ -226,7 +266,7 @@ async fn ops(State(desk): Shared, headers: HeaderMap, which: Asked<Which>) -> Re
         return *answer;
     }
     match which {
-        Ok(Query(which)) => Json(desk.with(|service, _| service.ops(which.all))).into_response(),
+        Ok(Query(which)) => Json(desk.see(|service, _| service.ops(which.all))).into_response(),
         Err(e) => desk.wrong(e.body_text()),
     }
 }
@@ -236,7 +276,7 @@ async fn op(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>) -> 
         return *answer;
     }
     let Ok(id) = id.parse() else { return unknown(&id) };
-    let found = desk.with(|service, _| service.op(id).map(|op| service.op_view(op)));
+    let found = desk.see(|service, _| service.op(id).map(|op| service.op_view(op)));
     found.map_or_else(|| unknown(&id.to_string()), |view| Json(view).into_response())
 }
 
@@ -259,7 +299,7 @@ async fn begin(State(desk): Shared, headers: HeaderMap, body: Body) -> Response 
         return fault(StatusCode::FORBIDDEN, format!("{what} needs the role admin"));
     }
     ask.by = named(&caller, &ask.by);
-    answer(&desk, desk.change(|service, now| service.begin(&ask, now), view))
+    answer(&desk, desk.change(move |service, now| service.begin(&ask, now), view).await)
 }
 
 /// Who asks, as the audit says it: the token's name, which cannot be chosen, before the one that he gave himself.
@@ -285,7 +325,10 @@ async fn abort(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>, 
         Err(e) => return desk.wrong(e.body_text()),
     };
     match desk.caller(&headers, &[Role::Operate]) {
-        Ok(caller) => answer(&desk, desk.change(|service, now| service.abort(id, &named(&caller, &by.by), now), view)),
+        Ok(caller) => {
+            let by = named(&caller, &by.by);
+            answer(&desk, desk.change(move |service, now| service.abort(id, &by, now), view).await)
+        }
         Err(answer) => *answer,
     }
 }
@@ -293,7 +336,7 @@ async fn abort(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>, 
 async fn resume(State(desk): Shared, headers: HeaderMap, Path(id): Path<String>) -> Response {
     let Ok(id) = id.parse() else { return unknown(&id) };
     match desk.caller(&headers, &[Role::Operate]) {
-        Ok(_) => answer(&desk, desk.change(|service, now| service.resume(id, now), view)),
+        Ok(_) => answer(&desk, desk.change(move |service, now| service.resume(id, now), view).await),
         Err(answer) => *answer,
     }
 }
@@ -313,6 +356,7 @@ fn answer(desk: &Desk, done: Result<Option<gzs::api::OpView>, Denied>) -> Respon
             let error = "the preflight speaks against it; an admin may force it".to_owned();
             (StatusCode::CONFLICT, Json(Fault { error, reasons })).into_response()
         }
+        Err(Denied::Standby) => desk.standby(),
         Err(Denied::Store(why)) => fault(StatusCode::SERVICE_UNAVAILABLE, format!("it could not be stored: {why}")),
     }
 }
@@ -331,14 +375,14 @@ async fn audit(State(desk): Shared, headers: HeaderMap, after: Asked<After>) -> 
         Ok(after) => after,
         Err(e) => return desk.wrong(e.body_text()),
     };
-    match desk.audit(after.after, AUDIT_MAX) {
+    match desk.audit(after.after, AUDIT_MAX).await {
         Ok(all) => Json(all).into_response(),
         Err(e) => fault(StatusCode::SERVICE_UNAVAILABLE, e.to_string()),
     }
 }
 
 async fn ready(State(desk): Shared) -> Response {
-    match desk.with(|service, _| service.stopped().map(str::to_owned)) {
+    match desk.see(|service, _| service.stopped().map(str::to_owned)) {
         None => "ready\n".into_response(),
         Some(why) => fault(StatusCode::SERVICE_UNAVAILABLE, why),
     }
@@ -348,13 +392,18 @@ async fn metrics(State(desk): Shared, headers: HeaderMap) -> Response {
     if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
         return *answer;
     }
-    let state = desk.with(|service, now| service.state(now));
+    let state = desk.see(|service, now| service.state(now));
     let mut page = Page::default();
     page.gauge("ezone_gzs_map_epoch", "The newest map", state.epoch);
     page.gauge(
         "ezone_gzs_stopped",
         "1: no map is issued, since someone goes by a map that was not made here",
         u64::from(state.stopped.is_some()),
+    );
+    page.gauge(
+        "ezone_gzs_leads",
+        "1: this service leads; 0: another one does, which alone knows of nodes",
+        u64::from(*desk.leader().borrow() == Leader::Here),
     );
     let running = state.ops.iter().filter(|op| op.state == "running").count();
     page.gauge("ezone_gzs_operations_running", "Operations under way", running as u64);

@@ -129,7 +129,7 @@ mod tests {
         store.adopt(&from_file(&china).unwrap(), &AuditView { epoch: 1, ..AuditView::default() }).unwrap();
         let held = store.load().unwrap().unwrap();
         let callers = Callers::read(std::slice::from_ref(&token)).unwrap();
-        let desk = Arc::new(Desk::new(held, vec![], store, settings(), callers));
+        let (desk, _) = Desk::new(held, Box::new(store), settings(), callers, true).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let shown = Shown::read(&files).unwrap();

@@ -66,11 +66,6 @@ impl<G: Gateway> Etcd<G> {
         Etcd { etcd, prefix: prefix.into(), token: None, base: None }
     }
 
-    /// From now on, changes are the leader's with this token: refused when another one leads.
-    pub fn lead(&mut self, token: i64) {
-        (self.token, self.base) = (Some(token), None);
-    }
-
     fn key(&self, name: &str) -> String {
         format!("{}{name}", self.prefix)
     }
@@ -196,7 +191,10 @@ impl<G: Gateway> Etcd<G> {
         let epoch = next().map_or("no map".into(), |p| format!("map {}", String::from_utf8_lossy(&p.value)));
         let leader = next().map_or("no leader".into(), |p| format!("a leader of token {}", p.create_revision));
         let revision = next().map_or(0, |p| p.version);
-        Err(Unstored::Overtaken { holds: format!("{epoch}, {leader}, operation {op} at revision {revision}"), expected })
+        Err(Unstored::Overtaken {
+            holds: format!("{epoch}, {leader}, operation {op} at revision {revision}"),
+            expected,
+        })
     }
 }
 
@@ -250,7 +248,12 @@ impl<G: Gateway> Store for Etcd<G> {
         }
         if !change.marks.is_empty() {
             let held = self.one("marks", 0)?;
-            compare.push(wire::is("MOD", "mod_revision", &self.key("marks"), held.as_ref().map_or(0, |p| p.mod_revision)));
+            compare.push(wire::is(
+                "MOD",
+                "mod_revision",
+                &self.key("marks"),
+                held.as_ref().map_or(0, |p| p.mod_revision),
+            ));
             let mut marks: BTreeMap<u16, Mark> = match &held {
                 Some(pair) => json::<Vec<_>>(&pair.value)?.into_iter().collect(),
                 None => BTreeMap::new(),
@@ -278,10 +281,16 @@ impl<G: Gateway> Store for Etcd<G> {
         asked["limit"] = json!(max.to_string());
         jsons(&self.range(&asked)?.kvs)
     }
+
+    fn lead(&mut self, token: i64) {
+        (self.token, self.base) = (Some(token), None);
+    }
 }
 
 fn foreign(key: &str) -> Unstored {
-    Unstored::Foreign(format!("the key \"{key}\" in etcd was not written by a Global Zone Service: is [etcd] prefix right?"))
+    Unstored::Foreign(format!(
+        "the key \"{key}\" in etcd was not written by a Global Zone Service: is [etcd] prefix right?"
+    ))
 }
 
 fn json<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Unstored> {

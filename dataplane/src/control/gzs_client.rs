@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest answer: the state of 1,024 shards and 15 zones takes less than a tenth of it.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// So long there may be no leader, of several services: a lease of etcd's least and what an election takes, twice.
+const ELECTION: Duration = Duration::from_secs(6);
 /// How often an operation's end is looked for.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -129,7 +131,8 @@ impl GzsClient {
             match seen {
                 Ok(op) if op.state != "running" => return Ok(op),
                 Ok(op) if late => return Err(Denied::Slow { op: Box::new(op), limit_ms: limit.as_millis() }),
-                Err(Denied::Unreachable { .. }) | Ok(_) if !late => {}
+                // 503: another service is about to lead, or its store does not answer.
+                Err(Denied::Unreachable { .. } | Denied::Refused { status: 503, .. }) | Ok(_) if !late => {}
                 Err(why) => return Err(why),
                 Ok(_) => {}
             }
@@ -141,33 +144,46 @@ impl GzsClient {
         self.ask(Method::GET, path, None).await
     }
 
-    /// Of services that stand by, and those that cannot be reached at all, none was asked for anything: the next one is.
+    /// Of several services, those that stand by and those that cannot be reached were asked for nothing: another one is, until one leads.
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, json: Option<&[u8]>) -> Result<T, Denied> {
-        let mut tries = 0..2 * self.urls.count();
+        let until = Instant::now() + if self.urls.count() > 1 { ELECTION } else { Duration::ZERO };
+        let mut tried = 0;
         loop {
             let (at, url) = self.urls.now();
-            let mut request = self.http.request(method.clone(), format!("{url}{path}"));
-            if let Some(token) = &self.token {
-                request = request.bearer_auth(token);
-            }
-            if let Some(json) = json {
-                request = request.header("content-type", "application/json").body(json.to_vec());
-            }
-            let sent = request.send().await;
+            let sent = self.send(&url, &method, path, json).await;
             let leader = match &sent {
                 Ok(answer) => answer.headers().get(LEADER).map(|url| url.to_str().unwrap_or_default()),
                 Err(e) => e.is_connect().then_some(""),
             };
-            let (last, turn) = (tries.next().is_none() || self.urls.count() == 1, leader.is_some());
-            match leader {
-                Some(leader) => self.urls.turn(at, leader),
-                None if sent.is_err() => self.urls.turn(at, ""),
-                None => {}
+            let again = leader.is_some() && Instant::now() < until;
+            if leader.is_some() || sent.is_err() {
+                self.urls.turn(at, leader.unwrap_or_default());
             }
-            if !turn || last {
+            if !again {
                 return self.answer(&url, sent.map_err(|e| unreachable(&url, &e))?).await;
             }
+            tried += 1;
+            if tried % self.urls.count() == 0 {
+                tokio::time::sleep(LOOK * 5).await;
+            }
         }
+    }
+
+    async fn send(
+        &self,
+        url: &str,
+        method: &Method,
+        path: &str,
+        json: Option<&[u8]>,
+    ) -> reqwest::Result<reqwest::Response> {
+        let mut request = self.http.request(method.clone(), format!("{url}{path}"));
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        if let Some(json) = json {
+            request = request.header("content-type", "application/json").body(json.to_vec());
+        }
+        request.send().await
     }
 
     async fn answer<T: DeserializeOwned>(&self, url: &str, mut answer: reqwest::Response) -> Result<T, Denied> {

@@ -2,8 +2,8 @@
 
 use super::desk::Elected;
 use super::etcd::Http;
-use gzs::store::etcd::{Election, Standing};
-use std::sync::Arc;
+use crate::config::EtcdConfig;
+use gzs::store::etcd::{Election, Standing, Who};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -11,9 +11,29 @@ use std::time::{Duration, Instant};
 /// How often one that follows looks whether there is a leader.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// Until `stop`; `tell` hears of each change. A lease is counted from the moment at which its renewal was sent, and one that may have ended is
-/// no lease, whatever etcd may say later.
-pub fn run(election: &Election, etcd: &mut Http, lease: Duration, stop: &Arc<AtomicBool>, tell: impl Fn(Elected)) {
+/// A service that wants to lead.
+pub struct Candidate {
+    election: Election,
+    etcd: Http,
+    lease: Duration,
+}
+
+impl Candidate {
+    /// It does not stand yet.
+    pub fn new(at: &EtcdConfig) -> Result<Candidate, String> {
+        let me = Who { name: at.name.clone(), url: at.url.clone() };
+        let lease = Duration::from_secs(at.lease_s);
+        Ok(Candidate { election: Election::new(&at.prefix, me, at.lease_s), etcd: Http::new(at, lease / 4)?, lease })
+    }
+
+    /// Stands until `stop`; `tell` hears of each change. A lease is counted from the moment at which its renewal was sent, and one that may have
+    /// ended is no lease, whatever etcd may say later.
+    pub fn run(mut self, stop: &AtomicBool, tell: impl Fn(Elected)) {
+        run(&self.election, &mut self.etcd, self.lease, stop, tell);
+    }
+}
+
+fn run(election: &Election, etcd: &mut Http, lease: Duration, stop: &AtomicBool, tell: impl Fn(Elected)) {
     let mut said = None;
     let mut tell = |how: Elected| {
         if said.as_ref() != Some(&how) {

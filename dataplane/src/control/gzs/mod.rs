@@ -12,13 +12,14 @@ use super::notify;
 use super::signals::{Asked, Signals};
 use super::visit::Visitors;
 use super::{Failed, data_dir, runtime};
-use crate::config::{EtcdConfig, GzsConfig, StoreAt, file};
+use crate::config::{GzsConfig, StoreAt, file};
 use auth::Callers;
 use desk::{Desk, Issued};
+use elect::Candidate;
 use gzs::api::AuditView;
 use gzs::change::Unstored;
 use gzs::store::Store;
-use gzs::store::etcd::{Election, Etcd, Who};
+use gzs::store::etcd::Etcd;
 use gzs::store::sqlite::Sqlite;
 use shardmap::map::Map;
 use std::path::Path;
@@ -50,7 +51,17 @@ pub fn run(config: &GzsConfig, adopt: Option<&Path>, stop_with_stdin: bool) -> R
     if let Some(file) = adopt {
         take_up(file, &mut store)?;
     }
-    runtime()?.block_on(serve(config, store, stop_with_stdin))
+    let held = store.load().map_err(unstored)?.ok_or_else(|| Failed::Fault("the store is empty again".into()))?;
+    let callers = Callers::read(&config.tokens).map_err(Failed::Input)?;
+    let alone = matches!(config.store, StoreAt::Dir(_));
+    let (desk, keeper) = Desk::new(held, store, config.settings.clone(), callers, alone).map_err(unstored)?;
+    let standing = match &config.store {
+        StoreAt::Dir(_) => None,
+        StoreAt::Etcd(at) => Some(Candidate::new(at).map_err(Failed::Input)?),
+    };
+    let (kept, stop) = (desk.clone(), Arc::new(AtomicBool::new(false)));
+    let threads = Threads { keeper: move || keeper.run(&kept), standing, stop };
+    runtime()?.block_on(serve(config, &desk, threads, stop_with_stdin))
 }
 
 fn unstored(why: Unstored) -> Failed {
@@ -96,9 +107,31 @@ fn audit(map: &Map, why: String) -> AuditView {
     AuditView { epoch: map.epoch().0, at_ms: super::wall_ms(), by: "ezone gzs".into(), why, op: None, changes: vec![] }
 }
 
-async fn serve(config: &GzsConfig, mut store: Box<dyn Store + Send>, stop_with_stdin: bool) -> Result<(), Failed> {
+/// What waits for stores, and so runs beside the pages; begun once the address is ours.
+struct Threads<K> {
+    keeper: K,
+    standing: Option<Candidate>,
+    stop: Arc<AtomicBool>,
+}
+
+impl<K: FnOnce() + Send + 'static> Threads<K> {
+    fn begin(self, desk: &Arc<Desk>) -> Result<Vec<JoinHandle<()>>, Failed> {
+        let mut threads = vec![thread("store", self.keeper)?];
+        if let Some(candidate) = self.standing {
+            let desk = desk.clone();
+            threads.push(thread("election", move || candidate.run(&self.stop, |how| desk.elected(how)))?);
+        }
+        Ok(threads)
+    }
+}
+
+async fn serve<K: FnOnce() + Send + 'static>(
+    config: &GzsConfig,
+    desk: &Arc<Desk>,
+    threads: Threads<K>,
+    stop_with_stdin: bool,
+) -> Result<(), Failed> {
     let mut signals = Signals::new(stop_with_stdin)?;
-    let callers = Callers::read(&config.tokens).map_err(Failed::Input)?;
     let shown_tls = config.tls.as_ref().map(tls::Shown::read).transpose().map_err(Failed::Input)?;
     let at = config.listen;
     let listener = TcpListener::bind(at).await.map_err(|e| match e.kind() {
@@ -107,16 +140,8 @@ async fn serve(config: &GzsConfig, mut store: Box<dyn Store + Send>, stop_with_s
         }
         _ => format!("[gzs] listen = {at}: {e}"),
     })?;
-    let held = store.load().map_err(unstored)?.ok_or_else(|| Failed::Fault("the store is empty again".into()))?;
-    let alone = matches!(config.store, StoreAt::Dir(_));
-    let (desk, keeper) = Desk::new(held, store, config.settings.clone(), callers, alone).map_err(unstored)?;
-    let kept = desk.clone();
-    let keeping = thread("store", move || keeper.run(&kept))?;
-    let stop = Arc::new(AtomicBool::new(false));
-    let electing = match &config.store {
-        StoreAt::Dir(_) => None,
-        StoreAt::Etcd(at) => Some(elect(at, desk.clone(), stop.clone())?),
-    };
+    let stop = threads.stop.clone();
+    let threads = threads.begin(desk)?;
     tracing::info!(
         "map {}: on {at} ({}, {})",
         desk.newest().map.epoch(),
@@ -158,7 +183,7 @@ async fn serve(config: &GzsConfig, mut store: Box<dyn Store + Send>, stop_with_s
     // A leader that is stopped lets another one lead at once.
     stop.store(true, Relaxed);
     desk.stop();
-    for thread in electing.into_iter().chain([keeping]) {
+    for thread in threads {
         thread.join().map_err(|_| Failed::Fault("a thread of the service has panicked".into()))?;
     }
     Ok(())
@@ -167,14 +192,6 @@ async fn serve(config: &GzsConfig, mut store: Box<dyn Store + Send>, stop_with_s
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Failed> {
     let made = std::thread::Builder::new().name(name.into()).spawn(run);
     made.map_err(|e| Failed::Fault(format!("a thread \"{name}\": {e}")))
-}
-
-/// Stands for election until it is told to stop.
-fn elect(at: &EtcdConfig, desk: Arc<Desk>, stop: Arc<AtomicBool>) -> Result<JoinHandle<()>, Failed> {
-    let me = Who { name: at.name.clone(), url: at.url.clone() };
-    let lease = Duration::from_secs(at.lease_s);
-    let (election, mut etcd) = (Election::new(&at.prefix, me, at.lease_s), etcd::Http::new(at, lease / 4)?);
-    thread("election", move || elect::run(&election, &mut etcd, lease, &stop, |how| desk.elected(how)))
 }
 
 /// The bytes of a map, as answers.

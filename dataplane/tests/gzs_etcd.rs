@@ -225,6 +225,10 @@ async fn moves_go_to_their_end_though_leaders_are_killed_and_stopped_and_etcd_go
             world.start_service(leader);
         }
     }
+    // Those that were started again need etcd to begin.
+    for n in 0..SERVICES {
+        world.within("it is heard", || world.page(n, "/healthz"));
+    }
     // Without etcd nobody leads, and orders are taken all the same.
     world.etcd.take().unwrap().kill();
     world.within("nobody leads", || (0..SERVICES).all(|n| !world.leads(n)).then_some(()));

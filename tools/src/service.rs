@@ -32,9 +32,10 @@ const NAMED_MAX: usize = 6;
 
 #[derive(Args)]
 pub struct At {
-    /// Where the Global Zone Service is, such as http://127.0.0.1:7300; default: EZONE_GZS of the environment
+    /// Where the Global Zone Service is, such as http://127.0.0.1:7300; several, with commas in between: the one that leads is asked; default:
+    /// EZONE_GZS of the environment
     #[arg(long, value_name = "URL")]
-    gzs: Option<String>,
+    pub gzs: Option<String>,
     /// The file with the token that is shown to it; default: EZONE_TOKEN_FILE of the environment, else none
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -167,12 +168,14 @@ pub fn with(at: &At, what: impl AsyncFnOnce(&GzsClient) -> Result<ExitCode, Not>
     ask().unwrap_or_else(|not| not.tell(at.json))
 }
 
-fn client(at: &At) -> Result<GzsClient, String> {
+/// The service at `at`.
+pub fn client(at: &At) -> Result<GzsClient, String> {
     let said = |name: &str| env::var(name).ok().filter(|v| !v.is_empty());
     let url = at.gzs.clone().or_else(|| said("EZONE_GZS"));
     let url = url.ok_or("no Global Zone Service is named: expected --gzs URL, or EZONE_GZS in the environment")?;
-    if !["http://", "https://"].iter().any(|scheme| url.starts_with(scheme)) {
-        return Err(format!("--gzs {url}: expected http://HOST:PORT or https://HOST:PORT"));
+    let is_url = |url: &str| ["http://", "https://"].iter().any(|scheme| url.trim().starts_with(scheme));
+    if let Some(wrong) = url.split(',').find(|url| !is_url(url)) {
+        return Err(format!("--gzs {wrong}: expected http://HOST:PORT or https://HOST:PORT"));
     }
     let token_file = at.token_file.clone().or_else(|| said("EZONE_TOKEN_FILE").map(PathBuf::from));
     let token = token_file.as_deref().map(token).transpose()?;

@@ -13,8 +13,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
-/// How long one poll waits at the GZS for a newer map.
-pub const POLL_WAIT: Duration = Duration::from_secs(20);
+/// How long one poll waits at the GZS for a newer map: a service that froze, or whose host is gone, is noticed so much later ..
+const POLL_WAIT: Duration = Duration::from_secs(5);
+/// .. and where another one may lead meanwhile, this much: routers hold requests for a shard that is moving for 5 s.
+const POLL_WAIT_OF_SEVERAL: Duration = Duration::from_secs(1);
+/// An answer takes so much longer than it waits, at most.
+const ANSWER: Duration = Duration::from_secs(1);
 /// How long to wait after a poll that failed.
 const RETRY: Duration = Duration::from_millis(200);
 /// The largest map that is accepted.
@@ -91,13 +95,15 @@ impl Kept {
 /// A follower of one GZS.
 pub struct Follower {
     reach: Reach,
+    wait: Duration,
     kept: Kept,
 }
 
 impl Follower {
     /// Follows the GZS at `at` from the newest map that is kept; `who`: as it names this node.
     pub fn new(at: &GzsAt, who: &str, kept: Kept) -> Result<Follower, String> {
-        Ok(Follower { reach: Reach::new(at, who, POLL_WAIT + Duration::from_secs(5))?, kept })
+        let wait = if at.urls.len() > 1 { POLL_WAIT_OF_SEVERAL } else { POLL_WAIT };
+        Ok(Follower { reach: Reach::new(at, who, wait + ANSWER)?, wait, kept })
     }
 
     /// Asks until the task is dropped; each piece of news goes to `tell`.
@@ -105,7 +111,7 @@ impl Follower {
         let (mut failing, mut reached) = (false, false);
         loop {
             // The first answer is asked for at once: a log that restarted waits for it.
-            match self.poll(if reached { POLL_WAIT } else { Duration::ZERO }).await {
+            match self.poll(if reached { self.wait } else { Duration::ZERO }).await {
                 Ok(map) => {
                     map.into_iter().for_each(|map| tell(News::Map(map)));
                     tell(News::Reached(self.kept.epoch()));
@@ -115,7 +121,7 @@ impl Follower {
                     if !failing {
                         let on =
                             if self.kept.newest().is_some() { "going on with the map on disk" } else { "trying again" };
-                        tracing::warn!("the GZS at {} cannot be used: {why}; {on}", self.reach.url());
+                        tracing::warn!("no map from the GZS: {why}; {on}");
                     }
                     failing = true;
                     tokio::time::sleep(RETRY).await;

@@ -41,11 +41,6 @@ impl Reach {
         Ok(Reach { urls, http, token, who })
     }
 
-    /// Where it is: the one that is asked next.
-    pub fn url(&self) -> String {
-        self.urls.now().1
-    }
-
     /// Asks; an answer of a service that stands by is an error, and the next time another one is asked.
     pub async fn ask(&self, asked: Asked<'_>) -> Result<reqwest::Response, String> {
         let (at, url) = self.urls.now();
@@ -71,7 +66,7 @@ impl Reach {
             },
             Err(e) => {
                 self.urls.turn(at, "");
-                Err(root_cause(&e))
+                Err(format!("{url}: {}", root_cause(&e)))
             }
         }
     }

@@ -57,7 +57,7 @@ pub async fn tell(reach: Reach, node: impl Look, mut maps: watch::Receiver<u64>)
                 }
                 Err(why) => {
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::warn!("the GZS at {} does not take what this node tells: {why}", reach.url());
+                        tracing::warn!("the GZS does not take what this node tells: {why}");
                     }
                     // What was told may not have been heard.
                     (last, every) = (None, TELL_FIRST);

@@ -20,8 +20,9 @@ use shardmap::{MapEpoch, Shard};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// How long a write or a read may wait for the map that its router knows.
-pub(super) const MAP_WAIT: Duration = Duration::from_secs(2);
+/// How long a write or a read may wait for the map that its router knows: less than the 5 s for which routers hold requests, and as long as
+/// a node may need to find the service that leads when another one froze.
+pub(super) const MAP_WAIT: Duration = Duration::from_secs(4);
 
 impl Core {
     /// Answers one ask of a router; it ends when there is an answer. A row that was read holds its share of `rows`.

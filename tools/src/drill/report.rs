@@ -105,7 +105,8 @@ pub struct Report {
     pub why: Vec<String>,
     pub zones: usize,
     pub orders_per_s: u32,
-    pub each_way_ms: u32,
+    /// One way of the sandbox's WAN; none: on a running system.
+    pub each_way_ms: Option<u32>,
     /// Everything, from the preflight to the end of the restoring.
     pub took_ms: u64,
     pub steps: Vec<Step>,
@@ -140,9 +141,9 @@ impl Report {
         let mut text = format!("# Drill {}: {}\n\n{}\n\n", self.drill, self.verdict.word(), self.about);
         let _ = writeln!(
             text,
-            "{} zones, {} ms each way, {} orders/s; {:.1} s in all.\n",
+            "{} zones, {}, {} orders/s; {:.1} s in all.\n",
             self.zones,
-            self.each_way_ms,
+            self.each_way_ms.map_or("on the running system".into(), |ms| format!("{ms} ms each way")),
             self.orders_per_s,
             self.took_ms as f64 / 1000.0
         );
@@ -244,7 +245,7 @@ mod tests {
             why: vec!["2 orders are lost".into()],
             zones: 2,
             orders_per_s: 200,
-            each_way_ms: 15,
+            each_way_ms: Some(15),
             took_ms: 1500,
             steps: vec![Step { at_ms: 250, what: "cut | now".into() }],
             checks: vec![Check { what: "no order is lost".into(), holds: false, seen: "2: a-1,\na-2".into() }],

@@ -66,7 +66,7 @@ pub async fn run(which: Which, setting: &Setting, stage: &mut Option<Stage>) -> 
         why: vec![],
         zones: setting.zones,
         orders_per_s: setting.orders_per_s,
-        each_way_ms: setting.each_way_ms,
+        each_way_ms: Some(setting.each_way_ms),
         took_ms: 0,
         steps: vec![],
         checks: vec![],
@@ -385,12 +385,12 @@ impl<'a> Scene<'a> {
     }
 }
 
-fn check(what: &str, holds: bool, seen: String) -> Check {
+pub fn check(what: &str, holds: bool, seen: String) -> Check {
     Check { what: what.into(), holds, seen }
 }
 
 /// What holds for every drill.
-fn usual_checks(tally: &Tally, proof: &Proof) -> Vec<Check> {
+pub fn usual_checks(tally: &Tally, proof: &Proof) -> Vec<Check> {
     let lost: Vec<_> =
         proof.lost_tokens.iter().map(|(t, zones)| format!("{t} (not in {})", zones.join(", "))).collect();
     let unasked = proof.unasked + proof.refused_present;
@@ -518,7 +518,7 @@ fn routers(which: Which, stage: &mut Stage) -> Result<Vec<(std::net::SocketAddr,
 }
 
 /// An operation in words.
-fn told(what: &What) -> String {
+pub fn told(what: &What) -> String {
     match what {
         What::Move { shards, to } if shards.len() == 1 => format!("shard {} to {to}", shards[0]),
         What::Move { shards, to } => format!("{} shards to {to}", shards.len()),
@@ -529,7 +529,7 @@ fn told(what: &What) -> String {
     }
 }
 
-fn kind(what: &What) -> &'static str {
+pub fn kind(what: &What) -> &'static str {
     match what {
         What::Move { .. } => "move",
         What::Evacuate { .. } => "evacuate",

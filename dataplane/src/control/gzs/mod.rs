@@ -47,6 +47,7 @@ pub fn run(config: &GzsConfig, adopt: Option<&Path>, stop_with_stdin: bool) -> R
             Box::new(Etcd::new(etcd::Http::new(at, STORE_PATIENCE).map_err(Failed::Input)?, &at.prefix))
         }
     };
+    reached(&config.store, &mut store)?;
     begin(config, &mut store)?;
     if let Some(file) = adopt {
         take_up(file, &mut store)?;
@@ -69,6 +70,22 @@ fn unstored(why: Unstored) -> Failed {
         Unstored::Foreign(why) => Failed::Input(why),
         Unstored::Failed(why) => Failed::Fault(why),
         Unstored::Overtaken { .. } => Failed::Fault(why.to_string()),
+    }
+}
+
+/// An etcd that does not answer yet is waited for, since hosts come up in any order; a file that cannot be read stays so.
+fn reached(at: &StoreAt, store: &mut impl Store) -> Result<(), Failed> {
+    let mut told = false;
+    loop {
+        match (store.audit(u64::MAX - 1, 1), at) {
+            (Err(Unstored::Failed(why)), StoreAt::Etcd(_)) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::error!("waiting: {why}");
+                }
+                std::thread::sleep(Duration::from_millis(500));
+            }
+            (asked, _) => return asked.map(drop).map_err(unstored),
+        }
     }
 }
 

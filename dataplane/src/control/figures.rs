@@ -50,6 +50,7 @@ const SHOWN_AS: [As; 46] = [
     ("cut_off", Counter, "ezone_connections_cut_off_total", None, "Clients cut off when the time to drain was over"),
     ("shard_limited", Counter, "ezone_shard_limited_total", None, "Requests beyond their shard's rate"),
     ("by_shard", Counter, "ezone_tagged_requests_total", Some(("by", "shard")), TAGGED),
+    ("by_global", Counter, "ezone_tagged_requests_total", Some(("by", "global")), TAGGED),
     ("by_order", Counter, "ezone_tagged_requests_total", Some(("by", "order")), TAGGED),
     ("by_shop", Counter, "ezone_tagged_requests_total", Some(("by", "shop")), TAGGED),
     ("by_location", Counter, "ezone_tagged_requests_total", Some(("by", "location")), TAGGED),

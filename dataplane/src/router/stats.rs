@@ -59,6 +59,8 @@ counts! {
     by_shard,
     /// By order id.
     by_order,
+    /// Requests tagged with a global service.
+    by_global,
     /// By shop id.
     by_shop,
     /// By location.
@@ -146,6 +148,7 @@ impl Counts {
         match by {
             Tagged::Shard => self.by_shard += 1,
             Tagged::Order => self.by_order += 1,
+            Tagged::Global => self.by_global += 1,
             Tagged::Shop => self.by_shop += 1,
             Tagged::Location => self.by_location += 1,
             Tagged::Default => self.by_default += 1,

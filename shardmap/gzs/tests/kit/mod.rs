@@ -23,6 +23,7 @@ pub fn map() -> Map {
         zones: zones.collect(),
         histories: (0..6).map(|s| (Shard(s), History::new(Zone((s % 3) as u8), MapEpoch(1)))).collect(),
         exceptions: Exceptions::default(),
+        globals: Default::default(),
         fences: Arc::new(Fences::new(vec![], 0, 0).unwrap()),
     })
     .unwrap()

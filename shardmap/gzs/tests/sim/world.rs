@@ -99,6 +99,7 @@ fn first_map() -> Map {
         zones: (0..ZONES as u8).map(zone).collect(),
         histories: histories.collect(),
         exceptions: Exceptions::default(),
+        globals: Default::default(),
         fences: Arc::new(Fences::new(vec![], 0, 0).unwrap()),
     })
     .unwrap()

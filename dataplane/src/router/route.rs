@@ -72,7 +72,7 @@ impl Core {
             }
         }
         // Of the record store only: a service below its path is served by the owner as any other.
-        if let Some(p) = place.filter(|_| r.ezone.read_local)
+        if let Some(p) = place.filter(|p| p.reads_here(r, shard, hop))
             && self.to.service(r.path, p.prefix_len()).is_none()
         {
             return self.serve(id, r, Some(shard), place);

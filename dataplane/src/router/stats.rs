@@ -67,6 +67,10 @@ counts! {
     by_location,
     /// By the map's default.
     by_default,
+    /// Writes, and reads at the owner, of a global service that were refused for want of a lease.
+    unleased,
+    /// Writes of a global service whose lease ended before they were acknowledged.
+    unleased_unknown,
     /// Parts of tags that could not be read.
     malformed_tag_parts,
     /// Requests sent on to another zone's router.

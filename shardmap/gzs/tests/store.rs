@@ -83,6 +83,6 @@ fn a_second_service_is_kept_out_and_a_stranger_is_refused() {
     let said = Sqlite::open(&dir.join("other")).err().unwrap().to_string();
     assert!(said.contains("a database of another program"), "{said}");
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
-    assert!(Sqlite::open(&path).err().unwrap().to_string().contains("schema 9, this program knows schema 1"));
+    assert!(Sqlite::open(&path).err().unwrap().to_string().contains("schema 9, this program knows schema 2"));
     std::fs::remove_dir_all(dir).unwrap();
 }

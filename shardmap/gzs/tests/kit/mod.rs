@@ -36,6 +36,7 @@ pub fn settings() -> Settings {
         cool_down_ms: 60_000,
         move_limit_ms: 2500,
         requests_per_s_max: BTreeMap::new(),
+        lease_ms: 3000,
     }
 }
 

@@ -63,11 +63,11 @@ impl<'p> Place<'p> {
         })
     }
 
-    /// Is this a read that this zone answers from its own copy, whoever owns the shard? That of a global service is, unless its owner is asked
-    /// for; one that another zone's router sent here is one of those.
-    pub fn reads_here(self, r: &Request<'_, '_>, shard: Shard, hop: bool) -> bool {
+    /// Is this a read of a global service that is answered from the zone's own copy? Unless its owner is asked for: by the client, or by
+    /// another router, which has no copy or was asked so.
+    pub fn reads_copy(self, r: &Request<'_, '_>, shard: Shard, hop: bool) -> bool {
         let row = matches!(self, Place::Row { key: Some(_), .. }) && matches!(r.method, "GET" | "HEAD");
-        r.ezone.read_local || (row && shard.is_global() && !r.ezone.read_primary && !hop)
+        row && shard.is_global() && !r.ezone.read_primary && !hop
     }
 
     /// A service with a longer prefix than this has the path.
@@ -224,7 +224,7 @@ impl Core {
         let asked = match place {
             Place::Row { table, key } => {
                 let hop = self.exchange(id).is_some_and(|e| e.hop);
-                self.row(id, r, (table, key), shard, place.reads_here(r, shard, hop))
+                self.row(id, r, (table, key), shard, r.ezone.read_local || place.reads_copy(r, shard, hop))
             }
             Place::Tx => self.tx(id, r, shard),
             Place::Changes => return self.changes(id, r),

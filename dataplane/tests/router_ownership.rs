@@ -18,7 +18,7 @@ use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
 fn stand(shard: u16, kind: Kind, owner: Option<Zone>, epoch: u64, may: May) -> Stand {
     let (owner_epoch, to) = (OwnerEpoch(epoch), (kind == Kind::Moving).then_some(SH));
     let own_epoch = if owner == Some(BJ) { owner_epoch } else { OwnerEpoch(1) };
-    Stand { shard: Shard(shard), kind, owner, owner_epoch, to, may, own_epoch }
+    Stand { shard: Shard(shard), kind, owner, owner_epoch, to, may, own_epoch, lease_ms: 0 }
 }
 
 fn ours(shard: u16, epoch: u64) -> Stand {

@@ -115,6 +115,9 @@ pub enum Held {
     Elsewhere,
     /// This zone alone, as far as is known after the wait; and how each link stands.
     Late(Bytes),
+    /// This zone, whose lease of the global service has ended before it could say so: whether the write stands is not known, since
+    /// another zone may have taken over without it.
+    Unleased,
 }
 
 /// A first answer, as it is stored.
@@ -328,6 +331,7 @@ pub(crate) fn put_committed(out: &mut BytesMut, done: &Committed) {
             out.put_u8(2);
             put_bytes(out, links);
         }
+        Held::Unleased => out.put_u8(3),
     }
     out.put_u16_le(done.rows.len() as u16);
     for row in &done.rows {
@@ -343,6 +347,7 @@ pub(crate) fn get_committed(m: &mut Bytes) -> Result<Committed, Malformed> {
         0 => Held::Here,
         1 => Held::Elsewhere,
         2 => Held::Late(get_bytes(m)?),
+        3 => Held::Unleased,
         _ => return Err(Malformed::Fields),
     };
     let count = usize::from(m.try_get_u16_le().map_err(|_| Malformed::Fields)?);

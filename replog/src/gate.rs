@@ -1,18 +1,21 @@
 //! Decides for a log core, before the append, whether a write may be: the only place that can refuse one for good.
 //!
 //! ```text
-//! ask ──▶ map new enough? ──▶ owner, no FENCE, not read-only? ──▶ row not locked? ──▶ Append(record)
-//!           WaitMap             NotOwner, ReadOnly                  NeedRow, Locked
+//! ask ──▶ map new enough? ──▶ owner, no FENCE, not read-only? ──▶ lease? ──▶ row not locked? ──▶ Append(record)
+//!           WaitMap             NotOwner, ReadOnly                WaitLease,   NeedRow, Locked
+//!                                                                 Unleased
 //! ```
 //!
 //! One gate serves all shards of one stream. It never touches the store or the log: what it needs of them (a row's owner
 //! epoch, applied positions) is handed in, and the records it returns (writes, FENCEs) must be appended in the order
-//! in which they were returned. No lease yet: shards from 1024 on are refused.
+//! in which they were returned. Shards from 1024 on are global services: written under a lease alone, which is asked for before the append
+//! here, and again before the acknowledgement (`lease_stands`).
 
 mod commit;
 
 pub use commit::{Found, Known, Ruling};
 
+use crate::lease::{Lease, Leased, Leases, Now};
 use crate::limits::{KEY_MAX, TABLE_MAX, VALUE_MAX};
 use crate::mint::Mint;
 use crate::owners::{Owners, put_positions, stream_of};
@@ -20,8 +23,9 @@ use crate::port::Refused;
 use crate::stand::{May, Stand};
 use crate::{Hlc, Op, Record};
 use bytes::Bytes;
+use shardmap::map::SHARDS_ALL;
 use shardmap::ownership::{History, Kind, Refusal};
-use shardmap::{MapEpoch, OwnerEpoch, Positions, SHARDS, Shard, Zone};
+use shardmap::{MapEpoch, OwnerEpoch, Positions, Shard, Zone};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -60,6 +64,8 @@ pub enum Decision {
     NeedRow,
     /// The router knows a newer map: ask again when it has been stored, or refuse as `Behind` after a limit.
     WaitMap,
+    /// Its ownership of the global service is new and no lease has come yet: ask again when one has, or refuse like this after a limit.
+    WaitLease(Refused),
     /// Nothing is done.
     Refused(Refused),
 }
@@ -96,6 +102,8 @@ pub struct Gate {
     fences_applied: HashMap<(Zone, Shard), OwnerEpoch>,
     /// True from every start until the zone knows what it still owns.
     read_only: bool,
+    /// Of global services.
+    leases: Leases,
     mint: Mint,
     /// How long first answers to idempotency keys are kept.
     answers_kept_ms: u64,
@@ -122,6 +130,7 @@ impl Gate {
             fences: HashMap::new(),
             fences_applied: HashMap::new(),
             read_only: true,
+            leases: Leases::default(),
             mint: Mint::above(start.newest),
             answers_kept_ms: crate::commit::ANSWER_KEPT_MS,
         };
@@ -135,7 +144,8 @@ impl Gate {
     }
 
     /// Decides one write. Costs no allocation unless it mints.
-    pub fn write(&mut self, ask: &Write, row: Row, now_ms: u64) -> Decision {
+    pub fn write(&mut self, ask: &Write, row: Row, now: impl Into<Now>) -> Decision {
+        let now = now.into();
         if let Some(why) = self.malformed(ask) {
             return Decision::Refused(Refused::Invalid(why.into()));
         }
@@ -146,6 +156,11 @@ impl Gate {
             Ok(epoch) => epoch,
             Err(why) => return Decision::Refused(why),
         };
+        match self.unleased(ask.shard, owner_epoch, now) {
+            Some((why, true)) => return Decision::WaitLease(why),
+            Some((why, false)) => return Decision::Refused(why),
+            None => {}
+        }
         if ask.key.is_some() && self.locks(ask.shard, OwnerEpoch(0)) {
             match row {
                 Row::Unknown => return Decision::NeedRow,
@@ -153,11 +168,12 @@ impl Gate {
                 Row::At(_) | Row::Absent => {}
             }
         }
-        self.record(ask, owner_epoch, now_ms)
+        self.record(ask, owner_epoch, now.wall_ms)
     }
 
-    /// May a row be read here? `None`: yes.
-    pub fn read(&self, shard: Shard, map_epoch: MapEpoch, local: bool) -> Option<Decision> {
+    /// May a row be read here? `None`: yes. Of a global service at its owner only under a lease: without one another zone may have
+    /// taken over and written.
+    pub fn read(&self, shard: Shard, map_epoch: MapEpoch, local: bool, now: impl Into<Now>) -> Option<Decision> {
         if stream_of(shard, self.streams) != self.stream {
             return Some(Decision::Refused(Refused::Invalid("the shard belongs to another stream".into())));
         }
@@ -167,8 +183,13 @@ impl Gate {
         if map_epoch > self.map.epoch() {
             return Some(Decision::WaitMap);
         }
-        let owner = self.map.history(shard).and_then(|h| h.view().owner);
-        (owner != Some(self.zone)).then(|| Decision::Refused(self.not_owner(owner)))
+        let view = self.map.history(shard).map(History::view);
+        let owner = view.and_then(|v| v.owner);
+        if owner != Some(self.zone) {
+            return Some(Decision::Refused(self.not_owner(owner)));
+        }
+        let (why, waits) = self.unleased(shard, view?.owner_epoch, now.into())?;
+        Some(if waits { Decision::WaitLease(why) } else { Decision::Refused(why) })
     }
 
     /// A newer map that is **stored durably**: returns the FENCEs to append, before anything else is appended. `applied` is
@@ -223,6 +244,29 @@ impl Gate {
         self.fences_applied.insert((zone, shard), epoch);
     }
 
+    /// A lease of a global service was granted.
+    pub fn on_lease(&mut self, lease: Lease) {
+        self.leases.on_lease(lease);
+    }
+
+    /// Is what was written under this ownership still covered, now that it is about to be acknowledged? Else nobody can say whether
+    /// the next owner knew of it.
+    pub fn lease_stands(&self, shard: Shard, owner_epoch: OwnerEpoch, now: impl Into<Now>) -> bool {
+        self.unleased(shard, owner_epoch, now.into()).is_none()
+    }
+
+    /// Why a global service may not be written under this ownership, for want of a lease; true: one may be on its way.
+    fn unleased(&self, shard: Shard, owner_epoch: OwnerEpoch, now: Now) -> Option<(Refused, bool)> {
+        if !shard.is_global() {
+            return None;
+        }
+        match self.leases.of(shard, owner_epoch, now.steady_ms) {
+            Leased::For { .. } => None,
+            Leased::Ended { ago_ms } => Some((Refused::Unleased { shard, ended_ms: Some(ago_ms) }, false)),
+            Leased::Never => Some((Refused::Unleased { shard, ended_ms: None }, true)),
+        }
+    }
+
     /// The GZS has answered since this start that its map is `epoch`; ends read-only if that map is stored here.
     pub fn on_gzs(&mut self, epoch: MapEpoch) {
         self.read_only &= self.map.epoch() < epoch;
@@ -252,14 +296,14 @@ impl Gate {
     }
 
     /// The ownership under which `shard` may be written here now; `None`: it may not.
-    pub fn writes(&self, shard: Shard) -> Option<OwnerEpoch> {
-        let ours = usize::from(shard.0) < SHARDS && stream_of(shard, self.streams) == self.stream;
-        self.owned(shard).ok().filter(|_| ours)
+    pub fn writes(&self, shard: Shard, now: impl Into<Now>) -> Option<OwnerEpoch> {
+        let (ours, now) = (stream_of(shard, self.streams) == self.stream, now.into());
+        self.owned(shard).ok().filter(|epoch| ours && self.lease_stands(shard, *epoch, now))
     }
 
     /// How this zone stands to each shard of this stream. `is_fencing` says of which a FENCE is decided and not durable.
-    pub fn stands(&self, is_fencing: impl Fn(Shard) -> bool) -> Vec<Stand> {
-        let mut all = vec![];
+    pub fn stands(&self, now: impl Into<Now>, is_fencing: impl Fn(Shard) -> bool) -> Vec<Stand> {
+        let (mut all, now) = (vec![], now.into());
         self.map.each(&mut |shard, history| {
             if stream_of(shard, self.streams) != self.stream {
                 return;
@@ -267,14 +311,17 @@ impl Gate {
             let mut entries = history.entries().iter().rev();
             let mine = entries.find(|e| e.kind == Kind::Own && e.owner == Some(self.zone));
             let may = match history.may_write(self.zone, self.own_fence(shard), self.read_only) {
-                // Shards of global services wait for leases.
-                _ if usize::from(shard.0) >= SHARDS => May::Nothing,
+                Ok(epoch) if !self.lease_stands(shard, epoch, now) => May::Halted,
                 Ok(_) => May::Writes,
                 Err(Refusal::Fenced | Refusal::ReadOnly) => May::Halted,
                 Err(Refusal::NotOwner(_)) if is_fencing(shard) => May::Halted,
                 Err(Refusal::NotOwner(_)) => May::Nothing,
             };
             let v = history.view();
+            let left_ms = match self.leases.of(shard, v.owner_epoch, now.steady_ms) {
+                Leased::For { left_ms } if v.owner == Some(self.zone) => left_ms,
+                Leased::For { .. } | Leased::Ended { .. } | Leased::Never => 0,
+            };
             let own_epoch = mine.map(|e| e.owner_epoch).unwrap_or_default();
             all.push(Stand {
                 shard,
@@ -284,6 +331,7 @@ impl Gate {
                 to: v.to,
                 may,
                 own_epoch,
+                lease_ms: u32::try_from(left_ms).unwrap_or(u32::MAX),
             });
         });
         all
@@ -337,7 +385,7 @@ impl Gate {
         let too_long = |what: &str, seen: usize, most: usize| {
             (seen > most).then(|| format!("{what} of {seen} bytes, at most {most}"))
         };
-        if usize::from(ask.shard.0) >= SHARDS || stream_of(ask.shard, self.streams) != self.stream {
+        if usize::from(ask.shard.0) >= SHARDS_ALL || stream_of(ask.shard, self.streams) != self.stream {
             return Some(format!("shard {} on stream {} of {}", ask.shard, self.stream, self.streams));
         }
         if ask.table.is_empty() || ask.key.as_ref().is_some_and(Bytes::is_empty) {
@@ -346,6 +394,9 @@ impl Gate {
         // An operator's word comes by control; a router lets no such table by.
         if ask.table.starts_with(b".") && ask.table != crate::store::RESOLVED {
             return Some("a table whose name begins with a point is the log's own".to_owned());
+        }
+        if ask.key.is_none() && ask.shard.is_global() {
+            return Some("an id to be minted for a global service, whose shard is in no id; expected a key".to_owned());
         }
         if ask.key.is_none() && ask.value.is_none() {
             return Some("a delete without a key".to_owned());
@@ -374,6 +425,8 @@ fn fenced_to(history: &History) -> Option<Zone> {
     history.view().to
 }
 
+#[cfg(test)]
+mod lease_tests;
 #[cfg(test)]
 #[path = "gate_tests.rs"]
 mod tests;

@@ -76,8 +76,8 @@ fn a_cached_route_is_not_a_fence_only_the_check_at_the_store_is_safe() {
     let mut b = gate(B, &first());
     let no = Decision::Refused(Refused::NotOwner { map_epoch: MapEpoch(1), owner: Some(A) });
     assert_eq!(b.write(&put(1), Row::Unknown, NOW_MS), no);
-    assert_eq!(b.read(S, MapEpoch(1), false), Some(no));
-    assert_eq!(b.read(S, MapEpoch(1), true), None);
+    assert_eq!(b.read(S, MapEpoch(1), false, NOW_MS), Some(no));
+    assert_eq!(b.read(S, MapEpoch(1), true, NOW_MS), None);
     let r = appended(gate(A, &first()).write(&put(1), Row::Unknown, NOW_MS));
     assert_eq!((r.owner_epoch, r.op, r.hlc.ms()), (OwnerEpoch(1), Op::Put, NOW_MS));
 }
@@ -86,7 +86,7 @@ fn a_cached_route_is_not_a_fence_only_the_check_at_the_store_is_safe() {
 fn a_store_asked_at_a_newer_epoch_waits_for_that_map() {
     let mut a = gate(A, &first());
     assert_eq!(a.write(&put(2), Row::Unknown, NOW_MS), Decision::WaitMap);
-    assert_eq!(a.read(S, MapEpoch(2), false), Some(Decision::WaitMap));
+    assert_eq!(a.read(S, MapEpoch(2), false, NOW_MS), Some(Decision::WaitMap));
 }
 
 #[test]
@@ -180,7 +180,7 @@ fn what_cannot_be_a_record_is_refused_with_what_was_seen() {
     let mut a = gate(A, &first());
     let cases = [
         (Write { shard: Shard(5), ..put(1) }, "shard 5 on stream 0 of 4"),
-        (Write { shard: Shard(1024), ..put(1) }, "shard 1024 on stream 0 of 4"),
+        (Write { shard: Shard(4096), ..put(1) }, "shard 4096 on stream 0 of 4"),
         (Write { table: Bytes::new(), ..put(1) }, "an empty table or key"),
         (Write { table: ".answers".into(), ..put(1) }, "a table whose name begins with a point is the log's own"),
         (Write { key: None, value: None, ..put(1) }, "a delete without a key"),
@@ -194,9 +194,9 @@ fn what_cannot_be_a_record_is_refused_with_what_was_seen() {
 #[test]
 fn how_a_zone_stands_to_a_shard_follows_the_map_the_fence_and_the_restart() {
     let stand = |g: &Gate, fencing: bool| {
-        let all = g.stands(|_| fencing);
+        let all = g.stands(NOW_MS, |_| fencing);
         assert_eq!(all.len(), 1);
-        assert_eq!(all[0].may == May::Writes, g.writes(S).is_some(), "as a write would be judged");
+        assert_eq!(all[0].may == May::Writes, g.writes(S, NOW_MS).is_some(), "as a write would be judged");
         (all[0].may, all[0].kind, all[0].owner_epoch.0, all[0].own_epoch.0)
     };
     let none = Positions::default();
@@ -221,5 +221,5 @@ fn how_a_zone_stands_to_a_shard_follows_the_map_the_fence_and_the_restart() {
     let (map, fences_applied) = (Arc::new(first()), vec![]);
     let restarted = Gate::new(Start { zone: A, stream: 0, streams: 4, map, fences, fences_applied, newest });
     assert_eq!(stand(&restarted, false), (May::Halted, Kind::Own, 1, 1), "read-only");
-    assert!(Gate { stream: 1, ..restarted }.stands(|_| false).is_empty(), "another stream's");
+    assert!(Gate { stream: 1, ..restarted }.stands(NOW_MS, |_| false).is_empty(), "another stream's");
 }

@@ -8,7 +8,8 @@
 //! A router that asks for what follows revision 8 has told everything up to there. One that does not ask again in time is waited for no
 //! longer, and counted: readers must not hold orders up. It never looks at a clock.
 
-use shardmap::{OwnerEpoch, SHARDS, Shard};
+use shardmap::map::SHARDS_ALL;
+use shardmap::{OwnerEpoch, Shard};
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -37,7 +38,7 @@ struct Router {
 
 impl Default for Hearers {
     fn default() -> Hearers {
-        let (told, fresh) = (vec![OwnerEpoch(0); SHARDS], vec![false; SHARDS]);
+        let (told, fresh) = (vec![OwnerEpoch(0); SHARDS_ALL], vec![false; SHARDS_ALL]);
         Hearers { revision: 1, routers: BTreeMap::new(), told, fresh, untold: 0 }
     }
 }

@@ -7,6 +7,7 @@ pub mod commit;
 pub mod gate;
 pub mod hearers;
 pub mod hlc;
+pub mod lease;
 pub mod limits;
 pub mod link;
 pub mod log;

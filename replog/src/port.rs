@@ -165,6 +165,13 @@ pub enum Refused {
         /// The last of that zone's log that is.
         applied: u64,
     },
+    /// 503: this zone owns the global service and has no lease of it now.
+    Unleased {
+        /// Its shard.
+        shard: Shard,
+        /// How long ago the last one ended, in milliseconds; `None`: there was none under this ownership since the log's start.
+        ended_ms: Option<u64>,
+    },
     /// 410: what follows this place is no longer kept.
     Forgotten {
         /// The place.
@@ -350,6 +357,11 @@ fn put_refused(out: &mut BytesMut, why: &Refused) {
             out.put_u8(12);
             out.put_u64_le(*applied);
         }
+        Refused::Unleased { shard, ended_ms } => {
+            out.put_u8(14);
+            out.put_u16_le(shard.0);
+            out.put_u64_le(ended_ms.unwrap_or(u64::MAX));
+        }
         Refused::Forgotten { after, first } => {
             out.put_u8(13);
             out.put_u8(after.zone.0);
@@ -383,6 +395,10 @@ fn get_refused(m: &mut Bytes) -> Result<Refused, Malformed> {
         13 => Refused::Forgotten {
             after: Token { zone: Zone(get_u8(m)?), stream: get_u32(m)?, seq: get_u64(m)? },
             first: get_u64(m)?,
+        },
+        14 => Refused::Unleased {
+            shard: Shard(m.try_get_u16_le().map_err(|_| Malformed::Fields)?),
+            ended_ms: Some(get_u64(m)?).filter(|ms| *ms != u64::MAX),
         },
         other => return Err(Malformed::Kind(other)),
     })
@@ -536,6 +552,8 @@ mod tests {
             Refused::Reused,
             Refused::NoPeer,
             Refused::NotYet { applied: 3 },
+            Refused::Unleased { shard: Shard(1024), ended_ms: Some(7) },
+            Refused::Unleased { shard: Shard(1024), ended_ms: None },
             Refused::Forgotten { after: Token { zone: Zone(1), stream: 3, seq: 77 }, first: 90 },
         ];
         let mut all = vec![
@@ -563,6 +581,7 @@ mod tests {
             to: (kind == Kind::Moving).then_some(Zone(2)),
             may,
             own_epoch: OwnerEpoch(4),
+            lease_ms: u32::from(shard),
         };
         let stands = vec![
             stand(0, Kind::Own, May::Writes, Some(Zone(1))),
@@ -571,7 +590,7 @@ mod tests {
             stand(1023, Kind::Unlock, May::Nothing, Some(Zone(0))),
         ];
         all.push(Answer::Standing(Standing { revision: 3, map_epoch: MapEpoch(12), stands }));
-        for held in [Held::Here, Held::Elsewhere, Held::Late(text)] {
+        for held in [Held::Here, Held::Elsewhere, Held::Late(text), Held::Unleased] {
             all.push(Answer::Committed(Committed { rows: rows.clone(), replayed: held == Held::Here, held }));
         }
         all.extend(refused.map(Answer::Refused));

@@ -13,7 +13,7 @@
 //! has written under an ownership lies before its FENCE in the log, so once that is durable nothing of it is on its way any more but
 //! answers.
 
-use crate::port::{Malformed, get_u8, get_u64};
+use crate::port::{Malformed, get_u8, get_u32, get_u64};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use shardmap::ownership::Kind;
 use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
@@ -23,8 +23,8 @@ use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
 pub enum May {
     /// Write it, now.
     Writes,
-    /// Nothing for now: it is fenced and the map has no new owner yet, its FENCE is not durable yet, or the log has restarted and does not know
-    /// what it owns.
+    /// Nothing for now: it is fenced and the map has no new owner yet, its FENCE is not durable yet, the log has restarted and does not know
+    /// what it owns, or it is a global service without a lease.
     Halted,
     /// Nothing: another zone has it, or nobody.
     Nothing,
@@ -47,6 +47,8 @@ pub struct Stand {
     pub may: May,
     /// When the newest ownership of this zone began; 0: it has had none that is still known.
     pub own_epoch: OwnerEpoch,
+    /// Of a global service: what is left of this zone's lease, in milliseconds; 0: it has none.
+    pub lease_ms: u32,
 }
 
 /// All shards of one log core.
@@ -82,6 +84,7 @@ pub(crate) fn put_standing(out: &mut BytesMut, all: &Standing) {
         out.put_u8(zone(s.to));
         out.put_u64_le(s.owner_epoch.0);
         out.put_u64_le(s.own_epoch.0);
+        out.put_u32_le(s.lease_ms);
     }
 }
 
@@ -110,5 +113,6 @@ fn get_stand(m: &mut Bytes) -> Result<Stand, Malformed> {
     let zone = |b: u8| Some(b).filter(|z| *z != u8::MAX).map(Zone);
     let (owner, to) = (zone(get_u8(m)?), zone(get_u8(m)?));
     let (owner_epoch, own_epoch) = (OwnerEpoch(get_u64(m)?), OwnerEpoch(get_u64(m)?));
-    Ok(Stand { shard, kind, owner, owner_epoch, to, may, own_epoch })
+    let lease_ms = get_u32(m)?;
+    Ok(Stand { shard, kind, owner, owner_epoch, to, may, own_epoch, lease_ms })
 }

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use replog::commit::{ANSWERS, Commit, Condition, Made, Once, Seen, Step};
 use replog::gate::{Found, Gate, Known, Ruling, Start};
+use replog::lease::Now;
 use replog::owners::Owners;
 use replog::port::Refused;
 use replog::watch::{RowKey, Watches};
@@ -19,6 +20,11 @@ use std::sync::Arc;
 const ZONE: Zone = Zone(0);
 const S: Shard = Shard(1);
 const NOW_MS: u64 = 1_790_000_000_000;
+
+/// Leases play no part here.
+fn moment(ms: u64) -> Now {
+    Now { wall_ms: ms, steady_ms: ms }
+}
 
 #[derive(Debug)]
 struct OneShard(History);
@@ -228,7 +234,7 @@ impl World {
             return self.clients.push(c);
         }
         let known = c.hold.as_ref().map(|h| self.known_of(&c.commit, h));
-        let ruling = self.gate.commit(&c.commit, known.as_ref().map(|k| &k.0), NOW_MS + self.asked);
+        let ruling = self.gate.commit(&c.commit, known.as_ref().map(|k| &k.0), moment(NOW_MS + self.asked));
         match ruling {
             Ruling::Append(records) => {
                 let first = self.log.len() as u64 + 1;
@@ -255,6 +261,7 @@ impl World {
                 self.clients.push(c);
             }
             Ruling::WaitMap => panic!("there is one map"),
+            Ruling::WaitLease(_) => panic!("there is no global service"),
             ruling => {
                 let newest = known.map_or(0, |k| k.1);
                 c.judged = Some((newest, ruling));

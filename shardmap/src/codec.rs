@@ -6,11 +6,15 @@
 //!         zones      count u32 { number u8, name }
 //!         histories  count u32 { shard u16, entries u32 { entry } }
 //!         orders     count u32 { id u64, shard u16 }      shops: the same
+//!         globals    count u32, at least 1 { shard u16, name }, by shard        (version 2 only)
 //! entry   epoch u64, kind u8, owner u8, to u8, lost u8 (255: none), owner epoch u64, lost epoch u64,
 //!         cut: zones u16 (a bit each), seq u64 for each
 //! fences  near m u32, sliver m u32, count u32 { name, shard u16, rings u32 { points u32 { lng i32, lat i32 } } }
 //! name    length u16, UTF-8
 //! ```
+//! Version 2 adds the names of global services. A map without any is written as version 1, as it always was: maps on disks and
+//! their digests stay what they are, and a program that knows version 1 alone reads every map that it can act on.
+//!
 //! Little endian. The digest is BLAKE3 over the head; the head holds the fences' own digest, so a map whose fences are
 //! unchanged can travel without them and still be checked whole.
 
@@ -27,6 +31,7 @@ use std::sync::Arc;
 /// The first bytes of a binary map.
 pub const MAGIC: &[u8; 6] = b"EZMAP\0";
 const VERSION: u16 = 1;
+const VERSION_GLOBALS: u16 = 2;
 const NO_SHARD: u16 = u16::MAX;
 const NO_ZONE: u8 = u8::MAX;
 
@@ -46,7 +51,8 @@ impl Map {
         let head = self.head();
         let mut out = Vec::with_capacity(head.len() + 64);
         out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
+        let version = if self.globals.is_empty() { VERSION } else { VERSION_GLOBALS };
+        out.extend(version.to_le_bytes());
         out.extend(self.digest);
         put_count(&mut out, head.len());
         out.extend(head);
@@ -93,6 +99,9 @@ impl Map {
                 out.extend(shard.0.to_le_bytes());
             }
         }
+        if !self.globals.is_empty() {
+            put_globals(&mut out, &self.globals);
+        }
         out
     }
 }
@@ -107,8 +116,9 @@ fn decode(bytes: &[u8], known: Option<&Map>) -> Result<Map, Malformed> {
     if r.array::<6>()? != *MAGIC {
         return Err(r.fault("a binary map begins with EZMAP"));
     }
-    if r.u16()? != VERSION {
-        return Err(r.fault("a version that this program does not know; it knows 1"));
+    let version = r.u16()?;
+    if version != VERSION && version != VERSION_GLOBALS {
+        return Err(r.fault("a version that this program does not know; it knows 1 and 2"));
     }
     let digest = r.array::<32>()?;
     let head_len = r.count(1)?;
@@ -119,7 +129,8 @@ fn decode(bytes: &[u8], known: Option<&Map>) -> Result<Map, Malformed> {
     let fences_digest: [u8; 32] = head.get(40..72).and_then(|d| d.try_into().ok()).unwrap_or_default();
     let fences = fences_after_head(&mut r, fences_digest, known)?;
     r.end()?;
-    let map = Map::from_parts(head_parts(head, fences)?).map_err(|_| r.fault("parts that contradict each other"))?;
+    let map =
+        Map::from_parts(head_parts(head, version, fences)?).map_err(|_| r.fault("parts that contradict each other"))?;
     if map.digest != digest {
         return Err(r.fault("a head that is not written in its only form"));
     }
@@ -145,7 +156,7 @@ fn fences_after_head(r: &mut Reader, digest: [u8; 32], known: Option<&Map>) -> R
     }
 }
 
-fn head_parts(head: &[u8], fences: Arc<Fences>) -> Result<Parts, Malformed> {
+fn head_parts(head: &[u8], version: u16, fences: Arc<Fences>) -> Result<Parts, Malformed> {
     let mut r = Reader::new(head);
     let (epoch, previous, _) = (MapEpoch(r.u64()?), r.array()?, r.array::<32>()?);
     let default = Some(r.u16()?).filter(|s| *s != NO_SHARD).map(Shard);
@@ -166,8 +177,26 @@ fn head_parts(head: &[u8], fences: Arc<Fences>) -> Result<Parts, Malformed> {
         }
     }
     let exceptions = Exceptions { orders: get_placed(&mut r)?, shops: get_placed(&mut r)? };
+    let globals = if version == VERSION { BTreeMap::new() } else { get_globals(&mut r)? };
     r.end()?;
-    Ok(Parts { epoch, previous, default, zones, histories, exceptions, fences })
+    Ok(Parts { epoch, previous, default, zones, histories, exceptions, globals, fences })
+}
+
+fn put_globals(out: &mut Vec<u8>, globals: &[(String, Shard)]) {
+    let by_shard: BTreeMap<Shard, &str> = globals.iter().map(|(name, shard)| (*shard, name.as_str())).collect();
+    put_count(out, by_shard.len());
+    for (shard, name) in by_shard {
+        out.extend(shard.0.to_le_bytes());
+        put_name(out, name);
+    }
+}
+
+fn get_globals(r: &mut Reader) -> Result<BTreeMap<Shard, String>, Malformed> {
+    let count = r.count(4)?;
+    if count == 0 {
+        return Err(r.fault("no global service in a map of version 2"));
+    }
+    (0..count).map(|_| Ok((Shard(r.u16()?), r.name(limits::NAME_BYTES_MAX)?))).collect()
 }
 
 fn get_placed(r: &mut Reader) -> Result<Vec<(u64, Shard)>, Malformed> {

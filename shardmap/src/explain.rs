@@ -46,6 +46,8 @@ pub enum Verdict {
     Untrusted,
     /// The map has no such shard.
     NoSuchShard,
+    /// The map has no global service of this name: the request leads nowhere.
+    NoSuchService,
     /// The id is not ours by its bits, and the map does not place it.
     Foreign,
     /// The place is in no fence and near none.
@@ -57,12 +59,13 @@ impl Verdict {
     pub fn name(self) -> &'static str {
         match self {
             Verdict::Decided => "decided",
-            Verdict::Outranked => "outranked: shardid > eosid > shopid > loc > default",
+            Verdict::Outranked => "outranked: shardid > global > eosid > shopid > loc > default",
             Verdict::Malformed => "malformed: skipped and counted",
             Verdict::Second => "a second part of its kind: the first counts",
             Verdict::Unknown => "passed over: not a key of ours",
             Verdict::Untrusted => "ignored: a shard by number counts only from a trusted peer",
             Verdict::NoSuchShard => "ignored: the map has no such shard",
+            Verdict::NoSuchService => "unknown: the map has no global service of this name, and nothing else decides",
             Verdict::Foreign => "foreign: not an id of ours, and the map does not place it",
             Verdict::Nowhere => "nowhere: in no fence and near none",
         }
@@ -73,6 +76,7 @@ impl Verdict {
 pub fn by_name(by: By) -> &'static str {
     match by {
         By::ShardId => "shardid",
+        By::Global => "global",
         By::Order => "order",
         By::Shop => "shop",
         By::Inside | By::Near => "location",
@@ -111,7 +115,7 @@ pub fn explain(map: &Map, header: Option<&[u8]>, key: Option<&[u8]>, trusted: bo
 }
 
 /// What is to be said of a part before the map is asked; `seen` holds the parts before it.
-fn fate(tag: &Tag, seen: &mut Tag) -> Option<Verdict> {
+fn fate<'t>(tag: &Tag<'t>, seen: &mut Tag<'t>) -> Option<Verdict> {
     if tag.skipped > 0 {
         return Some(Verdict::Malformed);
     }
@@ -122,10 +126,12 @@ fn fate(tag: &Tag, seen: &mut Tag) -> Option<Verdict> {
         second |= has && had;
     };
     note(tag.shardid.is_some(), seen.shardid.is_some());
+    note(tag.global.is_some(), seen.global.is_some());
     note(tag.order.is_some(), seen.order.is_some());
     note(tag.shop.is_some(), seen.shop.is_some());
     note(tag.point.is_some(), seen.point.is_some());
     seen.shardid = seen.shardid.or(tag.shardid);
+    seen.global = seen.global.or(tag.global);
     seen.order = seen.order.or(tag.order);
     seen.shop = seen.shop.or(tag.shop);
     seen.point = seen.point.or(tag.point);
@@ -143,6 +149,7 @@ fn judge(tag: &Tag, alone: Option<Route>, route: Option<Route>, trusted: bool) -
         Some(_) => Verdict::Outranked,
         None if tag.shardid.is_some() && !trusted => Verdict::Untrusted,
         None if tag.shardid.is_some() => Verdict::NoSuchShard,
+        None if tag.global.is_some() => Verdict::NoSuchService,
         None if tag.point.is_some() => Verdict::Nowhere,
         None => Verdict::Foreign,
     }

@@ -27,6 +27,8 @@ pub struct Map {
     /// By number; only those that the map knows.
     pub(crate) histories: Vec<Option<Arc<History>>>,
     pub(crate) exceptions: Arc<Exceptions>,
+    /// What global services are called, by name.
+    pub(crate) globals: Arc<[(String, Shard)]>,
     pub(crate) fences: Arc<Fences>,
     pub(crate) fences_digest: [u8; 32],
 }
@@ -64,6 +66,8 @@ pub struct Parts {
     pub histories: BTreeMap<Shard, History>,
     /// In any order.
     pub exceptions: Exceptions,
+    /// What each shard from 1024 on is called: a global service.
+    pub globals: BTreeMap<Shard, String>,
     /// With their index.
     pub fences: Arc<Fences>,
 }
@@ -82,6 +86,8 @@ pub struct Route {
 pub enum By {
     /// A trusted peer said so.
     ShardId,
+    /// The name of a global service.
+    Global,
     /// The order's id.
     Order,
     /// The shop's id.
@@ -161,6 +167,7 @@ impl Map {
             zones: parts.zones.into(),
             histories,
             exceptions: Arc::new(Exceptions { orders, shops }),
+            globals: by_name(parts.globals),
             fences_digest: crate::codec::fences_digest(&parts.fences),
             fences: parts.fences,
         };
@@ -197,14 +204,16 @@ impl Map {
         &self.exceptions
     }
 
-    /// Where a tag leads: shard id (only from a trusted peer), order, shop, location, default, in this order. A shard
-    /// without a history is not a route: the next key decides.
+    /// Where a tag leads: shard id (only from a trusted peer), global service, order, shop, location, default, in this order. A
+    /// shard without a history is not a route: the next key decides. A global service that the map does not know leads nowhere: what
+    /// is meant for one must not land in some shard.
     pub fn route(&self, tag: &Tag, trusted: bool, now_ms: u64) -> Option<Route> {
         let known = |shard: Shard, by| self.history(shard).map(|_| Route { shard, by });
-        tag.shardid
-            .filter(|_| trusted)
-            .and_then(|shard| known(shard, By::ShardId))
-            .or_else(|| known(self.shard_of(tag.order?, &self.exceptions.orders, now_ms)?, By::Order))
+        let told = tag.shardid.filter(|_| trusted).and_then(|shard| known(shard, By::ShardId));
+        if let (None, Some(name)) = (told, tag.global) {
+            return self.global_named(name).map(|shard| Route { shard, by: By::Global });
+        }
+        told.or_else(|| known(self.shard_of(tag.order?, &self.exceptions.orders, now_ms)?, By::Order))
             .or_else(|| known(self.shard_of(tag.shop?, &self.exceptions.shops, now_ms)?, By::Shop))
             .or_else(|| {
                 let (fence, how) = self.fences.locate(tag.point?)?;
@@ -254,6 +263,20 @@ impl Map {
     /// Those that are on their way to another owner, or lost without a new one, in order.
     pub fn unsettled(&self) -> impl Iterator<Item = Shard> {
         self.shards().filter(|(_, history)| history.view().kind.is_unsettled()).map(|(shard, _)| shard)
+    }
+
+    /// The global services by name, each with its shard.
+    pub fn globals(&self) -> &[(String, Shard)] {
+        &self.globals
+    }
+    /// The shard of the global service of a name.
+    pub fn global_named(&self, name: &[u8]) -> Option<Shard> {
+        let at = self.globals.binary_search_by(|(n, _)| n.as_bytes().cmp(name)).ok()?;
+        Some(self.globals[at].1)
+    }
+    /// What the global service in `shard` is called.
+    pub fn global_name(&self, shard: Shard) -> Option<&str> {
+        self.globals.iter().find(|(_, s)| *s == shard).map(|(name, _)| name.as_str())
     }
 
     /// All zones, in the order of their numbers.
@@ -308,6 +331,17 @@ impl Map {
     }
 }
 
+/// May a global service have this name? As tables: 1 to 64 of a-z, 0-9 and _.
+pub fn is_global_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+}
+
+fn by_name(globals: BTreeMap<Shard, String>) -> Arc<[(String, Shard)]> {
+    let mut all: Vec<(String, Shard)> = globals.into_iter().map(|(shard, name)| (name, shard)).collect();
+    all.sort();
+    all.into()
+}
+
 /// Every zone that an entry names.
 fn entry_zones(entry: &Entry) -> impl Iterator<Item = Zone> + '_ {
     let named = [entry.owner, entry.to, entry.lost.map(|(z, _)| z)];
@@ -334,6 +368,7 @@ fn faults(parts: &Parts) -> Vec<Problem> {
             wrong(Problem::new(format!("shard {shard} names zone {zone}, which the map does not have")));
         }
     }
+    global_faults(parts, &mut wrong);
     let local = |shard: Shard| usize::from(shard.0) < SHARDS && parts.histories.contains_key(&shard);
     if let Some(shard) = parts.default.filter(|s| !local(*s)) {
         wrong(Problem::new(format!("the default shard {shard} has no owner, or is not within 0..{SHARDS}")));
@@ -345,6 +380,25 @@ fn faults(parts: &Parts) -> Vec<Problem> {
     exception_faults("order", &parts.exceptions.orders, &local, &mut wrong);
     exception_faults("shop", &parts.exceptions.shops, &local, &mut wrong);
     found
+}
+
+/// A map of format 1 may have global shards without a name: nobody can ask for these.
+fn global_faults(parts: &Parts, wrong: &mut impl FnMut(Problem)) {
+    let mut named: BTreeMap<&str, Shard> = BTreeMap::new();
+    for (shard, name) in &parts.globals {
+        if !shard.is_global() || usize::from(shard.0) >= SHARDS_ALL {
+            let last = SHARDS_ALL - 1;
+            wrong(Problem::new(format!("global service \"{name}\" is shard {shard}; expected {SHARDS} to {last}")));
+        } else if !parts.histories.contains_key(shard) {
+            wrong(Problem::new(format!("global service \"{name}\", shard {shard}, has no owner")));
+        }
+        if !is_global_name(name) {
+            wrong(Problem::new(format!("shard {shard} is called \"{name}\"; expected 1 to 64 of a-z, 0-9 and _")));
+        }
+        if let Some(other) = named.insert(name, *shard) {
+            wrong(Problem::new(format!("shards {other} and {shard} are both called \"{name}\"")));
+        }
+    }
 }
 
 fn zone_faults(zones: &[ZoneInfo], wrong: &mut impl FnMut(Problem)) {

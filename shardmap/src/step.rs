@@ -9,7 +9,7 @@ use std::fmt;
 /// One difference between two maps, as a sentence.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Change {
-    /// What it is about: `epoch`, `zone`, `shard`, `fence`, `default` or `exceptions`.
+    /// What it is about: `epoch`, `zone`, `global`, `shard`, `fence`, `default` or `exceptions`.
     pub of: &'static str,
     /// The number or name of that thing; empty for the map's own.
     pub name: String,
@@ -45,6 +45,8 @@ pub enum IllegalStep {
     EntryEpoch(Shard),
     /// A zone of this number was renamed or dropped, though ids and logs carry the number.
     Zone(u8),
+    /// A global service was renamed or dropped, though clients know its name.
+    Global(String),
     /// Fences or their shards changed: that moves people between shards and needs moves, not an edit.
     Fences,
     /// The place of ids that were issued elsewhere, or the default shard, changed: that moves rows between shards.
@@ -59,6 +61,9 @@ impl fmt::Display for IllegalStep {
             IllegalStep::Shard(why) => why.fmt(f),
             IllegalStep::EntryEpoch(s) => write!(f, "shard {s}: its newest entry is not of the new map's epoch"),
             IllegalStep::Zone(z) => write!(f, "zone {z} was renamed or dropped; ids and logs carry its number"),
+            IllegalStep::Global(name) => {
+                write!(f, "global service \"{name}\" was renamed or dropped; clients ask for it by name")
+            }
             IllegalStep::Fences => {
                 f.write_str("the fences changed: that moves people between shards, and needs a move")
             }
@@ -99,6 +104,8 @@ impl Map {
         }
         let gone = self.zones().iter().filter(|z| !next.zones().contains(z));
         against.extend(gone.map(|z| IllegalStep::Zone(z.id.0)));
+        let gone = self.globals().iter().filter(|(name, shard)| next.global_named(name.as_bytes()) != Some(*shard));
+        against.extend(gone.map(|(name, _)| IllegalStep::Global(name.clone())));
         if self.fences_digest != next.fences_digest {
             against.push(IllegalStep::Fences);
         }
@@ -110,7 +117,7 @@ impl Map {
         if against.is_empty() { Ok(()) } else { Err(against) }
     }
 
-    /// What differs in `next`, in the order epoch, default, zones, shards, fences, exceptions.
+    /// What differs in `next`, in the order epoch, default, zones, global services, shards, fences, exceptions.
     pub fn diff(&self, next: &Map) -> Vec<Change> {
         let mut changes = Vec::new();
         let mut say = |of, name: String, was: Option<String>, is: Option<String>| {
@@ -126,6 +133,8 @@ impl Map {
         say("default", String::new(), self.default.map(|s| s.to_string()), next.default.map(|s| s.to_string()));
         let zones = |map: &Map| by_name(map.zones().iter().map(|z| (z.id, z.name.clone())));
         pairs(&zones(self), &zones(next), |z, was, is| say("zone", z.to_string(), was.cloned(), is.cloned()));
+        let globals = |map: &Map| by_name(map.globals().iter().map(|(name, s)| (name.clone(), format!("shard {s}"))));
+        pairs(&globals(self), &globals(next), |n, was, is| say("global", n.clone(), was.cloned(), is.cloned()));
         let shards = |map: &Map| by_name(map.shards().map(|(s, h)| (s, map.told(h.view()))));
         pairs(&shards(self), &shards(next), |s, was, is| say("shard", s.to_string(), was.cloned(), is.cloned()));
         if self.fences_digest != next.fences_digest {

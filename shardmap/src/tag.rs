@@ -5,9 +5,11 @@ use crate::types::Shard;
 
 /// The parts of a tag that could be read. Nothing in it is believed yet: the map decides what counts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Tag {
+pub struct Tag<'t> {
     /// `shardid`: a shard by number; counts only from a trusted peer.
     pub shardid: Option<Shard>,
+    /// `global`: the name of a global service, which may be none; it decides alone.
+    pub global: Option<&'t [u8]>,
     /// `eosid`: an order's id.
     pub order: Option<u64>,
     /// `shopid`: a shop's id.
@@ -18,10 +20,10 @@ pub struct Tag {
     pub skipped: u32,
 }
 
-impl Tag {
+impl<'t> Tag<'t> {
     /// Reads a header's value. Parts end with `;`, blanks around a part, key or value do not matter, keys are in small
     /// letters. Keys of others are passed over; malformed parts are skipped and counted.
-    pub fn parse(header_value: &[u8]) -> Tag {
+    pub fn parse(header_value: &'t [u8]) -> Tag<'t> {
         let mut tag = Tag::default();
         for part in header_value.split(|b| *b == b';') {
             tag.read(part.trim_ascii());
@@ -29,13 +31,14 @@ impl Tag {
         tag
     }
 
-    fn read(&mut self, part: &[u8]) {
+    fn read(&mut self, part: &'t [u8]) {
         if part.is_empty() {
             return;
         }
         let Some(eq) = part.iter().position(|b| *b == b'=') else { return self.skip() };
         let (key, value) = (part[..eq].trim_ascii(), part[eq + 1..].trim_ascii());
         let read = match key {
+            b"global" => keep(&mut self.global, Some(value).filter(|v| !v.is_empty())),
             b"eosid" => keep(&mut self.order, id(value)),
             b"shopid" => keep(&mut self.shop, id(value)),
             b"loc" => keep(&mut self.point, Point::parse_bytes(value)),
@@ -110,6 +113,13 @@ mod tests {
             let tag = Tag::parse(whole.as_bytes());
             assert_eq!((tag.shop, tag.skipped), (Some(5), skipped), "{text}");
         }
+    }
+
+    #[test]
+    fn a_global_service_is_named_as_it_was_sent() {
+        let tag = Tag::parse(b"loc=1,2; global = users ;global=other");
+        assert_eq!((tag.global, tag.skipped), (Some(&b"users"[..]), 1));
+        assert_eq!(Tag::parse(b"global=").skipped, 1);
     }
 
     #[test]

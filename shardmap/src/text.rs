@@ -20,6 +20,9 @@ struct MapFile {
     fences: FenceFile,
     shards: Vec<Spanned<ShardLine>>,
     default_shard: Option<Spanned<u16>>,
+    /// Global services: `[[global]]` with `id`, `name` and `zone`.
+    #[serde(default)]
+    global: Vec<Spanned<GlobalLine>>,
     #[serde(default)]
     exceptions: ExceptionTables,
 }
@@ -46,6 +49,14 @@ struct ShardLine {
     zone: String,
     #[serde(default)]
     fences: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GlobalLine {
+    id: u16,
+    name: String,
+    zone: String,
 }
 
 #[derive(Deserialize, Default)]
@@ -99,7 +110,8 @@ impl Maker<'_> {
         let epoch = MapEpoch(file.epoch);
         let zones: Vec<ZoneInfo> =
             file.zones.iter().map(|(name, id)| ZoneInfo { id: Zone(*id.get_ref()), name: name.clone() }).collect();
-        let histories = self.histories(&file.shards, &zones, epoch);
+        let mut histories = self.histories(&file.shards, &zones, epoch);
+        let globals = self.globals(&file.global, &zones, epoch, &mut histories);
         let default = file.default_shard.as_ref().map(|s| Shard(*s.get_ref()));
         let exceptions =
             Exceptions { orders: self.placed(&file.exceptions.orders), shops: self.placed(&file.exceptions.shops) };
@@ -115,7 +127,7 @@ impl Maker<'_> {
         let mut sorted = zones;
         sorted.sort_by_key(|z| z.id);
         let fences = Arc::new(fences);
-        let parts = Parts { epoch, previous: [0; 32], default, zones: sorted, histories, exceptions, fences };
+        let parts = Parts { epoch, previous: [0; 32], default, zones: sorted, histories, exceptions, globals, fences };
         match Map::from_parts(parts) {
             Ok(map) if self.problems.is_empty() => {
                 Ok((map, found.notes.into_iter().map(|n| n.in_file(fence_file)).collect()))
@@ -167,6 +179,10 @@ impl Maker<'_> {
         let mut histories = BTreeMap::new();
         for spot in lines {
             let line = spot.get_ref();
+            if Shard(line.id).is_global() {
+                self.wrong(spot, format!("shard {} is a global service: expected [[global]] with a name", line.id));
+                continue;
+            }
             let Some(zone) = zones.iter().find(|z| z.name == line.zone) else {
                 self.wrong(spot, format!("shard {} is given to the unknown zone \"{}\"", line.id, line.zone));
                 continue;
@@ -176,6 +192,29 @@ impl Maker<'_> {
             }
         }
         histories
+    }
+
+    /// The global services, which have a history each as other shards have.
+    fn globals(
+        &mut self,
+        lines: &[Spanned<GlobalLine>],
+        zones: &[ZoneInfo],
+        epoch: MapEpoch,
+        histories: &mut BTreeMap<Shard, History>,
+    ) -> BTreeMap<Shard, String> {
+        let mut globals: BTreeMap<Shard, String> = BTreeMap::new();
+        for spot in lines {
+            let GlobalLine { id, name, zone } = spot.get_ref();
+            let Some(owner) = zones.iter().find(|z| z.name == *zone) else {
+                self.wrong(spot, format!("global service \"{name}\" is given to the unknown zone \"{zone}\""));
+                continue;
+            };
+            if let Some(other) = globals.insert(Shard(*id), name.clone()) {
+                self.wrong(spot, format!("shard {id} is called \"{other}\" and \"{name}\""));
+            }
+            histories.entry(Shard(*id)).or_insert_with(|| History::new(owner.id, epoch));
+        }
+        globals
     }
 
     /// Gives each shape its shard; a shape that no line names, and a name that no shape has, are problems.
@@ -237,5 +276,23 @@ mod tests {
         let (map, _) = Map::from_toml(&text, load).unwrap();
         assert_eq!(map.fences().list().len(), 34);
         assert_eq!(map.shards().count(), 34);
+    }
+
+    #[test]
+    fn global_services_stand_in_tables_of_their_own() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/data/");
+        let text = std::fs::read_to_string(format!("{dir}china.toml")).unwrap();
+        let load = |name: &str| std::fs::read_to_string(format!("{dir}{name}")).map_err(|e| e.to_string());
+        let with = |more: &str| Map::from_toml(&format!("{text}\n{more}"), load);
+        let users = "[[global]]\nid = 1024\nname = \"users\"\nzone = \"bj\"\n";
+        let (map, _) = with(users).unwrap();
+        assert_eq!((map.shards().count(), map.global_named(b"users")), (35, Some(Shard(1024))));
+        let said = with(&users.replace("\"bj\"", "\"gz\"")).unwrap_err()[0].to_string();
+        assert!(said.contains("global service \"users\" is given to the unknown zone \"gz\""), "{said}");
+        let said = with(&format!("{users}{}", users.replace("users", "more"))).unwrap_err()[0].to_string();
+        assert!(said.contains("shard 1024 is called \"users\" and \"more\""), "{said}");
+        let moved = text.replacen("id = 121,", "id = 1121,", 1);
+        let said = Map::from_toml(&moved, load).unwrap_err()[0].to_string();
+        assert!(said.contains("shard 1121 is a global service: expected [[global]] with a name"), "{said}");
     }
 }

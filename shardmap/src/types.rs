@@ -34,6 +34,13 @@ impl MapEpoch {
     }
 }
 
+impl Shard {
+    /// Is it a global service: not in ids, not on the map of fences, written under a lease?
+    pub fn is_global(self) -> bool {
+        usize::from(self.0) >= SHARDS
+    }
+}
+
 impl Zone {
     /// Every number that a zone may have.
     pub fn all() -> impl Iterator<Item = Zone> {

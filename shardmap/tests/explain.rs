@@ -40,6 +40,12 @@ fn each_part_is_told_why_it_counts_or_not() {
 }
 
 #[test]
+fn a_global_service_that_the_map_does_not_know_is_named_as_the_reason() {
+    let found = verdicts("loc=116.40,39.90;global=users", false);
+    assert_eq!(found, (None, vec![Verdict::Outranked, Verdict::NoSuchService]));
+}
+
+#[test]
 fn a_records_key_counts_as_an_order_only_if_the_tag_has_none() {
     let map = china();
     let ours = Id::new(NOW_MS - 1000, Shard(341), Zone(0), 1).unwrap().to_string();

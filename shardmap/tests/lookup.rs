@@ -181,6 +181,7 @@ fn a_map_of_as_many_fences_as_are_allowed_answers_without_scanning_them() {
         zones: vec![ZoneInfo { id: Zone(0), name: "bj".into() }],
         histories,
         exceptions: Exceptions { orders: vec![], shops },
+        globals: Default::default(),
         fences: Arc::new(fences),
     };
     let map = Map::from_parts(parts).unwrap();

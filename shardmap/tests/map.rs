@@ -33,6 +33,7 @@ fn parts() -> Parts {
         zones: vec![zone(0, "bj"), zone(1, "sh")],
         histories: histories.into(),
         exceptions: Exceptions { orders: vec![(77, Shard(1))], shops: vec![(156_427_001, Shard(2))] },
+        globals: Default::default(),
         fences: Arc::new(fences),
     }
 }
@@ -140,6 +141,87 @@ fn an_edit_of_fences_or_of_a_placed_id_is_no_legal_step() {
     assert_eq!(edited(|p| p.zones[1].name = "gz".into()), Err(vec![IllegalStep::Zone(1)]));
 }
 
+fn with_globals() -> Map {
+    let mut parts = parts();
+    for (shard, name, zone) in [(1025, "coupons", 1), (1024, "users", 0)] {
+        parts.histories.insert(Shard(shard), History::new(Zone(zone), MapEpoch(1)));
+        parts.globals.insert(Shard(shard), name.into());
+    }
+    Map::from_parts(parts).unwrap()
+}
+
+#[test]
+fn a_global_service_is_found_by_its_name_and_one_that_is_not_there_leads_nowhere() {
+    let map = with_globals();
+    let route = |tag: &str, trusted| map.route(&Tag::parse(tag.as_bytes()), trusted, NOW_MS).map(|r| (r.shard.0, r.by));
+    assert_eq!(route("loc=0.5,0.5;global=users", false), Some((1024, By::Global)));
+    assert_eq!(route(&format!("eosid={};global=coupons", ours(NOW_MS, 2, 0)), false), Some((1025, By::Global)));
+    assert_eq!(route("global=nobody;loc=0.5,0.5", false), None, "not the location's shard, nor the default one");
+    assert_eq!(route("shardid=3;global=users", true), Some((3, By::ShardId)));
+    assert_eq!((map.global_name(Shard(1025)), map.global_name(Shard(1026))), (Some("coupons"), None));
+}
+
+#[test]
+fn a_map_with_global_services_survives_its_bytes_and_one_without_is_written_as_it_always_was() {
+    let map = with_globals();
+    let bytes = map.encode();
+    assert_eq!(&bytes[..8], b"EZMAP\0\x02\0");
+    let back = Map::decode(&bytes).unwrap();
+    assert_eq!((back.digest(), back.globals(), back.encode()), (map.digest(), map.globals(), bytes.clone()));
+    assert_eq!((bytes.len(), &blake3_hex(&bytes)[..16]), (GLOBALS_GOLDEN_LEN, GLOBALS_GOLDEN_HASH));
+    let mut old = bytes;
+    old[6] = 1;
+    assert!(Map::decode(&old).is_err(), "names in a map of version 1");
+    let mut new = self::map().encode();
+    assert_eq!(new[6], 1);
+    new[6] = 2;
+    assert!(Map::decode(&new).is_err(), "version 2 without names");
+}
+
+const GLOBALS_GOLDEN_LEN: usize = 475;
+const GLOBALS_GOLDEN_HASH: &str = "8e091a4dda478186";
+
+#[test]
+fn global_services_without_owner_name_or_place_are_refused_together() {
+    let mut parts = parts();
+    for (shard, name) in [(1024, "users"), (1025, "users"), (1026, "Users"), (3, "low"), (4096, "high")] {
+        parts.globals.insert(Shard(shard), name.into());
+    }
+    parts.histories.insert(Shard(1026), History::new(Zone(0), MapEpoch(1)));
+    let said: Vec<String> = Map::from_parts(parts).unwrap_err().iter().map(ToString::to_string).collect();
+    for part in [
+        "global service \"users\", shard 1024, has no owner",
+        "shards 1024 and 1025 are both called \"users\"",
+        "shard 1026 is called \"Users\"; expected 1 to 64 of a-z, 0-9 and _",
+        "global service \"low\" is shard 3; expected 1024 to 4095",
+        "global service \"high\" is shard 4096; expected 1024 to 4095",
+    ] {
+        assert!(said.iter().any(|s| s.contains(part)), "{part}: {said:?}");
+    }
+}
+
+#[test]
+fn a_global_service_may_be_added_and_never_renamed_or_dropped() {
+    let (first, full) = (map(), with_globals());
+    let next = |edit: fn(&mut Parts)| {
+        let histories = full.shards().map(|(s, h)| (s, h.clone())).collect();
+        let globals = full.globals().iter().map(|(n, s)| (*s, n.clone())).collect();
+        let mut parts = Parts { epoch: MapEpoch(2), previous: full.digest(), histories, globals, ..parts() };
+        edit(&mut parts);
+        full.may_become(&Map::from_parts(parts).unwrap())
+    };
+    assert_eq!(next(|_| ()), Ok(()));
+    let renamed = next(|p| drop(p.globals.insert(Shard(1024), "people".into())));
+    assert_eq!(renamed, Err(vec![IllegalStep::Global("users".into())]));
+    let mut parts = Parts { epoch: MapEpoch(2), previous: first.digest(), ..parts() };
+    parts.histories.insert(Shard(1024), History::new(Zone(0), MapEpoch(2)));
+    parts.globals.insert(Shard(1024), "users".into());
+    let added = Map::from_parts(parts).unwrap();
+    assert_eq!(first.may_become(&added), Ok(()));
+    let told: Vec<String> = first.diff(&added).iter().map(ToString::to_string).collect();
+    assert_eq!(told[1..], ["global users: added, shard 1024", "shard 1024: added, bj since 2"]);
+}
+
 /// Frozen: a change of the format must show here.
 #[test]
 fn the_bytes_of_a_map_are_frozen() {
@@ -158,13 +240,18 @@ fn blake3_hex(bytes: &[u8]) -> String {
 /// The digests are made right again, so that the damage gets past them. `SEEDS=20000` tries more.
 #[test]
 fn hostile_bytes_never_panic_and_every_plain_damage_is_noticed() {
-    let good = map().encode();
+    for good in [map().encode(), with_globals().encode()] {
+        damage(&good);
+    }
+}
+
+fn damage(good: &[u8]) {
     let head_len = u32::from_le_bytes(good[40..44].try_into().unwrap()) as usize;
     let fences_at = 44 + head_len + 5;
     let seeds = std::env::var("SEEDS").map_or(500, |s| s.parse().expect("SEEDS is a number"));
     for seed in 0..seeds {
         let mut random = Random(seed);
-        let mut bad = good.clone();
+        let mut bad = good.to_vec();
         for _ in 0..=random.below(3) {
             let at = random.below(bad.len() as u64) as usize;
             bad[at] = random.next() as u8;

@@ -152,12 +152,20 @@ fn check(path: &Path, json: bool) -> Result<ExitCode, Fault> {
     if json {
         let list = |all: &[Problem]| all.iter().map(problem_json).collect::<Vec<_>>();
         let digest = sound.as_ref().map(|m| hex(&m.digest()));
+        let globals: Vec<_> = sound
+            .iter()
+            .flat_map(globals)
+            .map(|(name, shard, zone)| json!({"name": name, "shard": shard, "zone": zone}))
+            .collect();
         let answer = json!({"ok": sound.is_some(), "epoch": sound.as_ref().map(|m| m.epoch().0), "digest": digest,
-            "problems": list(&problems), "notes": list(&notes)});
+            "globals": globals, "problems": list(&problems), "notes": list(&notes)});
         writeln!(out, "{answer}")?;
     } else {
         for line in problems.iter().chain(&notes) {
             writeln!(out, "{line}")?;
+        }
+        for (name, shard, zone) in sound.iter().flat_map(globals) {
+            writeln!(out, "global service {name}: shard {shard}, {zone}")?;
         }
         match &sound {
             Some(m) => writeln!(
@@ -173,6 +181,12 @@ fn check(path: &Path, json: bool) -> Result<ExitCode, Fault> {
         }
     }
     Ok(ExitCode::from(u8::from(sound.is_none())))
+}
+
+/// Each global service with its shard and its owner; `-`: nobody.
+fn globals(map: &Map) -> Vec<(&str, u16, &str)> {
+    let owner = |shard| map.owner(shard).map_or("-", |z| map.zone_name(z));
+    map.globals().iter().map(|(name, shard)| (name.as_str(), shard.0, owner(*shard))).collect()
 }
 
 fn problem_json(p: &Problem) -> serde_json::Value {

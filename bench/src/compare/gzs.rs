@@ -156,6 +156,7 @@ pub fn made_map(fences: usize, shops: usize) -> Result<Map, String> {
         default: Some(Shard(0)),
         zones: zones.to_vec(),
         histories: (0..SHARDS).map(|n| (Shard(n), History::new(Zone(0), MapEpoch(1)))).collect(),
+        globals: Default::default(),
         exceptions: Exceptions {
             orders: vec![],
             shops: (0..shops as u64).map(|n| (shop(n), Shard((n % u64::from(SHARDS - 1)) as u16))).collect(),

@@ -20,6 +20,10 @@ const LEASE_S_MAX: u64 = 60;
 const PREFIX_BYTES_MAX: usize = 200;
 /// Hours that anything may take.
 const TIME_MS_MAX: u64 = 24 * 3600 * 1000;
+/// Shorter leases end between two tellings of a busy node ..
+const LEASE_MS_MIN: u64 = 3 * gzs::limits::TELL_MS;
+/// .. and for as long as a longer one, a lost zone's global services could not be taken over.
+const LEASE_MS_MAX: u64 = 5 * 60 * 1000;
 
 /// A Global Zone Service's configuration, checked.
 #[derive(Clone, Debug)]
@@ -117,6 +121,8 @@ struct RawGzs {
     #[serde(default)]
     move_limit_ms: Option<Spanned<u64>>,
     #[serde(default)]
+    lease_ms: Option<Spanned<u64>>,
+    #[serde(default)]
     allow_plain: bool,
 }
 
@@ -201,6 +207,10 @@ impl Check<'_> {
         let silence_ms = ms(&g.silence_ms, "silence_ms", 0, 1);
         let cool_down_ms = ms(&g.cool_down_s, "cool_down_s", 60_000, 1000);
         let move_limit_ms = ms(&g.move_limit_ms, "move_limit_ms", 2500, 1);
+        let lease_ms = ms(&g.lease_ms, "lease_ms", 3000, 1);
+        if let Some(seen) = g.lease_ms.as_ref().filter(|_| !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms)) {
+            self.say(seen, format!("lease_ms = {lease_ms}: expected {LEASE_MS_MIN} to {LEASE_MS_MAX}"));
+        }
         if let Some(seen) = g.silence_ms.as_ref().filter(|_| silence_ms > 0 && silence_ms < 2 * gzs::limits::TELL_MS) {
             let least = 2 * gzs::limits::TELL_MS;
             self.say(
@@ -235,6 +245,7 @@ impl Check<'_> {
                 cool_down_ms,
                 move_limit_ms,
                 requests_per_s_max: rates.collect(),
+                lease_ms,
             },
         })
     }
@@ -360,6 +371,8 @@ mod tests {
             problems(&(GOOD.to_owned() + "silence_ms = 300\n"))
                 .contains("f.toml:5: silence_ms = 300: expected 0 (never) or at least 400")
         );
+        assert_eq!(GzsConfig::parse("f", GOOD).unwrap().settings.lease_ms, 3000);
+        assert!(problems(&(GOOD.to_owned() + "lease_ms = 599\n")).contains("lease_ms = 599: expected 600 to 300000"));
         assert!(problems(&(GOOD.to_owned() + "cool_down_s = 90000\n")).contains("expected at most 86400"));
     }
 

@@ -24,6 +24,7 @@ fn first() -> Map {
         zones: vec![zone(0, "a"), zone(1, "b")],
         histories: [(S, History::new(A, MapEpoch(1)))].into(),
         exceptions: Exceptions { orders: vec![], shops: vec![] },
+        globals: Default::default(),
         fences: Arc::new(Fences::new(vec![], 10_000, 20).unwrap()),
     })
     .unwrap()

@@ -41,7 +41,7 @@ type As = (&'static str, Kind, &'static str, Option<(&'static str, &'static str)
 use Kind::{Counter, Gauge};
 
 /// A field that is not here is shown as `ezone_core_<field>`, untyped.
-const SHOWN_AS: [As; 46] = [
+const SHOWN_AS: [As; 49] = [
     ("accepted", Counter, "ezone_connections_accepted_total", None, "Connections accepted"),
     ("connections", Gauge, "ezone_connections", None, "Connections open now, both sides"),
     ("clients", Gauge, "ezone_client_connections", None, "Clients' connections open now: their spread over the cores"),
@@ -50,10 +50,13 @@ const SHOWN_AS: [As; 46] = [
     ("cut_off", Counter, "ezone_connections_cut_off_total", None, "Clients cut off when the time to drain was over"),
     ("shard_limited", Counter, "ezone_shard_limited_total", None, "Requests beyond their shard's rate"),
     ("by_shard", Counter, "ezone_tagged_requests_total", Some(("by", "shard")), TAGGED),
+    ("by_global", Counter, "ezone_tagged_requests_total", Some(("by", "global")), TAGGED),
     ("by_order", Counter, "ezone_tagged_requests_total", Some(("by", "order")), TAGGED),
     ("by_shop", Counter, "ezone_tagged_requests_total", Some(("by", "shop")), TAGGED),
     ("by_location", Counter, "ezone_tagged_requests_total", Some(("by", "location")), TAGGED),
     ("by_default", Counter, "ezone_tagged_requests_total", Some(("by", "default")), TAGGED),
+    ("unleased", Counter, "ezone_unleased_requests_total", Some(("outcome", "refused")), UNLEASED),
+    ("unleased_unknown", Counter, "ezone_unleased_requests_total", Some(("outcome", "unknown")), UNLEASED),
     ("forwarded", Counter, "ezone_forwarded_requests_total", None, "Requests sent on to another zone's router"),
     ("hopped", Counter, "ezone_hop_requests_total", None, "Requests that came from another zone's router"),
     ("held", Counter, "ezone_held_requests_total", None, "Requests that were held"),
@@ -108,6 +111,7 @@ const SHOWN_AS: [As; 46] = [
     ("tls_failed_unprepared", Counter, "ezone_tls_failures_total", Some(("reason", "unprepared")), TLS_FAILED),
 ];
 const TLS_FAILED: &str = "TLS handshakes and sessions that failed, by reason";
+const UNLEASED: &str = "Requests of a global service at its owner, which had no lease";
 const TAGGED: &str = "Requests by the part of their tag that decided";
 const SECOND: &str = "Requests sent a second time, by reason";
 /// Shown by others: answers by service and status, the longest hold in seconds.

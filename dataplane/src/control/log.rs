@@ -20,14 +20,15 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use gzs::api::{LogTold, NodeTold, ReportAsk, ShardTold, StreamTold};
+use gzs::api::{LeaseTold, LogTold, NodeAsked, NodeTold, ReportAsk, ShardTold, StreamTold};
+use replog::lease::Lease;
 use replog::retain::{Policy, WORTH};
 use replog::uring::ZoneLag;
 use replog::uring::line::Line;
 use replog::uring::node::{self, CoreFigures, LogFigures, Node, Options, Peer, Told};
 use replog::uring::stream::Scrub;
 use shardmap::map::Map;
-use shardmap::{Shard, Zone};
+use shardmap::{OwnerEpoch, Shard, Zone};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -226,6 +227,18 @@ impl Look for Telling {
             log: Some(log),
         };
         (told, map.epoch().0 > epoch || map.unsettled().next().is_some())
+    }
+
+    fn heard(&self, asked: &NodeAsked, sent_ms: u64) {
+        let lease = |told: &LeaseTold| Lease {
+            shard: Shard(told.shard),
+            owner_epoch: OwnerEpoch(told.owner_epoch),
+            until_ms: sent_ms.saturating_add(told.lease_ms),
+        };
+        let leases: Vec<Lease> = asked.leases.iter().map(lease).collect();
+        if !leases.is_empty() {
+            self.shown.node.on_leases(&leases);
+        }
     }
 }
 

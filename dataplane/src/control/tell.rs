@@ -24,6 +24,11 @@ const FLYING_MAX: usize = 3;
 pub trait Look {
     /// See there.
     fn look(&self, asks: &[ReportAsk]) -> impl Future<Output = (NodeTold, bool)> + Send;
+
+    /// The service has answered what was sent at `sent_ms` by the clock of leases.
+    fn heard(&self, asked: &NodeAsked, sent_ms: u64) {
+        let _ = (asked, sent_ms);
+    }
 }
 
 /// This host's name, as the service shows it.
@@ -51,7 +56,8 @@ pub async fn tell(reach: Reach, node: impl Look, mut maps: watch::Receiver<u64>)
         };
         tokio::select! {
             Some(done) = flying.join_next() => match done.unwrap_or_else(|e| Err(e.to_string())) {
-                Ok(asked) => {
+                Ok((asked, sent_ms)) => {
+                    node.heard(&asked, sent_ms);
                     every = Duration::from_millis(asked.tell_ms).clamp(LOOK, TELL_MAX);
                     (asks, failing) = (asked.asks, false);
                 }
@@ -78,7 +84,9 @@ fn matters(last: &NodeTold, now: &NodeTold) -> bool {
     last.map_epoch != now.map_epoch || calm(last) != calm(now) || can(last) != can(now) || reports(last) < reports(now)
 }
 
-async fn send(reach: Reach, told: NodeTold) -> Result<NodeAsked, String> {
+/// The answer, and when this was sent: before anything of it can have been heard.
+async fn send(reach: Reach, told: NodeTold) -> Result<(NodeAsked, u64), String> {
+    let sent_ms = replog::uring::steady_ms();
     let body = serde_json::to_vec(&told).map_err(|e| e.to_string())?;
     let asked = Asked { method: reqwest::Method::POST, path: "/v1/nodes", json: Some(body) };
     let answer = reach.ask(asked).await?;
@@ -88,5 +96,6 @@ async fn send(reach: Reach, told: NodeTold) -> Result<NodeAsked, String> {
         let said = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
         return Err(format!("it answered {status}: {said}"));
     }
-    serde_json::from_slice(&bytes).map_err(|e| format!("its answer is not understood: {e}"))
+    let asked = serde_json::from_slice(&bytes).map_err(|e| format!("its answer is not understood: {e}"))?;
+    Ok((asked, sent_ms))
 }

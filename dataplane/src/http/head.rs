@@ -87,6 +87,8 @@ pub struct Ezone<'b> {
     pub hop: bool,
     /// `x-ezone-read: local`.
     pub read_local: bool,
+    /// `x-ezone-read: primary`.
+    pub read_primary: bool,
     /// `x-ezone-version`: of a record.
     pub version: Option<&'b [u8]>,
     /// `x-ezone-token`: where a write is.

@@ -185,7 +185,10 @@ impl<'b> Survey<'b> {
             "-shard" => e.shard = Some(length(value).and_then(|n| u16::try_from(n).ok()).ok_or_else(bad)?),
             "-epoch" => e.epoch = Some(length(value).ok_or_else(bad)?),
             "-hop" => e.hop = true,
-            "-read" => e.read_local = value.eq_ignore_ascii_case(b"local"),
+            "-read" => {
+                e.read_local = value.eq_ignore_ascii_case(b"local");
+                e.read_primary = value.eq_ignore_ascii_case(b"primary");
+            }
             "-version" => e.version = Some(value),
             "-owner" => e.owner = true,
             "-outcome" => e.outcome = Some(value),

@@ -4,7 +4,7 @@ use super::Settings;
 use replog::stand::{May, Stand, Standing};
 use serde_json::{Value, json};
 use shardmap::ownership::Kind;
-use shardmap::{MapEpoch, OwnerEpoch, Zone};
+use shardmap::{MapEpoch, OwnerEpoch, Shard, Zone};
 use std::sync::Arc;
 
 /// How all shards stand: one part for each log core.
@@ -26,21 +26,39 @@ pub(super) fn epoch(all: &All) -> MapEpoch {
     all.iter().map(|part| part.map_epoch).min().unwrap_or_default()
 }
 
-/// The state, without what kind of line it is. `own`: of the shards that this zone owns.
-pub(super) fn state(all: &All, own: bool, settings: &Settings) -> Value {
+/// The state, without what kind of line it is. `own`: of the shards that this zone owns; `ages`: how long ago each part was told, in
+/// milliseconds; `global`: what a global service is called.
+pub(super) fn state(
+    all: &All,
+    own: bool,
+    settings: &Settings,
+    ages: &[u64],
+    global: impl Fn(Shard) -> Option<String>,
+) -> Value {
     let name = |zone: Option<Zone>| zone.map(|z| settings.name(Some(z)).to_owned());
-    let mut stands: Vec<&Stand> = all.iter().flat_map(|part| &part.stands).collect();
+    let aged = |(at, part): (usize, &Arc<Standing>)| {
+        let age = ages.get(at).copied().unwrap_or(0);
+        let left =
+            |s: Stand| Stand { lease_ms: s.lease_ms.saturating_sub(u32::try_from(age).unwrap_or(u32::MAX)), ..s };
+        part.stands.iter().copied().map(left).collect::<Vec<_>>()
+    };
+    let mut stands: Vec<Stand> = all.iter().enumerate().flat_map(aged).collect();
     stands.retain(|s| !own || (s.owner.is_some() && s.owner == settings.zone));
     stands.sort_unstable_by_key(|s| s.shard);
-    let shard = |s: &&Stand| {
-        json!({
+    let shard = |s: &Stand| {
+        let mut told = json!({
             "shard": s.shard.0,
             "owner": name(s.owner),
             "owner_epoch": s.owner_epoch.0,
             "kind": kind(s.kind),
             "to": name(s.to),
-            "writes": s.may == May::Writes,
-        })
+            "writes": s.may == May::Writes && (!s.shard.is_global() || s.lease_ms > 0),
+        });
+        if s.shard.is_global() {
+            told["global"] = global(s.shard).into();
+            told["lease_ms"] = s.lease_ms.into();
+        }
+        told
     };
     json!({
         "zone": settings.name(settings.zone),
@@ -120,11 +138,19 @@ pub(super) fn beat(all: &All) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use shardmap::Shard;
 
     fn stand(shard: u16, may: May, own_epoch: u64) -> Stand {
         let (owner, own_epoch) = (Some(Zone(0)), OwnerEpoch(own_epoch));
-        Stand { shard: Shard(shard), kind: Kind::Own, owner, owner_epoch: own_epoch, to: None, may, own_epoch }
+        Stand {
+            shard: Shard(shard),
+            kind: Kind::Own,
+            owner,
+            owner_epoch: own_epoch,
+            to: None,
+            may,
+            own_epoch,
+            lease_ms: 0,
+        }
     }
 
     fn all(map_epoch: u64, stands: Vec<Stand>) -> All {

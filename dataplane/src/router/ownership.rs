@@ -25,6 +25,10 @@
 //!   been told, and once that is as new, so have been all events that the request could depend on. Routers take maps by themselves
 //!   too, so a request may come a moment before.
 //!
+//! A global service (a shard from 1024 on) is told with its name and what is left of this zone's lease: `"global":"users","lease_ms":2400`; 0: it
+//! has none. Without one `writes` is false. A lease that ends and comes again under the same ownership is told as `block` and `gain` when it
+//! is seen, which may be half a second late.
+//!
 //! `writes` is about ownership alone: a row that is in doubt after a take-over is refused all the same (423), and so is what a full volume has
 //! no room for. A gain costs the first write of that ownership one round trip on the port while somebody reads, and nothing otherwise.
 //!
@@ -65,6 +69,8 @@ pub(super) struct Ownership {
 struct View {
     /// As it stood when it last answered; `None`: not listened to.
     standing: Option<Arc<Standing>>,
+    /// When it answered.
+    told_ms: u64,
     /// When it was asked for what follows; `None`: it is not.
     asked_ms: Option<u64>,
 }
@@ -177,8 +183,9 @@ impl Core {
 
     /// A log core has answered: tells everybody, then asks again.
     pub(super) fn stands(&mut self, port: usize, answer: Answer) {
+        let told_ms = self.now.ms;
         let Some(view) = self.owned.views.get_mut(port) else { return };
-        view.asked_ms = None;
+        (view.asked_ms, view.told_ms) = (None, told_ms);
         let standing = match answer {
             Answer::Standing(standing) => standing,
             other => {
@@ -221,7 +228,8 @@ impl Core {
         let stand = |shard: u16| {
             let e = map.view(Shard(shard))?;
             let (shard, own_epoch, may) = (Shard(shard), OwnerEpoch(0), May::Nothing);
-            Some(Stand { shard, kind: e.kind, owner: e.owner, owner_epoch: e.owner_epoch, to: e.to, may, own_epoch })
+            let (kind, owner, owner_epoch, to) = (e.kind, e.owner, e.owner_epoch, e.to);
+            Some(Stand { shard, kind, owner, owner_epoch, to, may, own_epoch, lease_ms: 0 })
         };
         if self.owned.readers.is_empty() {
             return self.owned.views.clear();
@@ -231,7 +239,7 @@ impl Core {
         if known != Some(map_epoch) {
             let stands = (0..SHARDS_ALL as u16).filter_map(stand).collect();
             let standing = Arc::new(Standing { revision: map_epoch.0, map_epoch, stands });
-            self.owned.views = vec![View { standing: Some(standing), asked_ms: None }];
+            self.owned.views = vec![View { standing: Some(standing), told_ms: self.now.ms, asked_ms: None }];
             self.tell_all();
         }
     }
@@ -266,7 +274,7 @@ impl Core {
 
     fn answer_state(&mut self, id: ConnId, all: &All) {
         let own = self.exchange(id).and_then(|e| e.watcher.take()).is_some_and(|w| w.own);
-        let body = owned::state(all, own, &self.settings).to_string();
+        let body = self.state_of(all, own).to_string();
         let epoch = owned::epoch(all);
         if let Some(e) = self.exchange(id) {
             e.epoch = epoch;
@@ -274,6 +282,13 @@ impl Core {
         let tag = format!("\"{epoch}-{:016x}\"", hash(body.as_bytes()));
         let status = if self.has_state(id, &tag) { 304 } else { 200 };
         self.answer(id, status, &[("etag", &tag), ("cache-control", "no-cache")], body.as_bytes());
+    }
+
+    /// The state as JSON; leases have run on since the log told of them.
+    fn state_of(&self, all: &All, own: bool) -> serde_json::Value {
+        let ages: Vec<u64> = self.owned.views.iter().map(|v| self.now.ms.saturating_sub(v.told_ms)).collect();
+        let name = |shard| self.map.as_ref().and_then(|m| m.whole()?.global_name(shard)).map(str::to_owned);
+        owned::state(all, own, &self.settings, &ages, name)
     }
 
     /// Does the client have this state already, as its `if-none-match` says?
@@ -287,7 +302,7 @@ impl Core {
 
     fn begin_stream(&mut self, id: ConnId, all: All) {
         let own = self.exchange(id).and_then(|e| e.watcher.as_ref()).is_some_and(|w| w.own);
-        let mut state = owned::state(&all, own, &self.settings);
+        let mut state = self.state_of(&all, own);
         state["event"] = "state".into();
         self.counts.answered(200);
         self.answers(id, 200, None);

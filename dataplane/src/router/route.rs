@@ -71,8 +71,9 @@ impl Core {
                 return;
             }
         }
+        let has_copy = !self.settings.log_ports.is_empty();
         // Of the record store only: a service below its path is served by the owner as any other.
-        if let Some(p) = place.filter(|_| r.ezone.read_local)
+        if let Some(p) = place.filter(|p| r.ezone.read_local || (has_copy && p.reads_copy(r, shard, hop)))
             && self.to.service(r.path, p.prefix_len()).is_none()
         {
             return self.serve(id, r, Some(shard), place);

@@ -59,12 +59,18 @@ counts! {
     by_shard,
     /// By order id.
     by_order,
+    /// Requests tagged with a global service.
+    by_global,
     /// By shop id.
     by_shop,
     /// By location.
     by_location,
     /// By the map's default.
     by_default,
+    /// Writes, and reads at the owner, of a global service that were refused for want of a lease.
+    unleased,
+    /// Writes of a global service whose lease ended before they were acknowledged.
+    unleased_unknown,
     /// Parts of tags that could not be read.
     malformed_tag_parts,
     /// Requests sent on to another zone's router.
@@ -146,6 +152,7 @@ impl Counts {
         match by {
             Tagged::Shard => self.by_shard += 1,
             Tagged::Order => self.by_order += 1,
+            Tagged::Global => self.by_global += 1,
             Tagged::Shop => self.by_shop += 1,
             Tagged::Location => self.by_location += 1,
             Tagged::Default => self.by_default += 1,

@@ -63,6 +63,13 @@ impl<'p> Place<'p> {
         })
     }
 
+    /// Is this a read of a global service that is answered from the zone's own copy? Unless its owner is asked for: by the client, or by
+    /// another router, which has no copy or was asked so.
+    pub fn reads_copy(self, r: &Request<'_, '_>, shard: Shard, hop: bool) -> bool {
+        let row = matches!(self, Place::Row { key: Some(_), .. }) && matches!(r.method, "GET" | "HEAD");
+        row && shard.is_global() && !r.ezone.read_primary && !hop
+    }
+
     /// A service with a longer prefix than this has the path.
     pub fn prefix_len(self) -> usize {
         match self {
@@ -215,7 +222,10 @@ impl Core {
             return self.fail(id, 404, "no record store in this zone", r.path, "log_ports in the router's settings");
         }
         let asked = match place {
-            Place::Row { table, key } => self.row(id, r, (table, key), shard),
+            Place::Row { table, key } => {
+                let hop = self.exchange(id).is_some_and(|e| e.hop);
+                self.row(id, r, (table, key), shard, r.ezone.read_local || place.reads_copy(r, shard, hop))
+            }
             Place::Tx => self.tx(id, r, shard),
             Place::Changes => return self.changes(id, r),
             Place::Ownership { once } => return self.ownership(id, r, once),
@@ -235,6 +245,7 @@ impl Core {
         r: &Request<'_, '_>,
         (table, key): (&str, Option<&str>),
         shard: Shard,
+        local: bool,
     ) -> Result<Option<(Shape, Ask)>, Fault> {
         if !is_table(table) {
             return Err(Fault::bad("illegal table name", table, "1 to 64 of a-z, 0-9 and _"));
@@ -245,7 +256,6 @@ impl Core {
             None => None,
         };
         let table = Bytes::copy_from_slice(table.as_bytes());
-        let local = r.ezone.read_local;
         let (shape, value) = match (r.method, &key) {
             ("GET" | "HEAD", Some(_)) => (Shape::Read, None),
             ("PUT" | "DELETE", Some(_)) | ("POST", None) if local => return Err(method(r, "GET or HEAD")),
@@ -297,7 +307,9 @@ impl Core {
         let steps = tx::steps(&body)?;
         for (at, step) in steps.iter().enumerate() {
             let key = step.key.as_deref();
-            if let Some(other) = self.shard_of_key(key, self.now.wall_ms).map(|f| f.shard).filter(|s| *s != shard) {
+            // A key of a global service may look like an id and says nothing.
+            let by_key = self.shard_of_key(key, self.now.wall_ms).map(|f| f.shard).filter(|_| !shard.is_global());
+            if let Some(other) = by_key.filter(|s| *s != shard) {
                 let seen = format!("shard {shard}; operation {at}: shard {other}");
                 return Err(Fault::bad("operations of several shards", seen, "one shard in a transaction"));
             }

@@ -11,7 +11,7 @@ use replog::Version;
 use replog::commit::{Committed, Held, Made, Token};
 use replog::port::{Answer, Refused};
 use serde_json::{Value, json};
-use shardmap::MapEpoch;
+use shardmap::{MapEpoch, Shard};
 
 impl Core {
     /// Answers the request of `id`, which asked for something of this `shape`.
@@ -82,6 +82,17 @@ impl Core {
                 body["durable"] = "local".into();
                 504
             }
+            Held::Unleased => {
+                self.counts.unleased_unknown += 1;
+                fields.push(("x-ezone-outcome", "unknown"));
+                body["error"] =
+                    "unknown: the lease of the global service ended before the write was acknowledged".into();
+                body["seen"] = "the write is in this zone's log; another zone may have taken over without it".into();
+                body["expected"] =
+                    "a lease until then; read it with x-ezone-read: primary before writing it again".into();
+                body["durable"] = "local".into();
+                504
+            }
             Held::Elsewhere => {
                 body["durable"] = "remote".into();
                 if shape == Shape::Mint { 201 } else { 200 }
@@ -123,6 +134,7 @@ impl Core {
                 let expected = "another zone in the log's configuration; nothing was done";
                 self.fail(id, 501, "no other zone can confirm a write", "no peer", expected);
             }
+            Refused::Unleased { shard, ended_ms } => self.unleased(id, shard, ended_ms),
             Refused::Forgotten { after, .. } => {
                 self.fail(id, 410, "the changes that follow are no longer kept", &after.to_string(), "a later token");
             }
@@ -137,6 +149,19 @@ impl Core {
                 self.fail(id, 422, "the idempotency-key was used with another request", "another request", expected);
             }
         }
+    }
+
+    /// 503: the owner of a global service is not sure to be its only writer.
+    fn unleased(&mut self, id: ConnId, shard: Shard, ended_ms: Option<u64>) {
+        self.counts.unleased += 1;
+        let name = self.map.as_ref().and_then(|m| m.whole()?.global_name(shard)).unwrap_or("?");
+        let since = match ended_ms {
+            Some(ms) => format!("the last one ended {ms} ms ago"),
+            None => "there was none since the log started, or since the service came to this zone".into(),
+        };
+        let seen = format!("global service \"{name}\" (shard {shard}): {since}");
+        let expected = "a lease of the Global Zone Service, which this zone's log must reach (`ezctl zone status`); nothing was done";
+        self.fail_with(id, 503, &TRY_LATER, "this zone has no lease of the global service", &seen, expected);
     }
 
     /// 412, with the version that is there: what a client needs to decide and to try again.

@@ -10,6 +10,8 @@ use shardmap::{MapEpoch, Shard};
 pub enum Tagged {
     /// `shardid` of a trusted peer.
     Shard,
+    /// The name of a global service.
+    Global,
     /// The order id.
     Order,
     /// The shop id.
@@ -60,6 +62,7 @@ impl Routes for Map {
         let found = Map::route(self, &tag, trusted, wall_ms)?;
         let by = match found.by {
             By::ShardId => Tagged::Shard,
+            By::Global => Tagged::Global,
             By::Order => Tagged::Order,
             By::Shop => Tagged::Shop,
             By::Inside | By::Near => Tagged::Location,

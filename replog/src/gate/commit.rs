@@ -2,6 +2,7 @@
 
 use super::{Gate, Write};
 use crate::commit::{ANSWERS, Commit, First, Made, ONCE_KEY_MAX, Once, STEPS_MAX, Seen, Step, answer_key};
+use crate::lease::Now;
 use crate::limits::APPEND_BYTES_MAX;
 use crate::port::Refused;
 use crate::watch::RowKey;
@@ -39,6 +40,8 @@ pub enum Ruling {
     NeedRows,
     /// The router knows a newer map: ask again when it has been stored, or refuse as `Behind` after a limit.
     WaitMap,
+    /// Its ownership of the global service is new and no lease has come yet: ask again when one has, or refuse like this after a limit.
+    WaitLease(Refused),
     /// Nothing is done.
     Refused(Refused),
     /// It was done before: its first answer.
@@ -55,18 +58,18 @@ impl Commit {
 }
 
 impl Gate {
-    /// The ownership under which this zone may write a shard now.
+    /// The ownership under which this zone may write a shard now, if it needs no lease for it or has one.
     pub fn may_write(&self, shard: Shard) -> Option<OwnerEpoch> {
         let history = self.map.history(shard)?;
         history.may_write(self.zone, self.own_fence(shard), self.read_only).ok()
     }
 
     /// Decides a commit; `known` is what the store and the log say of its rows, if they were asked.
-    pub fn commit(&mut self, ask: &Commit, known: Option<&Known>, now_ms: u64) -> Ruling {
+    pub fn commit(&mut self, ask: &Commit, known: Option<&Known>, now: impl Into<Now>) -> Ruling {
         if let Some(why) = self.malformed_commit(ask) {
             return Ruling::Refused(Refused::Invalid(why.into()));
         }
-        self.ruled(ask, known, now_ms)
+        self.ruled(ask, known, now.into())
     }
 
     /// First answers are kept for this long.
@@ -80,11 +83,11 @@ impl Gate {
     }
 
     /// Decides the removal of first answers: a commit of the log's own, which no client can ask for.
-    pub fn forget(&mut self, ask: &Commit, known: Option<&Known>, now_ms: u64) -> Ruling {
-        self.ruled(ask, known, now_ms)
+    pub fn forget(&mut self, ask: &Commit, known: Option<&Known>, now: impl Into<Now>) -> Ruling {
+        self.ruled(ask, known, now.into())
     }
 
-    fn ruled(&mut self, ask: &Commit, known: Option<&Known>, now_ms: u64) -> Ruling {
+    fn ruled(&mut self, ask: &Commit, known: Option<&Known>, now: Now) -> Ruling {
         if ask.map_epoch > self.map.epoch() {
             return Ruling::WaitMap;
         }
@@ -92,6 +95,12 @@ impl Gate {
             Ok(epoch) => epoch,
             Err(why) => return Ruling::Refused(why),
         };
+        match self.unleased(ask.shard, owner_epoch, now) {
+            Some((why, true)) => return Ruling::WaitLease(why),
+            Some((why, false)) => return Ruling::Refused(why),
+            None => {}
+        }
+        let now_ms = now.wall_ms;
         let judged =
             ask.once.is_some() || ask.steps.iter().any(|s| s.is_judged()) || self.locks(ask.shard, OwnerEpoch(0));
         let Some(known) = known.filter(|_| judged) else {

@@ -3,10 +3,10 @@
 use super::commit::Appended;
 use super::core::{Core, Stream};
 use super::keeper::{Job, NoRoom};
-use super::now_ms;
+use super::now;
 use super::signal::{Budget, Share};
 use super::stream;
-use crate::commit::{Made, Token};
+use crate::commit::{Committed, Held, Made, Token};
 use crate::gate::{Decision, Row, Write};
 use crate::log;
 use crate::port::{Answer, Ask, Refused};
@@ -96,7 +96,7 @@ impl Core {
         let (mut row, deadline) = (Row::Unknown, Instant::now() + MAP_WAIT);
         loop {
             self.told_of(stream, write.shard).await;
-            let decision = stream.gate.borrow_mut().write(&write, row, now_ms());
+            let decision = stream.gate.borrow_mut().write(&write, row, now());
             match decision {
                 Decision::Append(record) => return stream.append(record).await,
                 Decision::NeedRow => {
@@ -111,6 +111,8 @@ impl Core {
                 }
                 Decision::WaitMap if self.is_late(deadline) => return self.behind(),
                 Decision::WaitMap => self.next_map(deadline).await,
+                Decision::WaitLease(why) if self.is_late(deadline) => return Answer::Refused(why),
+                Decision::WaitLease(_) => self.next_lease(deadline).await,
                 Decision::Refused(why) => return Answer::Refused(why),
             }
         }
@@ -121,11 +123,13 @@ impl Core {
         let Some(stream) = self.stream_of(shard) else { return Err(elsewhere(shard)) };
         let deadline = Instant::now() + MAP_WAIT;
         loop {
-            let decision = stream.gate.borrow().read(shard, map_epoch, local);
+            let decision = stream.gate.borrow().read(shard, map_epoch, local, now());
             match decision {
                 None => return Ok(stream),
                 Some(Decision::WaitMap) if self.is_late(deadline) => return Err(self.behind()),
                 Some(Decision::WaitMap) => self.next_map(deadline).await,
+                Some(Decision::WaitLease(why)) if self.is_late(deadline) => return Err(Answer::Refused(why)),
+                Some(Decision::WaitLease(_)) => self.next_lease(deadline).await,
                 Some(Decision::Refused(why)) => return Err(Answer::Refused(why)),
                 Some(Decision::Append(_) | Decision::NeedRow) => return Err(failed("a read was judged as a write")),
             }
@@ -151,6 +155,14 @@ impl Core {
         or(self.map_beyond(self.epoch()), async { sleep(left).await }).await;
     }
 
+    /// Ends when a lease has come or the map has changed, or at the deadline.
+    pub(super) async fn next_lease(&self, deadline: Instant) {
+        let (count, epoch) = (self.leases.get(), self.epoch());
+        let left = deadline.saturating_duration_since(Instant::now());
+        let other = || (self.stopping.get() || self.leases.get() != count || self.epoch() > epoch).then_some(());
+        or(self.leases_changed.wait(other), sleep(left)).await;
+    }
+
     pub(super) fn is_late(&self, deadline: Instant) -> bool {
         self.stopping.get() || Instant::now() >= deadline
     }
@@ -163,11 +175,15 @@ impl Core {
 impl Stream {
     /// Appends one record; ends when it is durable.
     async fn append(&self, record: Record) -> Answer {
+        let (shard, owner_epoch) = (record.shard, record.owner_epoch);
         let (appended, made) = match self.begin(vec![record]) {
             Ok(Appended { durable, mut rows }) => (durable, rows.pop()),
             Err(why) => return Answer::Refused(refused(&why)),
         };
         match (appended.await, made) {
+            (Ok(_), Some(made)) if !self.gate.borrow().lease_stands(shard, owner_epoch, now()) => {
+                Answer::Committed(Committed { rows: vec![made], replayed: false, held: Held::Unleased })
+            }
             (Ok(seq), Some(Made { key, version, .. })) => Answer::Written { key, version, seq },
             (Ok(_), None) => failed("a write without a row"),
             (Err(why @ stream::Error::Refused(log::Refused::Full)), _) => Answer::Refused(refused(&why)),

@@ -181,6 +181,8 @@ impl Boot {
             map: RefCell::new(map),
             map_changed: Signal::default(),
             gzs: Cell::new(None),
+            leases: Cell::new(0),
+            leases_changed: Signal::default(),
             asked: Cell::new(0),
             confirming: Budget::of(super::commit::CONFIRMING_MAX),
             readers: Budget::of(super::changes::READERS_MAX),
@@ -323,6 +325,7 @@ async fn serve(
 async fn stop(core: &Core) {
     core.stopping.set(true);
     core.map_changed.notify();
+    core.leases_changed.notify();
     core.stands_changed.notify();
     for stream in &core.streams {
         let mut closed = vec![stream.log.close().await];
@@ -340,6 +343,7 @@ async fn stop(core: &Core) {
 async fn carry_out(core: Rc<Core>, command: Command) {
     match command {
         Command::Gzs(epoch) => core.on_gzs(epoch),
+        Command::Leases(leases) => core.on_leases(&leases),
         Command::Seed(command) => seed::carry_out(&core, command).await,
         Command::Adopt(adopted) if adopted.asks => lend::serve(core, adopted).await,
         Command::Adopt(adopted) => link::receive(core, adopted).await,

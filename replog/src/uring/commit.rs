@@ -3,7 +3,7 @@
 use super::asks::{elsewhere, failed, refused};
 use super::core::{Core, Stream};
 use super::keeper::{Job, NoRoom};
-use super::now_ms;
+use super::now;
 use super::stream;
 use crate::Version;
 use crate::commit::{Commit, Committed, Held, Made, Seen, confirms};
@@ -15,7 +15,7 @@ use crate::store::Row;
 use crate::watch::RowKey;
 use futures_lite::future::or;
 use glommio::timer::sleep;
-use shardmap::OwnerEpoch;
+use shardmap::{OwnerEpoch, Shard};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -65,8 +65,8 @@ impl Core {
             let known = hold.as_ref().map(|h| h.known(&commit));
             let known_ref = known.as_ref().map(|(known, _)| known);
             let ruling = match own {
-                true => stream.gate.borrow_mut().forget(&commit, known_ref, now_ms()),
-                false => stream.gate.borrow_mut().commit(&commit, known_ref, now_ms()),
+                true => stream.gate.borrow_mut().forget(&commit, known_ref, now()),
+                false => stream.gate.borrow_mut().commit(&commit, known_ref, now()),
             };
             // What the ruling goes by is durable before anyone hears of it: what is taken back was never there.
             let beyond = known.as_ref().map_or(0, |(_, newest)| *newest);
@@ -74,7 +74,7 @@ impl Core {
                 Ruling::Append(records) => {
                     let appended = stream.begin(records);
                     drop(hold);
-                    return self.appended(stream, appended, limit).await;
+                    return self.appended(stream, commit.shard, appended, limit).await;
                 }
                 Ruling::NeedRows if rounds == ROUNDS_MAX => return Answer::Refused(Refused::Busy),
                 Ruling::NeedRows => {
@@ -90,6 +90,8 @@ impl Core {
                 }
                 Ruling::WaitMap if self.is_late(deadline) => return self.behind(),
                 Ruling::WaitMap => self.next_map(deadline).await,
+                Ruling::WaitLease(why) if self.is_late(deadline) => return Answer::Refused(why),
+                Ruling::WaitLease(_) => self.next_lease(deadline).await,
                 Ruling::Again(_) | Ruling::Refused(Refused::Unmet { .. } | Refused::Reused | Refused::Locked)
                     if beyond > stream.log.durable_seq() =>
                 {
@@ -119,13 +121,16 @@ impl Core {
                 Answer::Committed(Committed { rows, replayed: true, held })
             }
             Ruling::Refused(why) => Answer::Refused(why),
-            Ruling::Append(_) | Ruling::NeedRows | Ruling::WaitMap => failed("a commit without a ruling"),
+            Ruling::Append(_) | Ruling::NeedRows | Ruling::WaitMap | Ruling::WaitLease(_) => {
+                failed("a commit without a ruling")
+            }
         }
     }
 
     async fn appended(
         &self,
         stream: &Stream,
+        shard: Shard,
         appended: Result<Appended, stream::Error>,
         limit: Option<Duration>,
     ) -> Answer {
@@ -136,6 +141,8 @@ impl Core {
         match durable.await {
             Ok(last) => {
                 let held = self.held(stream, last, limit).await;
+                let under = |row: &Made| stream.gate.borrow().lease_stands(shard, row.version.owner_epoch, now());
+                let held = if rows.iter().all(under) { held } else { Held::Unleased };
                 Answer::Committed(Committed { rows, replayed: false, held })
             }
             Err(why @ stream::Error::Refused(log::Refused::Full)) => Answer::Refused(refused(&why)),

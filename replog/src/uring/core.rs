@@ -7,13 +7,14 @@ use super::keeper::{Applied, Job, Reported};
 use super::line::LineFigures;
 use super::mirror::Mirror;
 use super::node::{Options, Peer, Told};
-use super::now_ms;
 use super::scans::Scans;
 use super::seed::Hold;
 use super::signal::{Budget, Signal};
 use super::stream::{self, Durable, StreamLog};
+use super::{now, now_ms};
 use crate::gate::Gate;
 use crate::hearers::Hearers;
+use crate::lease::Lease;
 use crate::link;
 use crate::log;
 use crate::owners::stream_of;
@@ -48,6 +49,10 @@ pub(super) struct Core {
     pub map_changed: Signal,
     /// The newest map that the GZS has named since this start.
     pub gzs: Cell<Option<MapEpoch>>,
+    /// How many leases have come.
+    pub leases: Cell<u64>,
+    /// Or the map has changed.
+    pub leases_changed: Signal,
     pub stopping: Cell<bool>,
     /// A store of this core has no room: nothing is applied, and no row can be told.
     pub store_full: Cell<bool>,
@@ -200,6 +205,7 @@ impl Core {
         }
         self.stands_change();
         self.map_changed.notify();
+        self.leases_changed.notify();
         Ok(())
     }
 
@@ -283,6 +289,23 @@ impl Core {
         if opened {
             self.stands_change();
         }
+    }
+
+    /// Leases of global services were granted: those of this core's count from now on.
+    pub fn on_leases(&self, leases: &[Lease]) {
+        let mut gained = false;
+        for lease in leases {
+            let Some(stream) = self.stream_of(lease.shard) else { continue };
+            let writes = || stream.gate.borrow().writes(lease.shard, now());
+            let before = writes();
+            stream.gate.borrow_mut().on_lease(*lease);
+            gained |= before != writes();
+            self.leases.set(self.leases.get() + 1);
+        }
+        if gained {
+            self.stands_change();
+        }
+        self.leases_changed.notify();
     }
 
     /// What the map's writer wants to know of `shards`: an answer for each that this core has.

@@ -29,6 +29,7 @@ fn map() -> Arc<Map> {
         zones: vec![zone(0, "a"), zone(1, "b")],
         histories: [(Shard(0), History::new(A, MapEpoch(1)))].into(),
         exceptions: Exceptions { orders: vec![], shops: vec![] },
+        globals: Default::default(),
         fences: Arc::new(Fences::new(vec![], 10_000, 20).unwrap()),
     };
     Arc::new(Map::from_parts(parts).unwrap())

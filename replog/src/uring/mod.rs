@@ -40,6 +40,8 @@ pub use keeper::{Asked, Conflict, Figures, Reported};
 pub use lag::{ShardLag, ZoneLag};
 pub use seed::{SeedFigures, Way};
 
+use crate::lease::Now;
+use rustix::time::{ClockId, clock_gettime};
 use std::sync::OnceLock;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -61,6 +63,17 @@ fn now_ns() -> u64 {
 /// The wall clock in milliseconds.
 fn now_ms() -> u64 {
     now_ns() / 1_000_000
+}
+
+/// The clock that leases are judged by: it never steps, and goes on while this process is stopped or the machine sleeps.
+pub fn steady_ms() -> u64 {
+    let now = clock_gettime(ClockId::Boottime);
+    now.tv_sec as u64 * 1000 + now.tv_nsec as u64 / 1_000_000
+}
+
+/// Both clocks of the gate.
+fn now() -> Now {
+    Now { wall_ms: now_ms(), steady_ms: steady_ms() }
 }
 
 /// Microseconds of a clock that never steps, from this process's first look at it.

@@ -13,6 +13,7 @@ use super::line::Line;
 use super::open;
 use super::seed::{self, Party, SeedFigures, Seeds, Way};
 use super::stream::{Scrub, Scrubbed};
+use crate::lease::Lease;
 use crate::link::{Frame, take};
 use crate::owners::stream_of;
 use crate::port::{Answer, Ask, Refused};
@@ -225,6 +226,7 @@ pub struct Adopted {
 pub(super) enum Command {
     Map(Arc<Map>),
     Gzs(MapEpoch),
+    Leases(Vec<Lease>),
     Adopt(Adopted),
     Seed(seed::Command),
     Report { shards: Vec<Shard>, take_over: bool, done: oneshot::Sender<Vec<Reported>> },
@@ -272,6 +274,11 @@ impl Node {
     /// The GZS has answered that `epoch` is its newest map.
     pub fn on_gzs(&self, epoch: MapEpoch) {
         self.each(|| Command::Gzs(epoch));
+    }
+
+    /// The map's writer has granted leases of global services to this zone.
+    pub fn on_leases(&self, leases: &[Lease]) {
+        self.each(|| Command::Leases(leases.to_vec()));
     }
 
     /// Hands a connection of another zone's log to the core that has its stream. One that asks for a snapshot gets a thread.

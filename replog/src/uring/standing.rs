@@ -1,6 +1,7 @@
 //! Tells routers how this zone stands to its shards, and lets no write under a new ownership begin before they have passed it on.
 
 use super::core::{Core, Stream};
+use super::now;
 use crate::hearers::TELL_WAIT;
 use crate::port::Answer;
 use crate::stand::Standing;
@@ -8,6 +9,9 @@ use futures_lite::future::or;
 use glommio::timer::sleep;
 use shardmap::{OwnerEpoch, Shard};
 use std::time::{Duration, Instant};
+
+/// How often a router that listens is told what is left of leases.
+const LEASES_TOLD: Duration = Duration::from_millis(500);
 
 impl Core {
     /// What this zone may do with some shard may have changed.
@@ -18,7 +22,11 @@ impl Core {
 
     /// Answers a router that has told its readers everything up to revision `known`, as soon as there is something else.
     pub(super) async fn standing(&self, router: u64, known: u64, wait_ms: u32) -> Answer {
-        let until = Duration::from_millis(wait_ms.into());
+        let mut until = Duration::from_millis(wait_ms.into());
+        if self.map.borrow().globals().iter().any(|(_, shard)| self.stream_of(*shard).is_some()) {
+            // What is left of leases is told with it, and must not be long ago.
+            until = until.min(LEASES_TOLD);
+        }
         self.hearers.borrow_mut().on_ask(router, known, wait_ms > 0);
         self.heard.notify();
         let other = || (self.stopping.get() || self.hearers.borrow().revision() != known).then_some(());
@@ -38,7 +46,7 @@ impl Core {
     fn stands(&self) -> Standing {
         let of = |s: &std::rc::Rc<Stream>| {
             let fencing = s.fencing.borrow();
-            s.gate.borrow().stands(|shard| fencing.contains_key(&shard))
+            s.gate.borrow().stands(now(), |shard| fencing.contains_key(&shard))
         };
         let mut stands: Vec<_> = self.streams.iter().flat_map(of).collect();
         stands.sort_unstable_by_key(|s| s.shard);
@@ -53,7 +61,7 @@ impl Core {
         }
         let mut begun: Option<(OwnerEpoch, u64, Instant)> = None;
         loop {
-            let Some(epoch) = stream.gate.borrow().writes(shard) else { return };
+            let Some(epoch) = stream.gate.borrow().writes(shard, now()) else { return };
             if self.hearers.borrow_mut().knows(shard, epoch) {
                 return;
             }

@@ -55,6 +55,7 @@ pub fn first_map() -> Map {
         zones: vec![zone(0, "a"), zone(1, "b")],
         histories: (0..8).map(|s| (Shard(s), History::new(Zone(u8::from(s >= 4)), MapEpoch(1)))).collect(),
         exceptions: Exceptions { orders: vec![], shops: vec![] },
+        globals: Default::default(),
         fences: Arc::new(fences.unwrap()),
     })
     .unwrap()

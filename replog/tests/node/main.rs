@@ -7,6 +7,7 @@ mod commit;
 mod damage;
 mod history;
 mod hold;
+mod lease;
 mod ledger;
 mod mend;
 mod mesh;

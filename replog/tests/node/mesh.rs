@@ -52,6 +52,7 @@ fn map(zones: u8) -> Map {
             .map(|s| (Shard(s), History::new(Zone((s / 2) as u8), MapEpoch(1))))
             .collect(),
         exceptions: Exceptions { orders: vec![], shops: vec![] },
+        globals: Default::default(),
         fences: Arc::new(fences.unwrap()),
     })
     .unwrap()

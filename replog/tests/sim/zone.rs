@@ -7,6 +7,7 @@ use replog::apply::Applier;
 use replog::batch::Origin;
 use replog::commit::confirms;
 use replog::gate::{Decision, Gate, Row, Start, Write};
+use replog::lease::Now;
 use replog::link::{Compress, Log, Mirror, Order, Place, Receiver, Sender};
 use replog::owners::Owners;
 use replog::store::{Change, Changes, Scan, Store};
@@ -162,9 +163,11 @@ impl Node {
         let row = self.row(ask.key.as_ref().expect("the simulation names its keys"));
         let (broken, id) = (self.broken, self.id);
         let live = self.live.as_mut()?;
-        let decision = match live.gate.write(ask, Row::Unknown, now_ms) {
-            Decision::NeedRow if broken == Broken::NoLocks => live.gate.write(ask, Row::Absent, now_ms),
-            Decision::NeedRow => live.gate.write(ask, row.map_or(Row::Absent, Row::At), now_ms),
+        // Leases are simulated where they are granted: `shardmap/gzs/tests/sim`.
+        let now = Now { wall_ms: now_ms, steady_ms: now_ms };
+        let decision = match live.gate.write(ask, Row::Unknown, now) {
+            Decision::NeedRow if broken == Broken::NoLocks => live.gate.write(ask, Row::Absent, now),
+            Decision::NeedRow => live.gate.write(ask, row.map_or(Row::Absent, Row::At), now),
             other => other,
         };
         let record = match decision {
@@ -179,7 +182,7 @@ impl Node {
                     Record { op: Op::Put, transaction: 0, shard: ask.shard, owner_epoch, hlc, table, key, value };
                 mine.then_some(record)?
             }
-            Decision::WaitMap | Decision::Refused(_) => return None,
+            Decision::WaitMap | Decision::WaitLease(_) | Decision::Refused(_) => return None,
         };
         Some(Appended { seq: self.append(record.clone()), record })
     }

@@ -118,6 +118,20 @@ pub struct NodeAsked {
     pub asks: Vec<ReportAsk>,
     /// Tell again after this time at the latest, in milliseconds.
     pub tell_ms: u64,
+    /// Leases of global services that its zone owns, each from the moment at which this telling was sent.
+    #[serde(default)]
+    pub leases: Vec<LeaseTold>,
+}
+
+/// A log may write a global service of its zone.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct LeaseTold {
+    /// The global service's shard.
+    pub shard: u16,
+    /// The ownership that it is for; under another one it is worth nothing.
+    pub owner_epoch: u64,
+    /// For so long, in milliseconds, from the moment at which the telling was sent that this answers.
+    pub lease_ms: u64,
 }
 
 /// What a log is to report of, once it goes by that map.
@@ -326,6 +340,12 @@ pub struct ShardState {
     pub to: Option<String>,
     /// Its newest entry's epoch.
     pub epoch: u64,
+    /// What it is called: a global service; none: a shard of the map of fences.
+    #[serde(default)]
+    pub global: Option<String>,
+    /// A global service: what is left of its owner's grant, in milliseconds. Until it has ended, no take-over names another owner.
+    #[serde(default)]
+    pub granted_ms: u64,
 }
 
 /// A change of the map.

@@ -17,6 +17,8 @@ pub struct Change {
     pub op: Option<Op>,
     /// What is to be remembered of shards.
     pub marks: Vec<(Shard, Mark)>,
+    /// Leases of global services that may be told once this is stored. Each revision is one above what is stored; a new one's is 1.
+    pub grants: Vec<(Shard, Grant)>,
     /// Of a change of the map.
     pub audit: Option<AuditView>,
 }
@@ -30,6 +32,21 @@ pub struct Mark {
     pub lost: bool,
     /// When an operation last gave it to a zone: it is left alone for a while.
     pub given_ms: u64,
+}
+
+/// A zone may be told that it writes a global service: see [`crate::leases`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Grant {
+    /// How often the shard's grant was stored: what a store compares before it sets.
+    pub revision: u64,
+    /// The zone, by number.
+    pub zone: u8,
+    /// The ownership that it is for.
+    pub owner_epoch: u64,
+    /// When it ends, by the clock of the service that stored it.
+    pub until_ms: u64,
+    /// How long it lasts from when it was stored: whoever reads it waits that long, since the clock was another's.
+    pub lasts_ms: u64,
 }
 
 impl Mark {
@@ -48,6 +65,8 @@ pub struct Held {
     pub ops: Vec<Op>,
     /// Of shards that an operation has given to a zone.
     pub marks: Vec<(Shard, Mark)>,
+    /// Of global services: the newest of each.
+    pub grants: Vec<(Shard, Grant)>,
     /// The digests of the newest maps by epoch, this one's among them.
     pub digests: Vec<(u64, [u8; 32])>,
 }

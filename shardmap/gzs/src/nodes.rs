@@ -4,6 +4,7 @@
 //! after a restart of the service every node tells again within a moment.
 
 use crate::api::{NodeState, NodeTold, ShardTold, StreamTold};
+use crate::leases::Leases;
 use crate::limits::{
     BEHIND_MS, FORGET_MS, GATHER_MS, LIVE_MS, NODES_MAX, STREAMS_MAX, TELL_MS, TEXT_BYTES_MAX, TOLD_KEPT,
 };
@@ -225,6 +226,8 @@ pub struct Seen<'a> {
     pub awake_ms: u64,
     /// Zones whose shards are being taken over, or were and are not back.
     pub lost: &'a BTreeSet<Zone>,
+    /// What was granted.
+    pub leases: &'a Leases,
 }
 
 impl Facts for Seen<'_> {
@@ -279,6 +282,13 @@ impl Facts for Seen<'_> {
     fn told(&self, zone: Zone, shard: Shard, epoch: MapEpoch, take_over: bool) -> Option<&ShardTold> {
         let told = self.nodes.log(self.map.zone_name(zone))?.told.log.as_ref()?;
         told.reports.iter().find(|r| r.shard == shard.0 && r.map_epoch >= epoch.0 && r.take_over == take_over)
+    }
+
+    fn unleased(&self, shard: Shard) -> Result<(), String> {
+        self.leases.ended(shard, self.now_ms).map_err(|ms| {
+            let name = self.map.global_name(shard).unwrap_or_default();
+            format!("global service \"{name}\" (shard {shard}): the old owner may hold a lease for {ms} ms more")
+        })
     }
 
     fn instead_of(&self, zone: Zone, lost: Zone) -> Option<Zone> {

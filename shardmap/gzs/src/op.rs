@@ -98,6 +98,8 @@ pub trait Facts {
     fn fresh(&self, zone: Zone) -> Result<(), String>;
     /// What `zone` has told of `shard` under map `epoch`.
     fn told(&self, zone: Zone, shard: Shard, epoch: MapEpoch, take_over: bool) -> Option<&ShardTold>;
+    /// Has every lease of the global service in `shard` ended, as far as anyone may have been told? Else what is waited for.
+    fn unleased(&self, shard: Shard) -> Result<(), String>;
     /// Another zone for shards of a take-over whose target is itself lost; `None`: as it was.
     fn instead_of(&self, zone: Zone, lost: Zone) -> Option<Zone>;
 }
@@ -335,6 +337,8 @@ impl Op {
         let take_over = self.lost().is_some();
         if !take_over {
             facts.routers_hold(epoch)?;
+        } else if shard.is_global() {
+            facts.unleased(shard)?;
         }
         let silent = || format!("zone {} has not told yet that it has all of shard {shard}", map.zone_name(to));
         let told = facts.told(to, shard, epoch, take_over).ok_or_else(silent)?;

@@ -16,6 +16,7 @@ mod shown;
 
 use crate::api::{AuditView, NodeAsked, NodeTold};
 use crate::change::{Change, Held, Mark};
+use crate::leases::Leases;
 use crate::limits::{DIGESTS_MAX, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS};
 use crate::nodes::{Nodes, Seen};
 use crate::op::{At, Decision, Op};
@@ -40,6 +41,8 @@ pub struct Settings {
     pub move_limit_ms: u64,
     /// By zone: requests a second that it can answer; unnamed: not known.
     pub requests_per_s_max: BTreeMap<String, f64>,
+    /// How long a lease of a global service is.
+    pub lease_ms: u64,
 }
 
 /// The machine.
@@ -51,6 +54,7 @@ pub struct Service {
     waits: BTreeMap<u64, String>,
     marks: BTreeMap<Shard, Mark>,
     digests: BTreeMap<u64, [u8; 32]>,
+    leases: Leases,
     nodes: Nodes,
     /// When this process began to listen, or was last found to have slept.
     awake_ms: u64,
@@ -78,8 +82,11 @@ const AUDIT_SHOWN: usize = 20;
 impl Service {
     /// Goes on from what a store holds; `audit`: its newest changes, oldest first.
     pub fn new(held: Held, audit: Vec<AuditView>, settings: Settings, now_ms: u64) -> Service {
+        let mut leases = Leases::new(held.grants, settings.lease_ms);
+        leases.wake(now_ms);
         Service {
             settings,
+            leases,
             map: Arc::new(held.map),
             ops: held.ops.into_iter().map(|op| (op.id, op)).collect(),
             waits: BTreeMap::new(),
@@ -101,6 +108,7 @@ impl Service {
         self.ops = held.ops.into_iter().map(|op| (op.id, op)).collect();
         self.marks = held.marks.into_iter().collect();
         self.digests = held.digests.into_iter().collect();
+        self.leases.reload(held.grants);
         self.waits.clear();
         if let Some(shown) = self.shown.take().filter(|s| self.is_foreign(s.epoch, s.digest)) {
             self.stop_at(&shown);
@@ -164,8 +172,15 @@ impl Service {
         for op in self.ops.values().filter(|op| op.is_running() && is_log) {
             asks.extend(op.asks(&self.map).into_iter().filter(|(z, _)| Some(*z) == zone).map(|(_, ask)| ask));
         }
-        let busy = self.ops.values().any(Op::is_running);
-        Ok(NodeAsked { map_epoch: self.map.epoch().0, asks, tell_ms: if busy { TELL_SOON_MS } else { TELL_MS } })
+        self.leases.wake(now_ms);
+        let issues = self.stopped.is_none() && self.shown.is_none();
+        let (leases, lacks) = match zone.filter(|_| is_log && issues) {
+            Some(zone) => self.leases.told(&self.map, zone, now_ms),
+            None => (vec![], false),
+        };
+        let soon = lacks || self.ops.values().any(Op::is_running);
+        let tell_ms = if soon { TELL_SOON_MS } else { TELL_MS.min(self.leases.tell_ms()) };
+        Ok(NodeAsked { map_epoch: self.map.epoch().0, asks, tell_ms, leases })
     }
 
     /// The change that comes next, if one does. Asked after everything that happens, and at the deadline.
@@ -175,11 +190,25 @@ impl Service {
             self.awake_ms = now_ms;
         }
         self.looked_ms = now_ms;
+        self.leases.wake(now_ms);
         if self.stopped.is_some() || self.shown.is_some() {
             return None;
         }
+        let live = |zone: Zone| self.nodes.is_live(self.map.zone_name(zone), now_ms);
+        let grants = self.leases.due(&self.map, live, now_ms);
+        if !grants.is_empty() {
+            let from_epoch = self.map.epoch().0;
+            return Some(Change { from_epoch, map: None, op: None, marks: vec![], grants, audit: None });
+        }
         let lost = self.lost();
-        let facts = Seen { nodes: &self.nodes, map: &self.map, now_ms, awake_ms: self.awake_ms, lost: &lost };
+        let facts = Seen {
+            nodes: &self.nodes,
+            map: &self.map,
+            now_ms,
+            awake_ms: self.awake_ms,
+            lost: &lost,
+            leases: &self.leases,
+        };
         for op in self.ops.values().filter(|op| op.is_running()) {
             match op.decide(&self.map, &facts, now_ms) {
                 Decision::Store(step) => return Some(self.change(op, step.map, step.op, step.why, now_ms)),
@@ -211,6 +240,7 @@ impl Service {
                 self.ops.remove(&id);
             }
         }
+        self.leases.on_stored(&change.grants);
         self.marks.extend(change.marks);
         self.audit.extend(change.audit);
         let from = self.audit.len().saturating_sub(AUDIT_SHOWN);
@@ -233,13 +263,20 @@ impl Service {
     fn change(&self, was: &Op, map: Option<Map>, op: Op, why: &str, now_ms: u64) -> Change {
         let given =
             op.shares.iter().zip(&was.shares).filter(|(is, was)| matches!(is.at, At::Given(_)) && is.at != was.at);
-        let marks =
-            given.map(|(share, _)| (Shard(share.shard), self.mark(&op, share.from, share.to, share.shard, now_ms)));
+        let given: Vec<_> = given.map(|(share, _)| (Shard(share.shard), *share)).collect();
+        let marks = given.iter().map(|(s, share)| (*s, self.mark(&op, share.from, share.to, share.shard, now_ms)));
+        let marks = marks.collect();
+        let grants = map.iter().flat_map(|next| {
+            let owner_epoch = next.epoch().begins().0;
+            let globals = given.iter().filter(|(shard, _)| shard.is_global());
+            globals.map(move |(s, share)| (*s, self.leases.grant(*s, Zone(share.to), owner_epoch, now_ms)))
+        });
+        let grants = grants.collect();
         let audit = map.as_ref().map(|next| {
             let why = if op.why.is_empty() { why.to_owned() } else { format!("{why}; {}", op.why) };
             self.audited(next, &op.by, why, Some(op.id), now_ms)
         });
-        Change { from_epoch: self.map.epoch().0, map, marks: marks.collect(), op: Some(op), audit }
+        Change { from_epoch: self.map.epoch().0, map, marks, grants, op: Some(op), audit }
     }
 
     fn mark(&self, op: &Op, from: u8, to: u8, shard: u16, now_ms: u64) -> Mark {

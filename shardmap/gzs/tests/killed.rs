@@ -103,7 +103,7 @@ struct Run<'a> {
 impl<'a> Run<'a> {
     fn new(fleet: &'a mut dyn Fleet, dies: Option<(usize, Dies)>) -> Run<'a> {
         let mut store = fleet.next();
-        store.adopt(&kit::map(), &first_audit()).unwrap();
+        store.adopt(&kit::map_with_users(), &first_audit()).unwrap();
         let service = new(&mut store, 1_000_000);
         Run { fleet, store: Some(store), service, now: 1_000_000, stored: 0, dies, lost: None }
     }
@@ -190,7 +190,7 @@ impl<'a> Run<'a> {
         let audit = self.store.as_mut().unwrap().audit(0, 1000).unwrap();
         let epochs: Vec<u64> = audit.iter().map(|a| a.epoch).collect();
         assert_eq!(epochs, (1..=held.map.epoch().0).collect::<Vec<_>>(), "each map was made once");
-        (0..6).map(|s| held.map.owner(Shard(s))).collect()
+        (0..6).chain([1024]).map(|s| held.map.owner(Shard(s))).collect()
     }
 }
 

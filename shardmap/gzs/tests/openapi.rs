@@ -134,7 +134,8 @@ fn state() -> State {
 }
 
 fn shard_state() -> ShardState {
-    ShardState { kind: "moving".into(), owner: Some("bj".into()), to: Some("sh".into()), ..ShardState::default() }
+    let (owner, to, global) = (Some("bj".into()), Some("sh".into()), Some("users".into()));
+    ShardState { kind: "moving".into(), owner, to, global, ..ShardState::default() }
 }
 
 /// Every struct of `api.rs`; `OpAsk` and `OpView` once for each kind of operation.
@@ -142,7 +143,8 @@ fn shapes() -> Vec<Shape> {
     let log = || told().log.unwrap();
     let zone = || state().zones.remove(0);
     let ask = ReportAsk { shards: vec![341], ..ReportAsk::default() };
-    let asked = NodeAsked { asks: vec![ask.clone()], ..NodeAsked::default() };
+    let lease = LeaseTold { shard: 1024, owner_epoch: 7, lease_ms: 3000 };
+    let asked = NodeAsked { asks: vec![ask.clone()], leases: vec![lease.clone()], ..NodeAsked::default() };
     let mut all = vec![
         question("NodeTold", told(), NodeTold::default()),
         question("RouterTold", RouterTold::default(), RouterTold::default()),
@@ -150,6 +152,7 @@ fn shapes() -> Vec<Shape> {
         question("StreamTold", log().streams.remove(0), StreamTold::default()),
         question("ShardTold", log().reports.remove(0), ShardTold::default()),
         answer("NodeAsked", asked, NodeAsked::default()),
+        answer("LeaseTold", lease, LeaseTold::default()),
         answer("ReportAsk", ask, ReportAsk::default()),
         answer("ShareView", share(), share()),
         answer("State", state(), State::default()),

@@ -304,3 +304,115 @@ fn what_a_lost_zone_had_told_beyond_every_cut_is_unknown() {
     let back = s.begin(&ask(What::Restore { zone: "sh".into() }), T + 20).unwrap().op.unwrap();
     assert_eq!(back.shares.iter().map(|s| s.shard).collect::<Vec<_>>(), [1, 4]);
 }
+
+/// A store with a global service of bj, and a service that has listened for as long as a grant lasts.
+fn with_users() -> (Memory, gzs::service::Service) {
+    let mut store = Memory::default();
+    store.adopt(&kit::map_with_users(), &kit::first_audit()).unwrap();
+    let s = service(&mut store, settings(), T);
+    (store, s)
+}
+
+/// What bj's log is told that it may write.
+fn leases(s: &mut gzs::service::Service, now_ms: u64) -> Vec<(u16, u64, u64)> {
+    let epoch = s.map().epoch().0;
+    let asked = s.on_told(log("bj", epoch), now_ms).unwrap();
+    asked.leases.iter().map(|l| (l.shard, l.owner_epoch, l.lease_ms)).collect()
+}
+
+#[test]
+fn a_lease_is_told_once_its_grant_is_stored_to_the_owner_alone_and_prolonged_before_it_runs_out() {
+    let (mut store, mut s) = with_users();
+    assert_eq!(leases(&mut s, T), [], "nothing is stored yet");
+    let change = s.next_change(T).expect("a grant");
+    let (shard, grant) = change.grants[0];
+    assert_eq!((shard, grant.zone, grant.owner_epoch, grant.lasts_ms), (Shard(1024), 0, 1, 4500));
+    assert_eq!(leases(&mut s, T), [], "nor now");
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    assert_eq!(leases(&mut s, T + 10), [(1024, 1, 3000)]);
+    assert_eq!(s.on_told(log("sh", 1), T + 10).unwrap().leases, []);
+    assert_eq!(s.on_told(router("bj", 1), T + 10).unwrap().leases, [], "a router writes nothing");
+    assert!(s.next_change(T + 100).is_none(), "it lasts a while");
+    // Told as long as a lease, and a tenth, fits into what is stored.
+    assert_eq!(leases(&mut s, T + 1200), [(1024, 1, 3000)]);
+    assert_eq!(leases(&mut s, T + 1201), []);
+    assert_eq!(s.next_change(T + 1201).expect("prolonged").grants[0].1.until_ms, T + 5701);
+    assert!(s.next_change(T + 3000).is_none(), "not for a zone that is not heard");
+}
+
+#[test]
+fn a_service_that_has_stopped_grants_nothing() {
+    let (mut store, mut s) = with_users();
+    leases(&mut s, T);
+    drain(&mut s, &mut store, T);
+    s.on_shown("a node", 9, None);
+    assert_eq!(leases(&mut s, T + 10), [], "someone shows a map that was not made here");
+    s.reload(store.load().unwrap().unwrap());
+    assert!(s.stopped().is_some());
+    assert_eq!(leases(&mut s, T + 20), []);
+    assert!(s.next_change(T + 2000).is_none());
+}
+
+/// bj is lost at `now_ms`, and sh, which gets its shards, has told what it has.
+fn lost(s: &mut gzs::service::Service, store: &mut Memory, now_ms: u64) {
+    let what = What::TakeOver { zone: "bj".into(), to: Some("sh".into()) };
+    let change = s.begin(&gzs::api::OpAsk { force: true, ..ask(what) }, now_ms).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    let mut told = log("sh", 2);
+    let report = |shard| ShardTold {
+        shard,
+        map_epoch: 2,
+        take_over: true,
+        fence_seq: None,
+        applied: [(0, 10), (1, 10), (2, 10)].into(),
+    };
+    told.log.as_mut().unwrap().reports = [0, 3, 1024].map(report).into();
+    s.on_told(told, now_ms).unwrap();
+    drain(s, store, now_ms);
+}
+
+#[test]
+fn a_take_over_gives_sharded_data_at_once_and_a_global_service_when_its_grant_has_ended() {
+    let (mut store, mut s) = with_users();
+    leases(&mut s, T + 8000);
+    drain(&mut s, &mut store, T + 8000);
+    lost(&mut s, &mut store, T + 8100);
+    let sh = Some(Zone(1));
+    assert_eq!((s.map().owner(Shard(0)), s.map().owner(Shard(1024))), (sh, None));
+    assert_eq!(leases(&mut s, T + 8200), [], "it owns nothing any more, as the map says");
+    let says = s.ops(false)[0].says.clone();
+    let expected = "global service \"users\" (shard 1024): the old owner may hold a lease for 4400 ms more";
+    assert_eq!(says, expected);
+    drain(&mut s, &mut store, T + 12_499);
+    assert_eq!(s.map().owner(Shard(1024)), None);
+    drain(&mut s, &mut store, T + 12_500);
+    assert_eq!(s.map().owner(Shard(1024)), sh);
+    let epoch = s.map().epoch().0;
+    let asked = s.on_told(log("sh", epoch), T + 12_500).unwrap();
+    assert_eq!(asked.leases[0].owner_epoch, epoch, "the new owner's grant was stored with the map");
+}
+
+#[test]
+fn who_has_just_read_the_store_waits_for_as_long_as_a_grant_lasts() {
+    for reload in [false, true] {
+        let (mut store, mut s) = with_users();
+        leases(&mut s, T);
+        drain(&mut s, &mut store, T);
+        // Its clock is another one: what it reads says nothing of when that ends.
+        let now = if reload { T + 60_000 } else { T - 500_000 };
+        let held = store.load().unwrap().unwrap();
+        if reload {
+            s.reload(held);
+            s.on_told(log("sh", 1), now).unwrap();
+        } else {
+            s = service(&mut store, settings(), now + 1200);
+        }
+        lost(&mut s, &mut store, now + 1200);
+        drain(&mut s, &mut store, now + 4499);
+        assert_eq!(s.map().owner(Shard(1024)), None, "reload: {reload}");
+        drain(&mut s, &mut store, now + 4500);
+        assert_eq!(s.map().owner(Shard(1024)), Some(Zone(1)), "reload: {reload}");
+    }
+}

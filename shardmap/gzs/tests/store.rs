@@ -5,7 +5,7 @@
 mod kit;
 
 use gzs::api::{AuditView, What};
-use gzs::change::{Change, Unstored};
+use gzs::change::{Change, Grant, Unstored};
 use gzs::limits::OPS_SHOWN_MAX;
 use gzs::op::{End, Op};
 use gzs::store::Store;
@@ -55,10 +55,51 @@ fn behaves(store: &mut impl Store) {
         (step.map.as_ref().unwrap().digest(), step.op.clone().unwrap())
     );
     assert!(held.digests.contains(&(2, held.map.digest())) && held.digests.contains(&(1, kit::map().digest())));
+    grants_behave(store, 2);
     let audit = store.audit(0, 10).unwrap();
     assert_eq!(audit.iter().map(|a| a.epoch).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(store.audit(1, 10).unwrap(), audit[1..]);
     assert_eq!(store.audit(0, 1).unwrap(), audit[..1]);
+}
+
+/// A grant is prolonged by who knows the last one, and by nobody else; what comes with it is stored with it, or not.
+fn grants_behave(store: &mut impl Store, from_epoch: u64) {
+    let grant = |revision, zone| Grant { revision, zone, owner_epoch: 1, until_ms: T + revision, lasts_ms: 4500 };
+    let change = |shard, grant| Change {
+        from_epoch,
+        map: None,
+        op: None,
+        marks: vec![],
+        grants: vec![(Shard(1024), grant), (Shard(shard), Grant { revision: 1, ..grant })],
+        audit: None,
+    };
+    store.commit(&change(1025, grant(1, 0))).unwrap();
+    assert!(matches!(store.commit(&change(1026, grant(1, 1))), Err(Unstored::Overtaken { .. })), "by another service");
+    assert!(matches!(store.commit(&change(1026, grant(3, 1))), Err(Unstored::Overtaken { .. })), "one was missed");
+    let late = Change { from_epoch: from_epoch - 1, ..change(1026, grant(2, 0)) };
+    assert!(matches!(store.commit(&late), Err(Unstored::Overtaken { .. })), "under an older map");
+    store.commit(&change(1027, grant(2, 0))).unwrap();
+    let mut held = store.load().unwrap().unwrap().grants;
+    held.sort_by_key(|(shard, _)| *shard);
+    assert_eq!(held.iter().map(|(s, g)| (s.0, g.revision)).collect::<Vec<_>>(), [(1024, 2), (1025, 1), (1027, 1)]);
+    assert_eq!(held[0].1, grant(2, 0));
+}
+
+/// A store of before there were leases has none, and goes on.
+#[test]
+fn a_store_of_schema_1_gets_room_for_grants() {
+    let dir = dir("schema");
+    let path = dir.join("gzs.db");
+    Sqlite::open(&path).unwrap().adopt(&kit::map(), &first_audit()).unwrap();
+    let old = rusqlite::Connection::open(&path).unwrap();
+    old.execute_batch("drop table grants; pragma user_version = 1").unwrap();
+    drop(old);
+    let mut store = Sqlite::open(&path).unwrap();
+    assert_eq!(store.load().unwrap().unwrap().map.epoch().0, 1);
+    grants_behave(&mut store, 1);
+    drop(store);
+    assert_eq!(Sqlite::open(&path).unwrap().load().unwrap().unwrap().grants.len(), 3);
+    std::fs::remove_dir_all(dir).unwrap();
 }
 
 #[test]
@@ -127,7 +168,7 @@ fn etcd_holds_large_maps_and_forgets_what_is_old() {
     };
     store.lead(token);
     let large = |epoch, orders: u64| {
-        let mut parts = kit::parts();
+        let mut parts = kit::parts(&[]);
         parts.epoch = MapEpoch(epoch);
         parts.exceptions.orders = (0..orders).map(|id| (id, Shard(1))).collect();
         Map::from_parts(parts).unwrap()
@@ -170,6 +211,6 @@ fn a_second_service_is_kept_out_and_a_stranger_is_refused() {
     let said = Sqlite::open(&dir.join("other")).err().unwrap().to_string();
     assert!(said.contains("a database of another program"), "{said}");
     rusqlite::Connection::open(&path).unwrap().pragma_update(None, "user_version", 9).unwrap();
-    assert!(Sqlite::open(&path).err().unwrap().to_string().contains("schema 9, this program knows schema 1"));
+    assert!(Sqlite::open(&path).err().unwrap().to_string().contains("schema 9, this program knows schema 2"));
     std::fs::remove_dir_all(dir).unwrap();
 }

@@ -107,7 +107,14 @@ mod tests {
 
     fn settings() -> Settings {
         let requests_per_s_max = Default::default();
-        Settings { cluster: "t".into(), silence_ms: 0, cool_down_ms: 0, move_limit_ms: 1000, requests_per_s_max }
+        Settings {
+            cluster: "t".into(),
+            silence_ms: 0,
+            cool_down_ms: 0,
+            move_limit_ms: 1000,
+            requests_per_s_max,
+            lease_ms: 3000,
+        }
     }
 
     #[tokio::test]

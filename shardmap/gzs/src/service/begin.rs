@@ -251,7 +251,7 @@ impl Service {
     fn preflight(&self, what: &What, shares: &[Share], now_ms: u64) -> Vec<String> {
         let map = &*self.map;
         let lost = self.lost();
-        let seen = Seen { nodes: &self.nodes, map, now_ms, awake_ms: self.awake_ms, lost: &lost };
+        let seen = Seen { nodes: &self.nodes, map, now_ms, awake_ms: self.awake_ms, lost: &lost, leases: &self.leases };
         let name = |zone: u8| map.zone_name(Zone(zone));
         let mut reasons = vec![];
         let mut away: BTreeSet<String> = lost.iter().map(|z| map.zone_name(*z).to_owned()).collect();

@@ -28,7 +28,7 @@ impl Service {
             now_ms,
             stopped: self.stopped.clone(),
             zones,
-            shards: map.shards().map(|(shard, _)| self.shard(shard)).collect(),
+            shards: map.shards().map(|(shard, _)| self.shard(shard, now_ms)).collect(),
             ops: self.ops_shown(true, ENDED_SHOWN),
             audit: self.audit.iter().rev().take(AUDIT_SHOWN).cloned().collect(),
         }
@@ -73,7 +73,7 @@ impl Service {
         }
     }
 
-    fn shard(&self, shard: Shard) -> ShardState {
+    fn shard(&self, shard: Shard, now_ms: u64) -> ShardState {
         let Some(v) = self.map.view(shard) else { return ShardState::default() };
         let kind = match v.kind {
             Kind::Own => "own",
@@ -89,6 +89,8 @@ impl Service {
             owner_epoch: v.owner_epoch.0,
             to: v.to.map(name),
             epoch: v.epoch.0,
+            global: self.map.global_name(shard).filter(|_| shard.is_global()).map(str::to_owned),
+            granted_ms: self.leases.left_ms(shard, now_ms),
         }
     }
 

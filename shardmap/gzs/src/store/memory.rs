@@ -2,7 +2,7 @@
 
 use super::Store;
 use crate::api::AuditView;
-use crate::change::{Change, Held, Mark, Unstored};
+use crate::change::{Change, Grant, Held, Mark, Unstored};
 use crate::op::Op;
 use shardmap::Shard;
 use shardmap::map::Map;
@@ -14,6 +14,7 @@ pub struct Memory {
     map: Option<Map>,
     ops: BTreeMap<u64, Op>,
     marks: BTreeMap<Shard, Mark>,
+    grants: BTreeMap<Shard, Grant>,
     audit: Vec<AuditView>,
     digests: Vec<(u64, [u8; 32])>,
 }
@@ -23,7 +24,8 @@ impl Store for Memory {
         let Some(map) = self.map.clone() else { return Ok(None) };
         let ops = self.ops.values().cloned().collect();
         let marks = self.marks.iter().map(|(s, m)| (*s, *m)).collect();
-        Ok(Some(Held { map, ops, marks, digests: self.digests.clone() }))
+        let grants = self.grants.iter().map(|(s, g)| (*s, *g)).collect();
+        Ok(Some(Held { map, ops, marks, grants, digests: self.digests.clone() }))
     }
 
     fn adopt(&mut self, map: &Map, audit: &AuditView) -> Result<(), Unstored> {
@@ -42,6 +44,13 @@ impl Store for Memory {
         if holds != change.from_epoch {
             return Err(overtaken(format!("map {holds}"), format!("map {}", change.from_epoch)));
         }
+        for (shard, grant) in &change.grants {
+            let revision = self.grants.get(shard).map_or(0, |g| g.revision);
+            if revision + 1 != grant.revision {
+                let of = |revision| format!("the grant of shard {shard} at revision {revision}");
+                return Err(overtaken(of(revision), of(grant.revision.saturating_sub(1))));
+            }
+        }
         if let Some(op) = &change.op {
             let revision = self.ops.get(&op.id).map_or(0, |o| o.revision);
             if revision + 1 != op.revision {
@@ -54,6 +63,7 @@ impl Store for Memory {
             self.digests.push((map.epoch().0, map.digest()));
             self.map = Some(map.clone());
         }
+        self.grants.extend(change.grants.iter().copied());
         self.marks.extend(change.marks.iter().copied());
         self.audit.extend(change.audit.iter().cloned());
         Ok(())

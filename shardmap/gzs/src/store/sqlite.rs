@@ -5,7 +5,7 @@
 
 use super::Store;
 use crate::api::AuditView;
-use crate::change::{Change, Held, Mark, Unstored};
+use crate::change::{Change, Grant, Held, Mark, Unstored};
 use crate::limits::{DIGESTS_MAX, OPS_SHOWN_MAX};
 use crate::op::Op;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -15,7 +15,7 @@ use std::path::Path;
 
 /// "ezgz"
 const APPLICATION: i64 = 0x657a_677a;
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
 
 const TABLES: &str = "
 create table map (only_one integer primary key check (only_one = 1), epoch integer not null, bytes blob not null);
@@ -24,6 +24,8 @@ create index ops_running on ops (running) where running;
 create table marks (shard integer primary key, json text not null);
 create table audit (epoch integer primary key, digest blob not null, json text not null);
 ";
+/// Since schema 2: a program that knows schema 1 alone would name new owners without waiting for what was granted.
+const GRANTS: &str = "create table grants (shard integer primary key, revision integer not null, json text not null);";
 
 /// An open store.
 pub struct Sqlite {
@@ -48,14 +50,19 @@ impl Sqlite {
         let tables: i64 = db.query_row("select count(*) from sqlite_schema", [], |r| r.get(0)).map_err(told)?;
         if id == 0 && tables == 0 {
             let make = format!(
-                "begin exclusive; {TABLES} pragma application_id = {APPLICATION}; pragma user_version = {SCHEMA}; commit;"
+                "begin exclusive; {TABLES}{GRANTS} pragma application_id = {APPLICATION}; pragma user_version = {SCHEMA}; commit;"
             );
             db.execute_batch(&make).map_err(told)?;
         } else {
             db.execute_batch("begin exclusive; commit").map_err(told)?;
         }
         let id: i64 = db.query_row("pragma application_id", [], |r| r.get(0)).map_err(told)?;
-        let schema: i64 = db.query_row("pragma user_version", [], |r| r.get(0)).map_err(told)?;
+        let mut schema: i64 = db.query_row("pragma user_version", [], |r| r.get(0)).map_err(told)?;
+        if id == APPLICATION && schema == 1 {
+            let more = format!("begin exclusive; {GRANTS} pragma user_version = {SCHEMA}; commit;");
+            db.execute_batch(&more).map_err(told)?;
+            schema = SCHEMA;
+        }
         if id != APPLICATION {
             let what = "a database of another program: name another data_dir";
             return Err(Unstored::Foreign(format!("{}: {what}", path.display())));
@@ -81,10 +88,14 @@ impl Store for Sqlite {
         let marks =
             rows(&tx, "select shard, json from marks where ?1", 1, |r| Ok((r.get(0)?, r.get::<_, String>(1)?)))?;
         let marks = marks.iter().map(|(s, json)| Ok((Shard(*s), read(json)?))).collect::<Result<Vec<_>, Unstored>>()?;
+        let grants =
+            rows(&tx, "select shard, json from grants where ?1", 1, |r| Ok((r.get(0)?, r.get::<_, String>(1)?)))?;
+        let grants =
+            grants.iter().map(|(s, json)| Ok((Shard(*s), read(json)?))).collect::<Result<Vec<_>, Unstored>>()?;
         let newest = "select epoch, digest from audit order by epoch desc limit ?1";
         let digests =
             rows(&tx, newest, DIGESTS_MAX as i64, |r| Ok((r.get::<_, i64>(0)? as u64, r.get::<_, [u8; 32]>(1)?)))?;
-        Ok(Some(Held { map, ops, marks, digests }))
+        Ok(Some(Held { map, ops, marks, grants, digests }))
     }
 
     fn adopt(&mut self, map: &Map, audit: &AuditView) -> Result<(), Unstored> {
@@ -110,6 +121,9 @@ impl Store for Sqlite {
         }
         if let (Some(map), Some(audit)) = (&change.map, &change.audit) {
             put_map(&tx, map, audit)?;
+        }
+        for (shard, grant) in &change.grants {
+            put_grant(&tx, *shard, grant)?;
         }
         for (shard, mark) in &change.marks {
             put_mark(&tx, *shard, mark)?;
@@ -159,6 +173,19 @@ fn put_op(tx: &Transaction<'_>, op: &Op) -> Result<(), Unstored> {
     }
     let sql = "insert or replace into ops values (?1, ?2, ?3, ?4)";
     tx.execute(sql, params![id, op.revision as i64, op.is_running(), written(op)?])?;
+    Ok(())
+}
+
+fn put_grant(tx: &Transaction<'_>, shard: Shard, grant: &Grant) -> Result<(), Unstored> {
+    let asked = "select revision from grants where shard = ?1";
+    let found = tx.query_row(asked, [shard.0], |r| r.get::<_, i64>(0)).optional()?;
+    let holds = found.unwrap_or(0) as u64;
+    if holds + 1 != grant.revision {
+        let of = |revision: u64| format!("the grant of shard {shard} at revision {revision}");
+        return Err(Unstored::Overtaken { holds: of(holds), expected: of(grant.revision.saturating_sub(1)) });
+    }
+    let sql = "insert or replace into grants values (?1, ?2, ?3)";
+    tx.execute(sql, params![shard.0, grant.revision as i64, written(grant)?])?;
     Ok(())
 }
 

@@ -17,18 +17,27 @@ pub const NAMES: [&str; 3] = ["bj", "sh", "gz"];
 
 /// Shards 0 to 5, two to each of three zones.
 pub fn map() -> Map {
-    Map::from_parts(parts()).unwrap()
+    Map::from_parts(parts(&[])).unwrap()
 }
 
-pub fn parts() -> Parts {
+/// The same, with a global service of bj: shard 1024.
+pub fn map_with_users() -> Map {
+    Map::from_parts(parts(&[(Shard(1024), "users")])).unwrap()
+}
+
+pub fn parts(globals: &[(Shard, &str)]) -> Parts {
     let zones = NAMES.iter().enumerate().map(|(id, name)| ZoneInfo { id: Zone(id as u8), name: (*name).into() });
     Parts {
         epoch: MapEpoch(1),
         previous: [0; 32],
         default: None,
         zones: zones.collect(),
-        histories: (0..6).map(|s| (Shard(s), History::new(Zone((s % 3) as u8), MapEpoch(1)))).collect(),
+        histories: (0..6)
+            .map(|s| (Shard(s), History::new(Zone((s % 3) as u8), MapEpoch(1))))
+            .chain(globals.iter().map(|(s, _)| (*s, History::new(Zone(0), MapEpoch(1)))))
+            .collect(),
         exceptions: Exceptions::default(),
+        globals: globals.iter().map(|(s, name)| (*s, (*name).to_owned())).collect(),
         fences: Arc::new(Fences::new(vec![], 0, 0).unwrap()),
     }
 }
@@ -40,6 +49,7 @@ pub fn settings() -> Settings {
         cool_down_ms: 60_000,
         move_limit_ms: 2500,
         requests_per_s_max: BTreeMap::new(),
+        lease_ms: 3000,
     }
 }
 

@@ -1,5 +1,5 @@
 //! The service over thousands of seeds: services that die between any two steps, old ones that come back, zones that are lost, are
-//! alive all the same, and return, operations that overlap, people who abort.
+//! alive all the same, and return, operations that overlap, people who abort; global services under leases, by clocks that differ.
 //!
 //! `SEED=n cargo test -p gzs --test sim` replays one seed and tells what happened; `SEEDS=n` runs so many, instead of 1,000.
 
@@ -38,9 +38,17 @@ fn whatever_dies_each_step_follows_the_contract_and_everything_settles() {
 /// Each rule that is broken on purpose is noticed, or the simulation proves nothing.
 #[test]
 fn a_broken_rule_is_found() {
-    for broken in
-        [Broken::StoreCompares, Broken::RoutersHold, Broken::FenceApplied, Broken::OldReports, Broken::MapFirst]
-    {
+    for broken in [
+        Broken::StoreCompares,
+        Broken::RoutersHold,
+        Broken::FenceApplied,
+        Broken::OldReports,
+        Broken::MapFirst,
+        Broken::GrantFirst,
+        Broken::WaitAtStart,
+        Broken::SteadyClock,
+        Broken::FromSending,
+    ] {
         let found = (0..1000).find(|seed| run(*seed, broken, false).is_err());
         let why = found.map(|seed| run(seed, broken, false).err().unwrap_or_default());
         println!("{broken:?}: found at seed {found:?}: {why:?}");

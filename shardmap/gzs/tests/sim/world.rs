@@ -1,7 +1,7 @@
 //! Zones, a store, services that come and go, people who ask: and what must hold after each map.
 
 use crate::zone::{ZoneSim, name};
-use gzs::api::{AuditView, NodeTold, OpAsk, What};
+use gzs::api::{AuditView, LeaseTold, NodeTold, OpAsk, What};
 use gzs::change::{Change, Unstored};
 use gzs::limits::{LIVE_MS, TELL_SOON_MS};
 use gzs::service::{Service, Settings};
@@ -12,10 +12,14 @@ use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
 use shardmap::ownership::{History, Kind};
 use shardmap::{MapEpoch, Shard, Zone};
 use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 const ZONES: usize = 3;
-const SHARDS: u16 = 4;
+const SHARDS: [u16; 6] = [0, 1, 2, 3, 1024, 1025];
+const LEASE_MS: u64 = 900;
+/// The longest that an answer to a telling is under way: longer than what it tells is worth.
+const DELAY_MS: u64 = 3000;
 const STEPS: u32 = 1500;
 const CALM_STEPS: u32 = 3000;
 
@@ -33,6 +37,14 @@ pub enum Broken {
     OldReports,
     /// A map is handed out before it is stored.
     MapFirst,
+    /// A lease is told before its grant is stored.
+    GrantFirst,
+    /// A service that starts does not wait for what was granted before.
+    WaitAtStart,
+    /// A service's clock steps.
+    SteadyClock,
+    /// A zone counts a lease from when it came, not from when it asked.
+    FromSending,
 }
 
 macro_rules! figures {
@@ -59,7 +71,10 @@ figures!(
     aborts,
     resumed,
     restored,
-    gave_up
+    gave_up,
+    leased_writes,
+    unleased,
+    globals_taken_over
 );
 
 pub struct Rng(u64);
@@ -75,12 +90,41 @@ impl Rng {
     }
 }
 
+/// A service, and its clock: each process has its own.
+struct Server {
+    service: Service,
+    ahead_ms: u64,
+}
+impl Deref for Server {
+    type Target = Service;
+    fn deref(&self) -> &Service {
+        &self.service
+    }
+}
+impl DerefMut for Server {
+    fn deref_mut(&mut self) -> &mut Service {
+        &mut self.service
+    }
+}
+
+/// Leases on their way to a zone.
+struct Flight {
+    arrives_ms: u64,
+    zone: usize,
+    /// When the telling was sent that they answer, by the zone's clock.
+    sent_ms: u64,
+    leases: Vec<LeaseTold>,
+}
+
 pub struct World {
     rng: Rng,
     now_ms: u64,
     store: Memory,
     /// Services that live: one, and now and then one that should have ended.
-    services: Vec<Service>,
+    services: Vec<Server>,
+    flights: Vec<Flight>,
+    /// Which of two services each zone reaches; 2: both.
+    hears: [usize; ZONES],
     zones: Vec<ZoneSim>,
     /// Every map that was stored, by epoch: one chain.
     maps: Vec<Arc<Map>>,
@@ -91,14 +135,15 @@ pub struct World {
 
 fn first_map() -> Map {
     let zone = |id| ZoneInfo { id: Zone(id), name: name(Zone(id)) };
-    let histories = (0..SHARDS).map(|s| (Shard(s), History::new(Zone((s % 3) as u8), MapEpoch(1))));
+    let histories = SHARDS.map(|s| (Shard(s), History::new(Zone((s % 3) as u8), MapEpoch(1))));
     Map::from_parts(Parts {
         epoch: MapEpoch(1),
         previous: [0; 32],
         default: None,
         zones: (0..ZONES as u8).map(zone).collect(),
-        histories: histories.collect(),
+        histories: histories.into(),
         exceptions: Exceptions::default(),
+        globals: [(Shard(1024), "users".into()), (Shard(1025), "coupons".into())].into(),
         fences: Arc::new(Fences::new(vec![], 0, 0).unwrap()),
     })
     .unwrap()
@@ -111,6 +156,7 @@ fn settings() -> Settings {
         cool_down_ms: 200,
         move_limit_ms: 3000,
         requests_per_s_max: BTreeMap::new(),
+        lease_ms: LEASE_MS,
     }
 }
 
@@ -119,9 +165,23 @@ impl World {
         let (map, mut store) = (first_map(), Memory::default());
         store.adopt(&map, &AuditView { epoch: 1, ..AuditView::default() }).unwrap();
         let map = Arc::new(map);
-        let zones = (0..ZONES as u8).map(|z| ZoneSim::new(Zone(z), ZONES, map.clone())).collect();
-        let (rng, figures) = (Rng(seed), Figures::default());
-        World { rng, now_ms: 1_000_000, store, services: vec![], zones, maps: vec![map], broken, told, figures }
+        let (mut rng, figures) = (Rng(seed), Figures::default());
+        let mut zones: Vec<_> = (0..ZONES as u8).map(|z| ZoneSim::new(Zone(z), ZONES, map.clone())).collect();
+        zones.iter_mut().for_each(|z| z.rate = 960 + rng.below(80));
+        let now_ms = 1_000_000;
+        World {
+            rng,
+            now_ms,
+            store,
+            services: vec![],
+            flights: vec![],
+            hears: [2; ZONES],
+            zones,
+            maps: vec![map],
+            broken,
+            told,
+            figures,
+        }
     }
 
     pub fn run(&mut self) -> Result<(), String> {
@@ -178,8 +238,11 @@ impl World {
             2 | 3 => {
                 let now = self.now_ms;
                 for z in self.zones.iter_mut().filter(|z| !z.alive) {
-                    (z.alive, z.begun_ms, z.flying) = (true, now, vec![]);
-                    z.asks.clear();
+                    z.alive = true;
+                    // One that was only stopped goes on as if nothing had happened.
+                    if self.rng.below(2) == 0 {
+                        z.restarts(now);
+                    }
                 }
             }
             4 => self.zones[zone].reached = false,
@@ -207,8 +270,9 @@ impl World {
                 continue;
             }
             if self.zones[at].reached && self.rng.below(3) > 0 {
-                let zone = &mut self.zones[at];
-                zone.take_map(&newest);
+                let only = self.services.get(self.hears[at]).filter(|_| self.services.len() > 1);
+                let map = only.map_or(newest.clone(), |service| service.map().clone());
+                self.zones[at].take_map(&map);
             }
             if self.rng.below(2) == 0 {
                 self.zones[at].router_epoch = self.zones[at].map.epoch().0;
@@ -223,7 +287,7 @@ impl World {
 
     /// Requests begin at a router, and end in a write at the owner that the router knew, if that one still may.
     fn request(&mut self, at: usize) {
-        let shard = Shard(self.rng.below(u64::from(SHARDS)) as u16);
+        let shard = Shard(SHARDS[self.rng.below(SHARDS.len() as u64) as usize]);
         let zone = &mut self.zones[at];
         let held = zone.map.view(shard).is_none_or(|v| v.kind.is_unsettled());
         if !held && zone.flying.len() < 3 {
@@ -232,7 +296,9 @@ impl World {
         if self.rng.once_in(3) && !self.zones[at].flying.is_empty() {
             let (shard, _) = self.zones[at].flying.remove(0);
             if let Some(owner) = self.zones[at].map.owner(shard).filter(|o| self.zones[usize::from(o.0)].alive) {
-                self.zones[usize::from(owner.0)].write(shard);
+                let done = self.zones[usize::from(owner.0)].write(shard, self.now_ms);
+                self.figures.leased_writes += u64::from(done && shard.is_global());
+                self.figures.unleased += u64::from(!done && shard.is_global());
             }
         }
     }
@@ -245,12 +311,46 @@ impl World {
             }
             let (log, router) = (self.zones[at].told(&logs), self.zones[at].router_told());
             let (log, router) = (self.lied(log), self.lied(router));
-            for service in &mut self.services {
-                let asked = service.on_told(log.clone(), self.now_ms).expect("it is a node of this cluster");
+            let sent_ms = self.zones[at].clock_ms(self.now_ms);
+            let only = self.hears[at];
+            let some = self.services.len() > 1 && only < 2;
+            for (_, service) in self.services.iter_mut().enumerate().filter(|(n, _)| !some || *n == only) {
+                let now = self.now_ms + service.ahead_ms;
+                let asked = service.on_told(log.clone(), now).expect("it is a node of this cluster");
                 self.zones[at].asks = asked.asks;
-                service.on_told(router.clone(), self.now_ms).expect("it is a node of this cluster");
+                let delay_ms = if self.rng.once_in(4) { DELAY_MS } else { 60 };
+                let arrives_ms = self.now_ms + self.rng.below(delay_ms);
+                self.flights.push(Flight { arrives_ms, zone: at, sent_ms, leases: asked.leases });
+                service.on_told(router.clone(), now).expect("it is a node of this cluster");
             }
         }
+        self.answered();
+    }
+
+    /// Leases arrive.
+    fn answered(&mut self) {
+        let now = self.now_ms;
+        let (here, flying) = std::mem::take(&mut self.flights).into_iter().partition(|f| f.arrives_ms <= now);
+        self.flights = flying;
+        for flight in here {
+            let zone = &mut self.zones[flight.zone];
+            let from_answer = self.broken == Broken::FromSending;
+            if zone.alive && zone.reached {
+                zone.leased(&flight.leases, if from_answer { zone.clock_ms(now) } else { flight.sent_ms });
+            }
+        }
+    }
+
+    /// The rule of global services: at no moment may two zones write the same one.
+    fn one_writer(&self) -> Result<(), String> {
+        for shard in SHARDS.map(Shard).into_iter().filter(|s| s.is_global()) {
+            let may = self.zones.iter().filter(|z| z.alive && z.may_write(shard, self.now_ms));
+            let may: Vec<_> = may.map(|z| z.id).collect();
+            if may.len() > 1 {
+                return Err(format!("global shard {shard}: zones {may:?} may write it, at {}", self.now_ms));
+            }
+        }
+        Ok(())
     }
 
     /// Nodes that break a rule.
@@ -270,7 +370,13 @@ impl World {
                     report.applied.values_mut().for_each(|seq| *seq += 1);
                 }
             }
-            Broken::Nothing | Broken::StoreCompares | Broken::MapFirst => {}
+            Broken::Nothing
+            | Broken::StoreCompares
+            | Broken::MapFirst
+            | Broken::GrantFirst
+            | Broken::WaitAtStart
+            | Broken::SteadyClock
+            | Broken::FromSending => {}
         }
         told
     }
@@ -279,7 +385,7 @@ impl World {
     fn ask(&mut self) -> Result<(), String> {
         let (zone, other) = (self.rng.below(3) as u8, self.rng.below(3) as u8);
         let named = |z| name(Zone(z));
-        let shards: Vec<u16> = (0..SHARDS).filter(|_| self.rng.once_in(2)).collect();
+        let shards: Vec<u16> = SHARDS.into_iter().filter(|_| self.rng.once_in(2)).collect();
         let alive = self.zones[usize::from(zone)].alive;
         let what = match self.rng.below(12) {
             0..=3 => What::Move { shards, to: named(zone) },
@@ -293,7 +399,9 @@ impl World {
         let at = self.rng.below(self.services.len().max(1) as u64) as usize;
         let limit_ms = Some(200 + self.rng.below(3000));
         let ask = OpAsk { what, by: "a person".into(), why: String::new(), force: !self.rng.once_in(3), limit_ms };
-        let Some(Ok(change)) = self.services.get(at).map(|s| s.begin(&ask, self.now_ms)) else { return Ok(()) };
+        let Some(Ok(change)) = self.services.get(at).map(|s| s.begin(&ask, self.now_ms + s.ahead_ms)) else {
+            return Ok(());
+        };
         self.tell(&format!("begins {:?}", ask.what));
         self.figures.alive_take_overs += u64::from(lost && alive);
         self.store(at, change)
@@ -303,7 +411,8 @@ impl World {
         let at = self.rng.below(self.services.len().max(1) as u64) as usize;
         let Some(service) = self.services.get(at) else { return Ok(()) };
         let id = 1 + self.rng.below(service.ops(true).len().max(1) as u64);
-        let changed = if abort { service.abort(id, "a person", self.now_ms) } else { service.resume(id, self.now_ms) };
+        let now = self.now_ms + service.ahead_ms;
+        let changed = if abort { service.abort(id, "a person", now) } else { service.resume(id, now) };
         let Ok(change) = changed else { return Ok(()) };
         self.tell(&format!("operation {id}: {}", if abort { "abort" } else { "resume" }));
         self.figures.aborts += u64::from(abort);
@@ -314,10 +423,12 @@ impl World {
     /// Every service goes on with what it has, each as far as it gets.
     fn serve(&mut self) -> Result<(), String> {
         if self.services.is_empty() || (self.services.len() < 2 && self.rng.once_in(400)) {
-            let held = self.store.load().unwrap().expect("there is a map");
-            self.services.push(Service::new(held, vec![], settings(), self.now_ms));
+            self.service_starts();
         }
         for at in (0..self.services.len()).rev() {
+            if self.broken == Broken::SteadyClock && self.rng.once_in(200) {
+                self.services[at].ahead_ms += 2 * LEASE_MS;
+            }
             if self.services[at].wants_reload() {
                 let held = self.store.load().unwrap().expect("there is a map");
                 self.services[at].reload(held);
@@ -326,7 +437,8 @@ impl World {
                 }
             }
             for _ in 0..8 {
-                let Some(change) = self.services[at].next_change(self.now_ms) else { break };
+                let now = self.now_ms + self.services[at].ahead_ms;
+                let Some(change) = self.services[at].next_change(now) else { break };
                 if self.rng.once_in(100) {
                     break; // it is slow: another may come first
                 }
@@ -336,10 +448,22 @@ impl World {
                 }
             }
         }
-        if self.services.len() > 1 && self.rng.once_in(40) {
+        if self.services.len() > 1 && self.rng.once_in(150) {
             self.services.remove(0);
         }
-        Ok(())
+        self.one_writer()
+    }
+
+    fn service_starts(&mut self) {
+        self.hears = self.hears.map(|_| self.rng.below(4).min(2) as usize);
+        let mut held = self.store.load().unwrap().expect("there is a map");
+        let ahead_ms = self.rng.below(300);
+        let mut begins_ms = self.now_ms + ahead_ms;
+        if self.broken == Broken::WaitAtStart {
+            held.grants.iter_mut().for_each(|(_, grant)| grant.lasts_ms = 0);
+            begins_ms -= 2 * LEASE_MS;
+        }
+        self.services.push(Server { service: Service::new(held, vec![], settings(), begins_ms), ahead_ms });
     }
 
     fn store(&mut self, at: usize, change: Change) -> Result<(), String> {
@@ -376,11 +500,17 @@ impl World {
     }
 
     fn commit(&mut self, change: &Change) -> Result<(), Unstored> {
+        if self.broken == Broken::GrantFirst {
+            let alone = change.map.is_none() && change.op.is_none();
+            let rest = Change { grants: vec![], ..change.clone() };
+            return if alone { Ok(()) } else { self.store.commit(&rest) };
+        }
         if self.broken != Broken::StoreCompares {
             return self.store.commit(change);
         }
         let mut change = change.clone();
         change.from_epoch = self.newest().epoch().0;
+        change.grants.clear();
         if let Some(op) = &mut change.op {
             let held = self.store.load().unwrap().expect("there is a map");
             op.revision = held.ops.iter().find(|o| o.id == op.id).map_or(0, |o| o.revision) + 1;
@@ -446,7 +576,7 @@ impl World {
     fn heard_lately(&self, zone: &ZoneSim) -> bool {
         self.now_ms.saturating_sub(zone.begun_ms) > LIVE_MS
             && self.services.iter().all(|s| {
-                let state = s.state(self.now_ms);
+                let state = s.state(self.now_ms + s.ahead_ms);
                 let nodes =
                     state.zones.iter().find(|z| z.id == Some(zone.id.0)).map(|z| z.nodes.clone()).unwrap_or_default();
                 nodes.len() == 2 && nodes.iter().all(|n| n.heard_ms_ago < LIVE_MS)
@@ -466,7 +596,10 @@ impl World {
         f.gave_up += u64::from(end == End::GaveUp);
         for share in &op.shares {
             match share.at {
-                At::Given(_) => f.given += 1,
+                At::Given(_) => {
+                    f.given += 1;
+                    f.globals_taken_over += u64::from(op.lost().is_some() && Shard(share.shard).is_global());
+                }
                 At::Returned(_) => f.returned += 1,
                 At::Replaced(_) => f.replaced += 1,
                 At::Waiting | At::OnItsWay(_) => {}

@@ -2,7 +2,7 @@
 //!
 //! What it leaves out: rows, conflicts and locks, which the model of the ownership rules has (`shardmap/tests/ownership`).
 
-use gzs::api::{LogTold, NodeTold, ReportAsk, RouterTold, ShardTold, StreamTold};
+use gzs::api::{LeaseTold, LogTold, NodeTold, ReportAsk, RouterTold, ShardTold, StreamTold};
 use shardmap::map::Map;
 use shardmap::ownership::Kind;
 use shardmap::{OwnerEpoch, Shard, Zone};
@@ -24,6 +24,10 @@ pub struct ZoneSim {
     /// By zone: how much of its log is applied here.
     pub applied: Vec<usize>,
     pub asks: Vec<ReportAsk>,
+    /// Of global services: the ownership that a lease is for, and its end by this zone's own clock.
+    leases: BTreeMap<Shard, (u64, u64)>,
+    /// How fast that clock goes, in thousandths of what it should.
+    pub rate: u64,
     /// Positions that were reported for a lost zone's shard: nothing of that log is applied until a map answers.
     frozen: BTreeMap<Shard, Zone>,
     /// Requests that its router has under way, and the epoch at which each was begun.
@@ -43,6 +47,8 @@ impl ZoneSim {
             log: vec![],
             applied: vec![0; zones],
             asks: vec![],
+            leases: BTreeMap::new(),
+            rate: 1000,
             frozen: BTreeMap::new(),
             flying: vec![],
             router_epoch: 1,
@@ -76,10 +82,39 @@ impl ZoneSim {
         self.applied[usize::from(self.id.0)] = self.log.len();
     }
 
-    /// A write, if it may.
-    pub fn write(&mut self, shard: Shard) -> bool {
+    /// Milliseconds of this zone's clock, which knows nothing of other clocks.
+    pub fn clock_ms(&self, now_ms: u64) -> u64 {
+        now_ms * self.rate / 1000
+    }
+
+    /// The answer to what it sent at `sent_ms` by its clock.
+    pub fn leased(&mut self, leases: &[LeaseTold], sent_ms: u64) {
+        for lease in leases {
+            let (new, known) = ((lease.owner_epoch, sent_ms + lease.lease_ms), self.leases.entry(Shard(lease.shard)));
+            let known = known.or_insert(new);
+            *known = new.max(*known);
+        }
+    }
+
+    /// Its log is another process: what was not stored is gone.
+    pub fn restarts(&mut self, now_ms: u64) {
+        self.begun_ms = now_ms;
+        self.flying.clear();
+        self.leases.clear();
+        self.asks.clear();
+    }
+
+    /// As the gate of a log judges it.
+    pub fn may_write(&self, shard: Shard, now_ms: u64) -> bool {
         let Some(history) = self.map.history(shard) else { return false };
-        if history.may_write(self.id, self.own_fence(shard), false).is_err() {
+        let Ok(epoch) = history.may_write(self.id, self.own_fence(shard), false) else { return false };
+        let lease = self.leases.get(&shard).filter(|(of, until)| *of == epoch.0 && self.clock_ms(now_ms) < *until);
+        !shard.is_global() || lease.is_some()
+    }
+
+    /// A write, if it may.
+    pub fn write(&mut self, shard: Shard, now_ms: u64) -> bool {
+        if !self.may_write(shard, now_ms) {
             return false;
         }
         self.log.push(Record { shard, fence: None });

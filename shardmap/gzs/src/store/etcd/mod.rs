@@ -6,7 +6,7 @@
 //! <prefix>map/<digest>/<n>  a map without its fences, in parts   ┐ written before the change that makes them the map, and deleted
 //! <prefix>base/<digest>/<n> a whole map with the same fences     ┘ by the one that makes another
 //! <prefix>op/<id>           an operation; its version, which etcd counts, is its revision
-//! <prefix>marks             of all shards
+//! <prefix>marks, grants     of all shards
 //! <prefix>digest/<epoch>, <prefix>audit/<epoch>
 //! <prefix>leader            see `lead`
 //! ```
@@ -22,7 +22,7 @@ pub use wire::Gateway;
 
 use super::Store;
 use crate::api::AuditView;
-use crate::change::{Change, Held, Mark, Unstored};
+use crate::change::{Change, Grant, Held, Mark, Unstored};
 use crate::limits::{DIGESTS_MAX, OPS_SHOWN_MAX};
 use crate::op::Op;
 use crate::service::hex;
@@ -83,6 +83,23 @@ impl<G: Gateway> Etcd<G> {
         Ok(self.range(&asked)?.kvs.into_iter().next())
     }
 
+    /// What one key holds of all shards, and the comparison that it is so still.
+    fn by_shard<T: serde::de::DeserializeOwned>(
+        &mut self,
+        name: &str,
+        at: i64,
+    ) -> Result<(BTreeMap<Shard, T>, Value), Unstored> {
+        let held = self.one(name, at)?;
+        let all: Vec<(u16, T)> = held.as_ref().map_or(Ok(vec![]), |pair| json(&pair.value))?;
+        let unchanged = wire::is("MOD", "mod_revision", &self.key(name), held.map_or(0, |p| p.mod_revision));
+        Ok((all.into_iter().map(|(shard, one)| (Shard(shard), one)).collect(), unchanged))
+    }
+
+    fn put_by_shard<T: Serialize>(&self, name: &str, all: &BTreeMap<Shard, T>) -> Result<Value, Unstored> {
+        let all: Vec<(u16, &T)> = all.iter().map(|(shard, one)| (shard.0, one)).collect();
+        Ok(wire::put(&self.key(name), &written(&all)?))
+    }
+
     /// The values below `name`, by key, read `page` at a time.
     fn below(&mut self, name: &str, revision: i64, page: usize) -> Result<Vec<wire::Pair>, Unstored> {
         let mut asked = wire::all(&self.key(name), revision);
@@ -115,16 +132,14 @@ impl<G: Gateway> Etcd<G> {
         let map = Map::decode_after(&map, &base).map_err(|e| Unstored::Foreign(format!("the stored map: {e}")))?;
         let mut ops: Vec<Op> = jsons(&self.below("op/", at, OPS_A_PAGE)?)?;
         self.forget_ops(&mut ops)?;
-        let marks = match self.one("marks", at)? {
-            Some(pair) => json::<Vec<(u16, Mark)>>(&pair.value)?,
-            None => vec![],
-        };
+        let (marks, _) = self.by_shard::<Mark>("marks", at)?;
+        let (grants, _) = self.by_shard::<Grant>("grants", at)?;
         let mut newest = wire::all(&self.key("digest/"), at);
         (newest["sort_order"], newest["limit"]) = (json!("DESCEND"), json!(DIGESTS_MAX.to_string()));
         let digests = self.range(&newest)?.kvs;
         let digests = digests.iter().map(|pair| json::<(u64, [u8; 32])>(&pair.value)).collect::<Result<_, _>>()?;
         self.base = Some((map.fences_digest(), head.base));
-        Ok(Some(Held { map, ops, marks: marks.into_iter().map(|(s, m)| (Shard(s), m)).collect(), digests }))
+        Ok(Some(Held { map, ops, marks: marks.into_iter().collect(), grants: grants.into_iter().collect(), digests }))
     }
 
     /// Of operations that have ended, only the newest are kept: nobody changes one again that no service shows.
@@ -247,19 +262,26 @@ impl<G: Gateway> Store for Etcd<G> {
             does.push(wire::put(&key, &written(op)?));
         }
         if !change.marks.is_empty() {
-            let held = self.one("marks", 0)?;
-            compare.push(wire::is(
-                "MOD",
-                "mod_revision",
-                &self.key("marks"),
-                held.as_ref().map_or(0, |p| p.mod_revision),
-            ));
-            let mut marks: BTreeMap<u16, Mark> = match &held {
-                Some(pair) => json::<Vec<_>>(&pair.value)?.into_iter().collect(),
-                None => BTreeMap::new(),
-            };
-            marks.extend(change.marks.iter().map(|(s, m)| (s.0, *m)));
-            does.push(wire::put(&self.key("marks"), &written(&marks.into_iter().collect::<Vec<_>>())?));
+            let (mut marks, unchanged) = self.by_shard::<Mark>("marks", 0)?;
+            marks.extend(change.marks.iter().copied());
+            compare.push(unchanged);
+            does.push(self.put_by_shard("marks", &marks)?);
+        }
+        if !change.grants.is_empty() {
+            let (mut grants, unchanged) = self.by_shard::<Grant>("grants", 0)?;
+            for (shard, grant) in &change.grants {
+                let revision = grants.get(shard).map_or(0, |g| g.revision);
+                if revision + 1 != grant.revision {
+                    let of = |revision: u64| format!("the grant of shard {shard} at revision {revision}");
+                    return Err(Unstored::Overtaken {
+                        holds: of(revision),
+                        expected: of(grant.revision.saturating_sub(1)),
+                    });
+                }
+            }
+            grants.extend(change.grants.iter().copied());
+            compare.push(unchanged);
+            does.push(self.put_by_shard("grants", &grants)?);
         }
         // Last, and seldom in vain: what changes the epoch.
         let base = change.map.as_ref().map(|map| (map.fences_digest(), hex(&map.digest())));

@@ -1,0 +1,97 @@
+//! A global service on real nodes: written under a lease, refused without one, and in doubt where it ended before the answer.
+
+use crate::cluster::{A, Cluster, Site, put};
+use crate::commit::{commit, step};
+use replog::commit::{Condition, Held};
+use replog::lease::Lease;
+use replog::port::{Answer, Ask, Refused};
+use replog::uring::steady_ms;
+use shardmap::fence::Fences;
+use shardmap::map::{Map, Parts};
+use shardmap::ownership::History;
+use shardmap::{MapEpoch, OwnerEpoch, Shard};
+use std::sync::Arc;
+
+const USERS: Shard = Shard(1024);
+const TWO: MapEpoch = MapEpoch(2);
+
+/// The next map: with a global service of zone a.
+fn with_users(map: &Map) -> Arc<Map> {
+    let mut histories: std::collections::BTreeMap<_, _> = map.shards().map(|(s, h)| (s, h.clone())).collect();
+    histories.insert(USERS, History::new(A, TWO));
+    let f = map.fences();
+    let next = Map::from_parts(Parts {
+        epoch: TWO,
+        previous: map.digest(),
+        default: map.default_shard(),
+        zones: map.zones().to_vec(),
+        histories,
+        exceptions: map.exceptions().clone(),
+        globals: [(USERS, "users".to_owned())].into(),
+        fences: Arc::new(Fences::new(f.list().to_vec(), f.near_m(), f.sliver_m()).unwrap()),
+    });
+    let next = next.unwrap();
+    assert_eq!(map.may_become(&next), Ok(()));
+    Arc::new(next)
+}
+
+fn start(name: &str) -> Cluster {
+    let (cluster, map) = Cluster::start(name);
+    cluster.on_map(&with_users(&map));
+    cluster
+}
+
+fn lease(site: &Site, ms: u64) {
+    let lease = Lease { shard: USERS, owner_epoch: OwnerEpoch(2), until_ms: steady_ms() + ms };
+    site.node().on_leases(&[lease]);
+}
+
+fn write(site: &Site, key: &str) -> Answer {
+    site.ask(&put(USERS, TWO, key, b"v".to_vec()))
+}
+
+#[test]
+fn a_global_service_waits_for_its_first_lease_and_is_refused_after_its_last() {
+    let cluster = start("lease");
+    let none = Refused::Unleased { shard: USERS, ended_ms: None };
+    assert_eq!(write(&cluster.a, "k"), Answer::Refused(none), "it has waited, and none has come");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| write(&cluster.a, "k"));
+        lease(&cluster.a, 3_600_000);
+        let answer = waiting.join().unwrap();
+        assert!(matches!(answer, Answer::Written { .. }), "{answer:?}");
+    });
+    let elsewhere = write(&cluster.b, "k");
+    assert!(matches!(elsewhere, Answer::Refused(Refused::NotOwner { owner: Some(A), .. })), "{elsewhere:?}");
+    cluster.wait("b has it", || {
+        let read = Ask::Read { shard: USERS, map_epoch: TWO, table: "orders".into(), key: "k".into(), local: true };
+        matches!(cluster.b.ask(&read), Answer::Row { .. })
+    });
+    assert_eq!(cluster.compare(), 0);
+}
+
+#[test]
+fn a_write_whose_lease_ends_before_its_answer_is_neither_done_nor_refused() {
+    let cluster = start("lease-ends");
+    cluster.b.stop();
+    // It waits for a zone that is not there, and meanwhile the lease ends. On a loaded machine it may end sooner: then once more.
+    let mut ask = commit(USERS, TWO, vec![step("k", Some("v"), Condition::Any)]);
+    ask.remote_ms = Some(2000);
+    for _ in 0..50 {
+        lease(&cluster.a, 1000);
+        match cluster.a.ask(&Ask::Commit(ask.clone())) {
+            Answer::Committed(done) => {
+                assert_eq!(done.held, Held::Unleased);
+                let refused = write(&cluster.a, "k");
+                assert!(
+                    matches!(refused, Answer::Refused(Refused::Unleased { ended_ms: Some(_), .. })),
+                    "nothing is written without one: {refused:?}"
+                );
+                return;
+            }
+            Answer::Refused(Refused::Unleased { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("the lease ended before the append, 50 times");
+}

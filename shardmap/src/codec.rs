@@ -97,6 +97,18 @@ impl Map {
     }
 }
 
+impl Fences {
+    /// The fences as bytes, as a map has them.
+    pub fn encode(&self) -> Vec<u8> {
+        fences_bytes(self)
+    }
+
+    /// Fences from bytes that may be anything.
+    pub fn decode(bytes: &[u8]) -> Result<Fences, Malformed> {
+        get_fences(bytes)
+    }
+}
+
 /// The digest of the fences alone.
 pub(crate) fn fences_digest(fences: &Fences) -> [u8; 32] {
     *blake3::hash(&fences_bytes(fences)).as_bytes()

@@ -22,20 +22,24 @@ pub enum Datum {
 pub struct Shape {
     /// What the name property says.
     pub name: String,
+    /// What the property `shard` says, unjudged: a map file names its shards elsewhere, new fences name them here.
+    pub shard: Value,
     /// As [`crate::fence::Fence::rings`].
     pub rings: Vec<Vec<Point>>,
 }
 
 /// The features of a file in their order, and all that is wrong with it.
 pub fn read(text: &str, name_property: &str, datum: Datum) -> (Vec<Shape>, Vec<Problem>) {
+    match serde_json::from_str::<Value>(text) {
+        Ok(root) => read_value(&root, name_property, datum),
+        Err(e) => (Vec::new(), vec![Problem::new(format!("not JSON: {e}")).at_line(e.line())]),
+    }
+}
+
+/// As [`read`], of what is no longer text.
+pub fn read_value(root: &Value, name_property: &str, datum: Datum) -> (Vec<Shape>, Vec<Problem>) {
     let mut reader = Reader { datum, feature: String::new(), problems: Vec::new() };
-    let shapes = match serde_json::from_str::<Value>(text) {
-        Ok(root) => reader.collection(&root, name_property),
-        Err(e) => {
-            reader.problems.push(Problem::new(format!("not JSON: {e}")).at_line(e.line()));
-            Vec::new()
-        }
-    };
+    let shapes = reader.collection(root, name_property);
     (shapes, reader.problems)
 }
 
@@ -73,7 +77,8 @@ impl Reader {
                 self.wrong(None, format!("features #{first} and #{} have the same name", n + 1));
             }
             let rings = self.rings(feature.get("geometry"));
-            shapes.push(Shape { name, rings });
+            let shard = feature.pointer("/properties/shard").cloned().unwrap_or_default();
+            shapes.push(Shape { name, shard, rings });
         }
         self.feature.clear();
         if features.is_empty() {

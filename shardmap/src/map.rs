@@ -279,6 +279,24 @@ impl Map {
         if entries.is_empty() {
             return Err(Refused::Entries("no entry: a map's number rises only when something changes"));
         }
+        self.successor(entries, |_| {})
+    }
+
+    /// As [`Map::with_entries`], with other fences, and perhaps no entry. Which shards such a step needs entries for is told by
+    /// [`crate::edit::holds`], and judged by [`Map::may_become`].
+    pub fn with_fences(&self, fences: Arc<Fences>, entries: Vec<(Shard, Entry)>) -> Result<Map, Refused> {
+        let known = |shard: Shard| usize::from(shard.0) < SHARDS && self.history(shard).is_some();
+        if let Some(fence) = fences.list().iter().find(|f| !known(f.shard)) {
+            return Err(Refused::UnknownShard(fence.shard));
+        }
+        let digest = crate::codec::fences_digest(&fences);
+        if digest == self.fences_digest {
+            return Err(Refused::Entries("the same fences: a map's number rises only when something changes"));
+        }
+        self.successor(entries, |next| (next.fences, next.fences_digest) = (fences, digest))
+    }
+
+    fn successor(&self, entries: Vec<(Shard, Entry)>, change: impl FnOnce(&mut Map)) -> Result<Map, Refused> {
         let mut next = self.clone();
         next.epoch = self.epoch.next();
         next.previous = self.digest;
@@ -296,6 +314,7 @@ impl Map {
             before.may_become(&after).map_err(|why| Refused::Illegal(shard, why))?;
             *slot = Arc::new(after);
         }
+        change(&mut next);
         next.digest = next.compute_digest();
         Ok(next)
     }

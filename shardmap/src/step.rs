@@ -45,8 +45,9 @@ pub enum IllegalStep {
     EntryEpoch(Shard),
     /// A zone of this number was renamed or dropped, though ids and logs carry the number.
     Zone(u8),
-    /// Fences or their shards changed: that moves people between shards and needs moves, not an edit.
-    Fences,
+    /// The new fences take land from this shard for one of another zone, and the map before did not hold it: two zones could write
+    /// for one place at a time.
+    Fences(Shard),
     /// The place of ids that were issued elsewhere, or the default shard, changed: that moves rows between shards.
     Placed,
 }
@@ -59,9 +60,10 @@ impl fmt::Display for IllegalStep {
             IllegalStep::Shard(why) => why.fmt(f),
             IllegalStep::EntryEpoch(s) => write!(f, "shard {s}: its newest entry is not of the new map's epoch"),
             IllegalStep::Zone(z) => write!(f, "zone {z} was renamed or dropped; ids and logs carry its number"),
-            IllegalStep::Fences => {
-                f.write_str("the fences changed: that moves people between shards, and needs a move")
-            }
+            IllegalStep::Fences(s) => write!(
+                f,
+                "the fences take land from shard {s} for one of another zone: it must be held by the map before, and given back by this one"
+            ),
             IllegalStep::Placed => {
                 f.write_str("exceptions or the default shard changed: that moves rows between shards")
             }
@@ -71,7 +73,7 @@ impl fmt::Display for IllegalStep {
 
 impl Map {
     /// May `next` follow this map at once? All reasons against it are given together. A zone or a shard may be added;
-    /// a foreign id may be placed that was not; nothing that exists may change its meaning.
+    /// a foreign id may be placed that was not; fences may change where the shards that give land to another zone were held.
     pub fn may_become(&self, next: &Map) -> Result<(), Vec<IllegalStep>> {
         let mut against = Vec::new();
         if next.epoch() != self.epoch().next() {
@@ -100,7 +102,13 @@ impl Map {
         let gone = self.zones().iter().filter(|z| !next.zones().contains(z));
         against.extend(gone.map(|z| IllegalStep::Zone(z.id.0)));
         if self.fences_digest != next.fences_digest {
-            against.push(IllegalStep::Fences);
+            let gives = crate::edit::preview(self, next.fences()).gives;
+            let held = |shard: Shard| {
+                let (was, is) = (self.view(shard)?, next.view(shard)?);
+                Some(was.kind == Kind::Moving && is.epoch == next.epoch() && is.owner == was.owner)
+            };
+            let needed = crate::edit::holds(self, &gives).into_keys();
+            against.extend(needed.filter(|shard| held(*shard) != Some(true)).map(IllegalStep::Fences));
         }
         let kept = |a: &[(u64, Shard)], b: &[(u64, Shard)]| a.iter().all(|placed| b.binary_search(placed).is_ok());
         let (was, is) = (self.exceptions(), next.exceptions());

@@ -133,7 +133,10 @@ fn an_edit_of_fences_or_of_a_placed_id_is_no_legal_step() {
         first.may_become(&Map::from_parts(parts).unwrap())
     };
     assert_eq!(edited(|_| ()), Ok(()));
-    assert_eq!(edited(|p| p.fences = Arc::new(Fences::new(vec![], 0, 20).unwrap())), Err(vec![IllegalStep::Fences]));
+    assert_eq!(
+        edited(|p| p.fences = Arc::new(Fences::new(vec![], 0, 20).unwrap())),
+        Err(vec![IllegalStep::Fences(Shard(2))])
+    );
     assert_eq!(edited(|p| p.exceptions.shops.clear()), Err(vec![IllegalStep::Placed]));
     assert_eq!(edited(|p| p.exceptions.shops.push((5, Shard(1)))), Ok(()));
     assert_eq!(edited(|p| p.default = None), Err(vec![IllegalStep::Placed]));

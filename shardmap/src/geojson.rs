@@ -1,11 +1,11 @@
-//! Reads fences from GeoJSON (RFC 7946): a FeatureCollection of Polygons and MultiPolygons with a name each.
+//! Reads and writes fences as GeoJSON (RFC 7946): a FeatureCollection of Polygons and MultiPolygons with a name each.
 
-use crate::fence::limits;
+use crate::fence::{Fence, limits};
 use crate::gcj02;
 use crate::nest;
 use crate::point::Point;
 use crate::problem::Problem;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// What the coordinates in a file mean.
@@ -41,6 +41,31 @@ pub fn read_value(root: &Value, name_property: &str, datum: Datum) -> (Vec<Shape
     let mut reader = Reader { datum, feature: String::new(), problems: Vec::new() };
     let shapes = reader.collection(root, name_property);
     (shapes, reader.problems)
+}
+
+/// Fences as GeoJSON that [`read`] takes: WGS 84, with the properties `name` and `shard`, each hole in its own polygon.
+pub fn write(fences: &[Fence]) -> Value {
+    let features: Vec<Value> = fences.iter().map(feature).collect();
+    json!({"type": "FeatureCollection", "features": features})
+}
+
+fn feature(fence: &Fence) -> Value {
+    let degrees = |e7: i32| f64::from(e7) / 1e7;
+    let written = |ring: &Vec<Point>| {
+        let closed = ring.iter().chain(ring.first());
+        closed.map(|p| [degrees(p.lng_e7), degrees(p.lat_e7)]).collect::<Vec<_>>()
+    };
+    let polygons = nest::polygons(&fence.rings);
+    let mut polygons: Vec<Vec<_>> =
+        polygons.into_iter().map(|rings| rings.into_iter().map(written).collect()).collect();
+    let geometry = match polygons.pop() {
+        Some(only) if polygons.is_empty() => json!({"type": "Polygon", "coordinates": only}),
+        last => {
+            polygons.extend(last);
+            json!({"type": "MultiPolygon", "coordinates": polygons})
+        }
+    };
+    json!({"type": "Feature", "properties": {"name": fence.name, "shard": fence.shard.0}, "geometry": geometry})
 }
 
 struct Reader {

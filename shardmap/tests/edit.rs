@@ -4,7 +4,7 @@
 use geo::GeodesicArea;
 use shardmap::edit::{self, Give, Preview, holds, preview, shard_at};
 use shardmap::fence::{Fence, Fences};
-use shardmap::geojson::Datum;
+use shardmap::geojson::{self, Datum};
 use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
 use shardmap::ownership::{Entry, History};
 use shardmap::point::Point;
@@ -269,4 +269,30 @@ fn new_fences_are_read_by_the_map_files_rules_and_keep_their_shards() {
     ] {
         assert!(said.contains(part), "{part} is not in:\n{said}");
     }
+}
+
+#[test]
+fn fences_that_are_written_are_read_back_as_they_were() {
+    let map = china();
+    let back = edit::read(&map, &geojson::write(map.fences().list()), Datum::Wgs84);
+    let (fences, _) = back.unwrap_or_else(|problems| panic!("{problems:?}"));
+    let sorted = |f: &Fence| {
+        let mut rings = f.rings.clone();
+        rings.sort();
+        (f.name.clone(), f.shard, rings)
+    };
+    let (was, is): (Vec<_>, Vec<_>) =
+        (map.fences().list().iter().map(sorted).collect(), fences.list().iter().map(sorted).collect());
+    assert_eq!(was, is);
+    let square = |at: f64, side: f64| fence("", 1, (at, at, at + side, at + side)).rings.remove(0);
+    // Land with a lake that has an island, and land apart from it, in any order.
+    let rings = vec![square(0.4, 0.1), square(2.0, 0.5), square(0.0, 1.0), square(0.2, 0.6)];
+    let land = Fence { rings: rings.clone(), ..fence("A", 1, (0.0, 0.0, 1.0, 1.0)) };
+    let written = geojson::write(&[land]);
+    assert_eq!(written["features"][0]["geometry"]["coordinates"].as_array().map(Vec::len), Some(3), "{written}");
+    let small = self::map(vec![fence("A", 1, (0.0, 0.0, 1.0, 1.0))], 0, None);
+    let (fences, _) = edit::read(&small, &written, Datum::Wgs84).unwrap_or_else(|problems| panic!("{problems:?}"));
+    let mut expected = rings;
+    expected.sort();
+    assert_eq!(sorted(&fences.list()[0]).2, expected);
 }

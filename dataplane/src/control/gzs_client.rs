@@ -1,14 +1,17 @@
 //! Speaks with the Global Zone Service as an operator does: asks for its state, begins operations and waits for their end.
 
 use super::reach;
-use gzs::api::{AuditView, Fault, OpAsk, OpView, State};
+use gzs::api::{AuditView, Fault, FencesAsk, FencesPreview, OpAsk, OpView, State, What};
 use reqwest::{Method, RequestBuilder};
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one may take for which fences are judged.
+const JUDGED: Duration = Duration::from_secs(120);
 /// The longest answer: the state of 1,024 shards and 15 zones takes less than a tenth of it.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// How often an operation's end is looked for.
@@ -101,7 +104,20 @@ impl GzsClient {
     pub async fn begin(&self, ask: &OpAsk) -> Result<OpView, Denied> {
         let body = serde_json::to_vec(ask).map_err(|e| self.unreachable(&e))?;
         let request = self.request(Method::POST, "/v1/ops").header("content-type", "application/json");
-        self.answer(request.body(body)).await
+        let judged = matches!(ask.what, What::Fences { .. });
+        self.answer(request.timeout(if judged { JUDGED } else { PATIENCE }).body(body)).await
+    }
+
+    /// The fences of the newest map, as GeoJSON.
+    pub async fn fences(&self) -> Result<Value, Denied> {
+        self.get("/v1/fences").await
+    }
+
+    /// What new fences would change.
+    pub async fn preview(&self, ask: &FencesAsk) -> Result<FencesPreview, Denied> {
+        let body = serde_json::to_vec(ask).map_err(|e| self.unreachable(&e))?;
+        let request = self.request(Method::POST, "/v1/fences/preview").header("content-type", "application/json");
+        self.answer(request.timeout(JUDGED).body(body)).await
     }
 
     /// Aborts one before its point of no return.

@@ -665,6 +665,7 @@ function titleOf(o) {
     case "restore": return `Restore ${o.zone}`;
     case "take_over": return `Take over from ${o.zone}${to}`;
     case "unlock": return `Unlock ${shards}`;
+    case "fences": return "Change the fences";
     default: return `${o.kind || "An operation"} ${o.zone}${to}`;
   }
 }

@@ -8,9 +8,13 @@
 //!      └──────── abort, or too slow ┴──────────────────────────────────────────────▶ Returned
 //! ```
 //!
+//! A fence edit goes the same way up to `OnItsWay`, and then gives every shard back: see `op/edit.rs`.
+//!
 //! A take-over begins at `OnItsWay` (its map says "no owner") and never gives up: its shards' old owner is gone. All that an
 //! operation knows is in the record and in the map, so whoever reads both goes on with it: [`Op::decide`] is asked again and again
 //! and either waits or names the one change that comes next. It holds no clock, and reaches nobody.
+
+mod edit;
 
 use crate::api::{OpView, ReportAsk, ShardTold, ShareView, What};
 use serde::{Deserialize, Serialize};
@@ -18,6 +22,8 @@ use shardmap::map::Map;
 use shardmap::ownership::{Entry, Illegal, Kind};
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::collections::BTreeMap;
+
+pub use edit::Edit;
 
 /// An operation, as it is stored.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -48,6 +54,9 @@ pub struct Op {
     pub shares: Vec<Share>,
     /// Of a take-over: by stream, the last seq that the lost zone had told to be durable.
     pub told_durable: Vec<u64>,
+    /// Of a fence edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<Edit>,
 }
 
 /// How an operation ended.
@@ -146,6 +155,7 @@ impl Op {
         match self.what {
             What::TakeOver { .. } => self.shares.first().map(|s| Zone(s.from)),
             What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::Unlock { .. } => None,
+            What::Fences { .. } => None,
         }
     }
 
@@ -181,6 +191,9 @@ impl Op {
         if let Some(op) = self.overtaken(map).or_else(|| self.with_other_targets(facts)) {
             return Decision::store(None, op, "");
         }
+        if let Some(edit) = &self.edit {
+            return self.decide_edit(edit, map, facts, now_ms);
+        }
         let waits = match self.ready(map, facts) {
             Ok(given) => return self.publish(map, given, "the new owner has caught up"),
             Err(waits) => waits,
@@ -204,7 +217,7 @@ impl Op {
         if !self.is_running() {
             return Err(format!("operation {} has ended: there is nothing to abort", self.id));
         }
-        if self.shares.iter().all(|s| !s.is_open()) {
+        if self.edit.is_none() && self.shares.iter().all(|s| !s.is_open()) {
             return Err(format!(
                 "operation {}: every shard has its new owner already; move them back instead",
                 self.id
@@ -225,6 +238,9 @@ impl Op {
         }
         if self.lost().is_some() {
             return Err(format!("operation {} was a take-over: begin a new one, the zone may be back", self.id));
+        }
+        if self.edit.is_some() {
+            return Err(format!("operation {} was a fence edit, whose fences are not kept: begin a new one", self.id));
         }
         let settled =
             |s: &Share| map.view(s.id()).is_some_and(|v| !v.kind.is_unsettled() && v.owner == Some(Zone(s.from)));
@@ -414,7 +430,8 @@ impl Op {
     }
 
     fn end(&self, now_ms: u64, end: End, because: &str) -> Op {
-        Op { ended: Some((now_ms, end)), because: because.to_owned(), ..self.changed() }
+        let edit = self.edit.as_ref().map(Edit::without_fences);
+        Op { ended: Some((now_ms, end)), because: because.to_owned(), edit, ..self.changed() }
     }
 
     fn changed(&self) -> Op {

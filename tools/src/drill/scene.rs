@@ -526,6 +526,7 @@ fn told(what: &What) -> String {
         What::Restore { zone } => format!("restoring {zone}"),
         What::TakeOver { zone, .. } => format!("taking {zone} over"),
         What::Unlock { shards } => format!("unlocking {} shards", shards.len()),
+        What::Fences { .. } => "changing the fences".into(),
     }
 }
 
@@ -535,6 +536,7 @@ fn kind(what: &What) -> &'static str {
         What::Evacuate { .. } => "evacuate",
         What::Restore { .. } => "restore",
         What::TakeOver { .. } => "take_over",
+        What::Fences { .. } => "fences",
         What::Unlock { .. } => "unlock",
     }
 }

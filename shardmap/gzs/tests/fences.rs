@@ -202,6 +202,43 @@ fn a_zone_that_is_lost_meanwhile_ends_the_edit() {
     assert_eq!((s.map().owner(Shard(0)), s.map().fences().list()[0].rings[0][1].lng_e7), (Some(Zone(0)), 200_000));
 }
 
+/// Two shards of a zone exchange their land, which nobody holds; then the zone is lost, and each goes to another one.
+#[test]
+fn shards_that_come_apart_meanwhile_end_the_edit() {
+    let mut store = Memory::default();
+    let mut s = fenced(&mut store);
+    let mut geojson = strips([0, 2, 4, 6, 8, 11, 12]);
+    geojson["features"][0]["properties"]["shard"] = json!(3);
+    geojson["features"][3]["properties"]["shard"] = json!(0);
+    let fences = prepare(s.map(), &geojson, None).unwrap();
+    let change = s.begin_edit(&edit(2), &fences, T + 1).unwrap();
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    drain(&mut s, &mut store, T + 1);
+    assert_eq!(s.map().unsettled().map(|s| s.0).collect::<Vec<_>>(), [5]);
+    let lost = OpAsk { force: true, ..ask(What::TakeOver { zone: "bj".into(), to: None }) };
+    let change = s.begin(&lost, T + 2).unwrap();
+    let to: Vec<u8> = change.op.as_ref().unwrap().shares.iter().map(|s| s.to).collect();
+    assert_eq!(to.len(), 2);
+    assert_ne!(to[0], to[1], "spread");
+    store.commit(&change).unwrap();
+    s.on_stored(change);
+    // While nobody owns them, the edit waits.
+    all_hold(&mut s, &mut store, 4, T + 3);
+    assert!(s.ops(false).iter().any(|op| op.id == 1 && op.says.contains("is Lost")), "{:?}", s.ops(false));
+    for (zone, shard) in [("sh", 0), ("sh", 3), ("gz", 0), ("gz", 3)] {
+        let mut told = log(zone, 4);
+        let applied = [(0, 12), (1, 12), (2, 12)].into();
+        let report = ShardTold { shard, map_epoch: 4, take_over: true, fence_seq: None, applied };
+        told.log.as_mut().unwrap().reports = vec![report];
+        s.on_told(told, T + 4).unwrap();
+        drain(&mut s, &mut store, T + 4);
+    }
+    let op = s.ops(true).into_iter().find(|op| op.id == 1).unwrap();
+    assert!(op.state == "gave_up" && op.says.contains("have come apart into two zones"), "{op:?}");
+    assert_eq!((s.map().unsettled().count(), s.map().fences().list()[0].shard), (0, Shard(0)));
+}
+
 #[test]
 fn a_preview_names_the_land_the_zones_and_the_towns() {
     let mut store = Memory::default();

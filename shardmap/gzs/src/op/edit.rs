@@ -76,18 +76,22 @@ impl Op {
         }
     }
 
-    /// Would land leave its zone though its shard is not held? A shard on its way, or without an owner, is waited for.
+    /// Would land leave its zone though its shard is not held? A shard that another operation has on its way, or without an owner, is
+    /// waited for; one that is held here stays its owner's.
     fn would_leave(&self, map: &Map, from: u16, to: u16) -> bool {
-        let held = self.shares.iter().any(|s| s.shard == from);
-        let owner = |shard| map.view(Shard(shard)).filter(|v| !v.kind.is_unsettled()).and_then(|v| v.owner);
-        !held && owner(from).zip(owner(to)).is_some_and(|(from, to)| from != to)
+        let settled = |shard| map.view(Shard(shard)).filter(|v| self.holds(shard) || !v.kind.is_unsettled());
+        let owner = |shard| settled(shard).and_then(|v| v.owner);
+        !self.holds(from) && owner(from).zip(owner(to)).is_some_and(|(from, to)| from != to)
+    }
+
+    fn holds(&self, shard: u16) -> bool {
+        self.shares.iter().any(|s| s.shard == shard)
     }
 
     /// The entries that give every shard back, once all are held and nothing else is under way; else what is waited for.
     fn all_held(&self, edit: &Edit, map: &Map, facts: &impl Facts) -> Result<Vec<(Shard, Entry)>, String> {
         let next = map.epoch().next();
-        let mine = |shard: u16| self.shares.iter().any(|s| s.shard == shard);
-        for shard in edit.pairs.iter().flat_map(|(from, to)| [*from, *to]).filter(|shard| !mine(*shard)) {
+        for shard in edit.pairs.iter().flat_map(|(from, to)| [*from, *to]).filter(|shard| !self.holds(*shard)) {
             let view = map.view(Shard(shard)).ok_or_else(|| format!("shard {shard} is not on the map"))?;
             if view.kind.is_unsettled() {
                 return Err(format!("shard {shard} is {:?}", view.kind));

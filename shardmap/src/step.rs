@@ -43,7 +43,7 @@ pub enum IllegalStep {
     Shard(Refused),
     /// A shard got its new entries under another number than the new map's.
     EntryEpoch(Shard),
-    /// A zone of this number was renamed or dropped, though ids and logs carry the number.
+    /// A zone of this number was renamed, or dropped instead of removed, though ids and logs carry the number; or removed with a shard.
     Zone(u8),
     /// The new fences take land from this shard for one of another zone, and the map before did not hold it: two zones could write
     /// for one place at a time.
@@ -59,7 +59,9 @@ impl fmt::Display for IllegalStep {
             IllegalStep::Predecessor => f.write_str("it does not name the earlier map's digest as its predecessor's"),
             IllegalStep::Shard(why) => why.fmt(f),
             IllegalStep::EntryEpoch(s) => write!(f, "shard {s}: its newest entry is not of the new map's epoch"),
-            IllegalStep::Zone(z) => write!(f, "zone {z} was renamed or dropped; ids and logs carry its number"),
+            IllegalStep::Zone(z) => {
+                write!(f, "zone {z} was renamed, dropped, or removed with a shard; ids and logs carry its number")
+            }
             IllegalStep::Fences(s) => write!(
                 f,
                 "the fences take land from shard {s} for one of another zone: it must be held by the map before, and given back by this one"
@@ -72,7 +74,8 @@ impl fmt::Display for IllegalStep {
 }
 
 impl Map {
-    /// May `next` follow this map at once? All reasons against it are given together. A zone or a shard may be added;
+    /// May `next` follow this map at once? All reasons against it are given together. A zone or a shard may be added, a zone that
+    /// owns nothing removed;
     /// a foreign id may be placed that was not; fences may change where the shards that give land to another zone were held.
     pub fn may_become(&self, next: &Map) -> Result<(), Vec<IllegalStep>> {
         let mut against = Vec::new();
@@ -99,8 +102,10 @@ impl Map {
                 against.push(IllegalStep::Shard(Refused::Illegal(shard, Illegal::Rewritten)));
             }
         }
-        let gone = self.zones().iter().filter(|z| !next.zones().contains(z));
-        against.extend(gone.map(|z| IllegalStep::Zone(z.id.0)));
+        let kept =
+            |z: &&crate::map::ZoneInfo| next.zones().contains(z) || (next.gone().contains(z) && !next.uses(z.id));
+        against.extend(self.zones().iter().filter(|z| !kept(z)).map(|z| IllegalStep::Zone(z.id.0)));
+        against.extend(self.gone().iter().filter(|z| !next.gone().contains(z)).map(|z| IllegalStep::Zone(z.id.0)));
         if self.fences_digest != next.fences_digest {
             let gives = crate::edit::preview(self, next.fences()).gives;
             let held = |shard: Shard| {
@@ -116,6 +121,11 @@ impl Map {
             against.push(IllegalStep::Placed);
         }
         if against.is_empty() { Ok(()) } else { Err(against) }
+    }
+
+    /// Does a zone own a shard, or is it to get one?
+    fn uses(&self, zone: crate::Zone) -> bool {
+        self.shards().any(|(_, history)| crate::map::has_or_gets(history.view(), zone))
     }
 
     /// What differs in `next`, in the order epoch, default, zones, shards, fences, exceptions.

@@ -296,6 +296,8 @@ pub fn task(what: &What) -> String {
         What::Restore { zone } => format!("restore {zone}"),
         What::TakeOver { zone, to: target } => format!("take over {zone}{}", to(target)),
         What::Unlock { shards } => format!("unlock {}", named(shards)),
+        What::AddZone { zone } => format!("add zone {zone}"),
+        What::RemoveZone { zone } => format!("remove zone {zone}"),
         What::Fences { from_epoch, .. } => format!("change the fences of map {from_epoch}"),
     }
 }

@@ -190,6 +190,16 @@ pub enum What {
         /// Which.
         shards: Vec<u16>,
     },
+    /// One more zone, which owns nothing: done when its log is heard and has all that the others have.
+    AddZone {
+        /// Its name.
+        zone: String,
+    },
+    /// A zone less: one that owns nothing and is not heard any more. Its name and its number stay its own.
+    RemoveZone {
+        /// Which zone.
+        zone: String,
+    },
     /// Other fences.
     Fences {
         /// The map that the preview was made of: refused if its fences are no longer those of today.

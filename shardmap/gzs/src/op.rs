@@ -107,6 +107,8 @@ pub trait Facts {
     fn fresh(&self, zone: Zone) -> Result<(), String>;
     /// What `zone` has told of `shard` under map `epoch`.
     fn told(&self, zone: Zone, shard: Shard, epoch: MapEpoch, take_over: bool) -> Option<&ShardTold>;
+    /// Is `zone`, which is new, up, and has it all that the others have? Else what it lacks, and what people can do.
+    fn joined(&self, zone: Zone) -> Result<(), String>;
     /// Another zone for shards of a take-over whose target is itself lost; `None`: as it was.
     fn instead_of(&self, zone: Zone, lost: Zone) -> Option<Zone>;
 }
@@ -155,7 +157,7 @@ impl Op {
         match self.what {
             What::TakeOver { .. } => self.shares.first().map(|s| Zone(s.from)),
             What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::Unlock { .. } => None,
-            What::Fences { .. } => None,
+            What::Fences { .. } | What::AddZone { .. } | What::RemoveZone { .. } => None,
         }
     }
 
@@ -166,7 +168,9 @@ impl Op {
 
     /// When time alone makes it change.
     pub fn deadline_ms(&self) -> Option<u64> {
-        (self.is_running() && self.lost().is_none()).then(|| self.since_ms.saturating_add(self.limit_ms))
+        let waits_for_people = matches!(self.what, What::AddZone { .. });
+        (self.is_running() && self.lost().is_none() && !waits_for_people)
+            .then(|| self.since_ms.saturating_add(self.limit_ms))
     }
 
     /// What the targets are to be asked under `map`: a zone and its ask.
@@ -194,6 +198,13 @@ impl Op {
         if let Some(edit) = &self.edit {
             return self.decide_edit(edit, map, facts, now_ms);
         }
+        if let What::AddZone { zone } = &self.what {
+            return match map.zone_named(zone).map(|zone| facts.joined(zone)) {
+                Some(Ok(())) => Decision::store(None, self.end(now_ms, End::Done, ""), ""),
+                Some(Err(waits)) => Decision::Wait(waits),
+                None => Decision::store(None, self.end(now_ms, End::GaveUp, "the zone was removed again"), ""),
+            };
+        }
         let waits = match self.ready(map, facts) {
             Ok(given) => return self.publish(map, given, "the new owner has caught up"),
             Err(waits) => waits,
@@ -216,6 +227,11 @@ impl Op {
     pub fn abort(&self, map: &Map, now_ms: u64, by: &str) -> Result<Decision, String> {
         if !self.is_running() {
             return Err(format!("operation {} has ended: there is nothing to abort", self.id));
+        }
+        if let What::AddZone { zone } = &self.what {
+            let because =
+                format!("aborted by {by}: zone {zone} stays on the map; `ezctl zone remove {zone}` takes it off");
+            return Ok(self.give_back(map, now_ms, End::Aborted, &because));
         }
         if self.edit.is_none() && self.shares.iter().all(|s| !s.is_open()) {
             return Err(format!(

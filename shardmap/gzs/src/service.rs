@@ -13,6 +13,7 @@
 
 mod begin;
 mod shown;
+mod zones;
 
 use crate::api::{AuditView, NodeAsked, NodeTold};
 use crate::change::{Change, Held, Mark};
@@ -200,6 +201,7 @@ impl Service {
     pub fn on_stored(&mut self, change: Change) {
         if let Some(map) = change.map {
             self.note_fences(&map);
+            self.nodes.keep(&map);
             self.digests.insert(map.epoch().0, map.digest());
             while self.digests.len() > DIGESTS_MAX {
                 self.digests.pop_first();
@@ -260,6 +262,7 @@ impl Service {
             What::Evacuate { .. } => (before.home.or(Some(from)), before.lost),
             What::TakeOver { .. } => (before.home.or(Some(from)), true),
             What::Move { .. } | What::Restore { .. } | What::Unlock { .. } | What::Fences { .. } => (None, false),
+            What::AddZone { .. } | What::RemoveZone { .. } => (before.home, before.lost),
         };
         let home = home.filter(|home| *home != to);
         Mark { home, lost: lost && home.is_some(), given_ms: now_ms }

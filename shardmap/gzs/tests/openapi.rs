@@ -65,6 +65,8 @@ fn whats() -> Vec<(&'static str, What, What)> {
         ("Restore", What::Restore { zone: zone() }, What::Restore { zone: zone() }),
         ("TakeOver", What::TakeOver { zone: zone(), to: Some(to()) }, What::TakeOver { zone: zone(), to: None }),
         ("Unlock", What::Unlock { shards: vec![341] }, What::Unlock { shards: vec![] }),
+        ("AddZone", What::AddZone { zone: zone() }, What::AddZone { zone: zone() }),
+        ("RemoveZone", What::RemoveZone { zone: zone() }, What::RemoveZone { zone: zone() }),
         (
             "ChangeFences",
             What::Fences { from_epoch: 7, geojson: geojson(), datum: Some("GCJ-02".into()) },
@@ -79,6 +81,8 @@ fn whats() -> Vec<(&'static str, What, What)> {
             | What::Restore { .. }
             | What::TakeOver { .. }
             | What::Unlock { .. }
+            | What::AddZone { .. }
+            | What::RemoveZone { .. }
             | What::Fences { .. } => {}
         }
     }

@@ -527,6 +527,8 @@ fn told(what: &What) -> String {
         What::TakeOver { zone, .. } => format!("taking {zone} over"),
         What::Unlock { shards } => format!("unlocking {} shards", shards.len()),
         What::Fences { .. } => "changing the fences".into(),
+        What::AddZone { zone } => format!("adding {zone}"),
+        What::RemoveZone { zone } => format!("removing {zone}"),
     }
 }
 
@@ -537,6 +539,8 @@ fn kind(what: &What) -> &'static str {
         What::Restore { .. } => "restore",
         What::TakeOver { .. } => "take_over",
         What::Fences { .. } => "fences",
+        What::AddZone { .. } => "add_zone",
+        What::RemoveZone { .. } => "remove_zone",
         What::Unlock { .. } => "unlock",
     }
 }

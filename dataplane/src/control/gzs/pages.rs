@@ -283,8 +283,13 @@ async fn begin(State(desk): Shared, headers: HeaderMap, body: Body) -> Response 
         Ok(ask) => ask,
         Err(answer) => return *answer,
     };
-    if (ask.force || matches!(ask.what, What::Unlock { .. })) && caller.role < Role::Admin {
-        let what = if ask.force { "force" } else { "unlock" };
+    let final_word = match &ask.what {
+        What::Unlock { .. } => Some("unlock"),
+        What::RemoveZone { .. } => Some("remove_zone"),
+        _ => None,
+    };
+    if (ask.force || final_word.is_some()) && caller.role < Role::Admin {
+        let what = final_word.filter(|_| !ask.force).unwrap_or("force");
         return fault(StatusCode::FORBIDDEN, format!("{what} needs the role admin"));
     }
     ask.by = named(&caller, &ask.by);

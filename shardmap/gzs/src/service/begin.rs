@@ -4,6 +4,7 @@
 //! **preflight** (lag, nodes that are not heard, room at the target, open conflicts, something that was moved a moment ago) are
 //! refused too, unless the ask says `force`; then they stand in the record.
 
+use super::zones::is_name;
 use super::{GRACE_MS, Service};
 use crate::api::{OpAsk, What};
 use crate::change::Change;
@@ -81,6 +82,8 @@ impl Service {
             }
             What::TakeOver { zone, .. } => self.declare_lost(op, zone, now_ms),
             What::Unlock { shards } => self.unlock(op, shards, now_ms),
+            What::AddZone { zone } => self.add_zone(op, zone, now_ms),
+            What::RemoveZone { zone } => self.remove_zone(op, zone, now_ms),
         }
     }
 
@@ -194,6 +197,8 @@ impl Service {
             }
             What::Unlock { shards } if shards.is_empty() => Err(Refused::Ask("no shard is named".into())),
             What::Unlock { .. } => Ok(vec![]),
+            What::AddZone { zone } => is_name(zone).map(|()| vec![]),
+            What::RemoveZone { zone } => self.may_go(zone, now_ms).map(|()| vec![]),
             What::Fences { .. } => Err(Refused::Ask("no fences that were judged: expected `geojson`".into())),
         }
     }
@@ -237,7 +242,7 @@ impl Service {
         self.free(&[Share { shard: shard.0, from: 0, to: 0, at: At::Waiting }])
     }
 
-    fn zone_named(&self, name: &str) -> Result<Zone, Refused> {
+    pub(super) fn zone_named(&self, name: &str) -> Result<Zone, Refused> {
         self.map.zone_named(name).ok_or_else(|| {
             let known: Vec<&str> = self.map.zones().iter().map(|z| z.name.as_str()).collect();
             Refused::Ask(format!("zone \"{name}\" is not on the map, which has: {}", known.join(", ")))
@@ -325,6 +330,11 @@ impl Service {
             }
             What::Restore { zone } => {
                 away.remove(zone);
+            }
+            What::AddZone { .. } => {}
+            What::RemoveZone { zone } => {
+                reasons.extend(self.is_home(zone));
+                away.insert(zone.clone());
             }
             What::Move { .. } | What::Evacuate { .. } | What::Fences { .. } => {
                 reasons.extend(self.conflicts_open(shares));
@@ -432,11 +442,8 @@ impl Service {
 fn shown(what: &What) -> What {
     match what {
         What::Fences { from_epoch, .. } => What::Fences { from_epoch: *from_epoch, geojson: Value::Null, datum: None },
-        What::Move { .. }
-        | What::Evacuate { .. }
-        | What::Restore { .. }
-        | What::TakeOver { .. }
-        | What::Unlock { .. } => what.clone(),
+        What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::TakeOver { .. } => what.clone(),
+        What::Unlock { .. } | What::AddZone { .. } | What::RemoveZone { .. } => what.clone(),
     }
 }
 

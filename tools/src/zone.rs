@@ -33,8 +33,8 @@ Example: ezctl zone take-over sh --to bj")]
     TakeOver(TakeOver),
     /// Put a new zone on the map, and wait until its log has all that the others have
     #[command(after_help = "\
-It owns nothing until shards are moved there. Once it is on the map: every other zone's nodes get [zones.NAME] in their configuration, their
-logs are started again (a log reads it at its start only), their routers reloaded; then NAME's nodes are started, with all others in [zones].
+It owns nothing until shards are moved there. Once it is on the map: every other zone's nodes get [zones.NAME] in their configuration and are
+started again, one zone after the other (links are made at the start only); then NAME's nodes are started, with all others in [zones].
 What the others have let go of their logs comes by a snapshot: where the new log's /status names a gap, `POST /seed?zone=Z&stream=N` there.
 The operation has no limit; `ezctl op show` says what it waits for. Exit 0: done. 1: it is not, or not yet. 2: wrong input.
 

@@ -291,8 +291,8 @@ impl Facts for Seen<'_> {
         let name = self.map.zone_name(zone);
         if !self.nodes.is_live(name, self.now_ms) {
             return Err(format!(
-                "zone {name}'s log is not heard: give every other zone's nodes [zones.{name}], start their logs again and reload their \
-                 routers, then start {name}'s nodes"
+                "zone {name}'s log is not heard: give every other zone's nodes [zones.{name}] and start them again, one zone after the \
+                 other, then start {name}'s nodes"
             ));
         }
         let others = self.map.zones().iter().filter(|z| z.id != zone && !self.lost.contains(&z.id));

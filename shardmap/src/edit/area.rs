@@ -25,7 +25,9 @@ use std::collections::BTreeMap;
 /// The finest squares have sides of 1,024 units, 11.4 m: narrower than the default `sliver_m`.
 const FINEST_SHIFT: u32 = 10;
 /// Squares that are looked at; with more of them, the finest are made coarser.
-const SQUARES_MAX: usize = 1 << 20;
+const SQUARES_MAX: usize = 1 << 22;
+/// Squares of the finest that are looked at for each that a changed border runs through: its neighbours, and what they are parts of.
+const SQUARES_PER_STEP: u64 = 6;
 /// The sphere of `metric`.
 const RADIUS_KM: f64 = 6371.0088;
 
@@ -63,13 +65,24 @@ struct Land {
 /// The land that changes, the largest first, and the side of the finest squares in metres.
 pub(super) fn gives(map: &Map, fences: &Fences) -> (Vec<Give>, f64) {
     let sides = sides(map.fences(), fences);
-    let mut finest = FINEST_SHIFT;
+    let mut finest = begin_with(&sides);
     loop {
         if let Some(found) = Look::new(map, fences, &sides, finest).all() {
             return (found.told(), metres(1 << finest));
         }
         finest += 1;
     }
+}
+
+/// The finest squares with which the changed borders can be followed to their ends.
+fn begin_with(sides: &[Side]) -> u32 {
+    let length = |s: &Side| {
+        let (a, b) = (s.edge.lo, s.edge.hi);
+        u64::from(a.lng_e7.abs_diff(b.lng_e7).max(a.lat_e7.abs_diff(b.lat_e7)))
+    };
+    let all: u64 = sides.iter().filter(|s| s.group.is_some()).map(length).sum();
+    let fits = |shift: &u32| (all >> shift) * SQUARES_PER_STEP <= SQUARES_MAX as u64;
+    (FINEST_SHIFT..u32::BITS).find(fits).unwrap_or(u32::BITS - 1)
 }
 
 /// Every side of both, those that both have once. A fence with another shard is another fence, and with another reach all are.

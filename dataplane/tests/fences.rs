@@ -147,8 +147,9 @@ async fn under_load(root: PathBuf) {
     for client in clients {
         client.await.unwrap();
     }
-    check(&load.orders.lock().unwrap(), changed, known);
-    for order in load.orders.lock().unwrap().iter().filter(|o| o.answered < changed).step_by(25) {
+    let orders = std::mem::take(&mut *load.orders.lock().unwrap());
+    check(&orders, changed, known);
+    for order in orders.iter().filter(|o| o.answered < changed).step_by(25) {
         for router in &routers {
             let row = read(*router, &order.id).await;
             assert_eq!((row.status, row.zone.as_deref()), (200, Some(order.zone.as_str())), "{} by its id", order.id);

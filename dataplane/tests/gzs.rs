@@ -271,6 +271,13 @@ fn who_may_do_what_is_told_by_tokens_and_the_audit_names_their_owners() {
     tried("eyes", "POST /v1/ops/1/abort", &json!(""), 403);
     tried("alice", "POST /v1/ops", &forced, 403);
     tried("alice", "POST /v1/ops", &unlock, 403);
+    let fences = json!({"geojson": gzs.ask("eyes", "GET /v1/fences", b"").json()});
+    tried("", "POST /v1/fences/preview", &fences, 401);
+    tried("nodes", "POST /v1/fences/preview", &fences, 403);
+    tried("eyes", "POST /v1/fences/preview", &fences, 200);
+    tried("eyes", "POST /v1/fences/preview", &json!({"geojson": {"type": "Point"}}), 400);
+    tried("alice", "POST /v1/ops", &json!({"kind": "remove_zone", "zone": "sh"}), 403);
+    tried("eyes", "POST /v1/ops", &json!({"kind": "add_zone", "zone": "gz"}), 403);
     tried("alice", "POST /v1/ops", &moved, 409); // the preflight: no log is heard
     assert_eq!(gzs.newest().epoch().0, 1, "nobody has changed anything");
     assert_eq!(gzs.unlock().json()["by"], "root (li)", "a name that one gives oneself stands behind the token's");
@@ -311,6 +318,17 @@ fn nonsense_is_refused_with_a_reason() {
     let mut stranger = told("xx");
     stranger["router"] = router()["router"].clone();
     said(stranger.to_string().as_bytes(), "zone \"xx\" is not on the map, which has: bj, sh");
+    let fences = gzs.ask("eyes", "POST /v1/fences/preview", &vec![b' '; BODY_BYTES_MAX + 1]);
+    assert!(fences.status == 400 && fences.error().contains("not fences"), "{}", fences.error());
+    let fences = gzs.ask("eyes", "POST /v1/fences/preview", &vec![b' '; (16 << 20) + 1]);
+    assert!(fences.status == 413 && fences.error().contains("one with fences 16777216"), "{}", fences.error());
+    let wrong =
+        gzs.post("eyes", "/v1/fences/preview", &json!({"geojson": {"type": "FeatureCollection", "features": []}}));
+    assert!(
+        wrong.status == 400 && wrong.json()["reasons"][0].as_str().unwrap().contains("no features"),
+        "{}",
+        wrong.json()
+    );
     let many = vec![b' '; BODY_BYTES_MAX + 1];
     let much = gzs.ask("nodes", "POST /v1/nodes", &many);
     assert!(much.status == 413 && much.error().contains("at most 4194304 bytes"), "{}", much.error());

@@ -211,6 +211,24 @@ fn a_421_of_a_peer_is_tried_again_once_with_the_newer_map_and_the_body_it_still_
     assert_eq!((w.counts().retried_421, w.counts().in_flight), (1, 0));
 }
 
+/// The new fences give what was refused to another shard, whose newest entry happens to be as old.
+#[test]
+fn a_request_that_was_refused_goes_by_the_new_fences_whatever_the_epoch_of_its_new_shards_entry() {
+    let mut w = World::new();
+    let c = w.client();
+    w.give(c, GET.replace("shopid=1", "shopid=2"));
+    let up = w.last_connect();
+    w.give(up, "HTTP/1.1 421 No\r\nx-ezone-owner: 1\r\nx-ezone-epoch: 2\r\nContent-Length: 0\r\n\r\n");
+    w.map(Table::new(2, &[(1, BJ), (2, SH)]).entry(1, BJ, 1).moving(2, BJ));
+    assert_eq!(w.counts().holding, 1);
+    w.map(Table::new(3, &[(1, BJ), (2, SH)]).entry(1, BJ, 1).goes(2, 1));
+    assert_eq!(w.counts().holding, 0);
+    let own = w.last_connect();
+    assert_ne!(own, up);
+    w.give(own, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+    assert_eq!(status_of(&w.took(c)), 200);
+}
+
 #[test]
 fn retrying_on_a_wrong_zone_is_bounded_and_does_not_loop() {
     let mut w = World::new();

@@ -3,7 +3,7 @@
 //! ```text
 //! magic "EZMAP\0" | version u16 | digest 32 | head length u32 | head | fences 1, length u32, bytes  or  fences 0
 //! head    epoch u64, previous 32, fences digest 32, default u16 (65535: none)
-//!         zones      count u32 { number u8, name }
+//!         zones      count u32 { number u8, plus 128 if it was removed, name }
 //!         histories  count u32 { shard u16, entries u32 { entry } }
 //!         orders     count u32 { id u64, shard u16 }      shops: the same
 //!         globals    count u32, at least 1 { shard u16, name }, by shard        (version 2 only)
@@ -19,7 +19,7 @@
 //! unchanged can travel without them and still be checked whole.
 
 use crate::fence::{Fence, Fences, limits};
-use crate::map::{Exceptions, Map, Parts, SHARDS_ALL, ZoneInfo};
+use crate::map::{Exceptions, Map, Parts, SHARDS_ALL, ZoneInfo, has_or_gets};
 use crate::ownership::{Entry, History, Kind};
 use crate::point::Point;
 use crate::types::{MapEpoch, OwnerEpoch, Positions, Shard, ZONES, Zone};
@@ -34,6 +34,8 @@ const VERSION: u16 = 1;
 const VERSION_GLOBALS: u16 = 2;
 const NO_SHARD: u16 = u16::MAX;
 const NO_ZONE: u8 = u8::MAX;
+/// A zone that was removed.
+const GONE: u8 = 128;
 
 impl Map {
     /// The map as bytes, whole.
@@ -71,6 +73,21 @@ impl Map {
         decode(bytes, Some(known))
     }
 
+    /// This map, of whose zones these were removed; `None`: one of them has a shard, or none would be left.
+    fn with_gone(mut self, gone: &[Zone]) -> Option<Map> {
+        if gone.is_empty() {
+            return Some(self);
+        }
+        let (gone, zones): (Vec<ZoneInfo>, _) = self.zones.iter().cloned().partition(|z| gone.contains(&z.id));
+        let used = |zone: Zone| self.shards().any(|(_, history)| has_or_gets(history.view(), zone));
+        if zones.is_empty() || gone.iter().any(|z| used(z.id)) {
+            return None;
+        }
+        (self.zones, self.gone) = (zones.into(), gone.into());
+        self.digest = self.compute_digest();
+        Some(self)
+    }
+
     pub(crate) fn compute_digest(&self) -> [u8; 32] {
         *blake3::hash(&self.head()).as_bytes()
     }
@@ -81,9 +98,12 @@ impl Map {
         out.extend(self.previous);
         out.extend(self.fences_digest);
         out.extend(self.default.map_or(NO_SHARD, |s| s.0).to_le_bytes());
-        put_count(&mut out, self.zones.len());
-        for zone in self.zones.iter() {
-            out.push(zone.id.0);
+        let mut zones: Vec<(u8, &ZoneInfo)> = self.zones.iter().map(|z| (0, z)).collect();
+        zones.extend(self.gone.iter().map(|z| (GONE, z)));
+        zones.sort_by_key(|(_, z)| z.id);
+        put_count(&mut out, zones.len());
+        for (gone, zone) in zones {
+            out.push(zone.id.0 | gone);
             put_name(&mut out, &zone.name);
         }
         put_count(&mut out, self.shards().count());
@@ -103,6 +123,18 @@ impl Map {
             put_globals(&mut out, &self.globals);
         }
         out
+    }
+}
+
+impl Fences {
+    /// The fences as bytes, as a map has them.
+    pub fn encode(&self) -> Vec<u8> {
+        fences_bytes(self)
+    }
+
+    /// Fences from bytes that may be anything.
+    pub fn decode(bytes: &[u8]) -> Result<Fences, Malformed> {
+        get_fences(bytes)
     }
 }
 
@@ -129,8 +161,9 @@ fn decode(bytes: &[u8], known: Option<&Map>) -> Result<Map, Malformed> {
     let fences_digest: [u8; 32] = head.get(40..72).and_then(|d| d.try_into().ok()).unwrap_or_default();
     let fences = fences_after_head(&mut r, fences_digest, known)?;
     r.end()?;
-    let map =
-        Map::from_parts(head_parts(head, version, fences)?).map_err(|_| r.fault("parts that contradict each other"))?;
+    let (parts, gone) = head_parts(head, version, fences)?;
+    let map = Map::from_parts(parts).map_err(|_| r.fault("parts that contradict each other"))?;
+    let map = map.with_gone(&gone).ok_or_else(|| r.fault("a zone that was removed has a shard"))?;
     if map.digest != digest {
         return Err(r.fault("a head that is not written in its only form"));
     }
@@ -156,13 +189,17 @@ fn fences_after_head(r: &mut Reader, digest: [u8; 32], known: Option<&Map>) -> R
     }
 }
 
-fn head_parts(head: &[u8], version: u16, fences: Arc<Fences>) -> Result<Parts, Malformed> {
+/// The parts, and which of their zones were removed.
+fn head_parts(head: &[u8], version: u16, fences: Arc<Fences>) -> Result<(Parts, Vec<Zone>), Malformed> {
     let mut r = Reader::new(head);
     let (epoch, previous, _) = (MapEpoch(r.u64()?), r.array()?, r.array::<32>()?);
     let default = Some(r.u16()?).filter(|s| *s != NO_SHARD).map(Shard);
-    let mut zones = Vec::new();
+    let (mut zones, mut gone) = (Vec::new(), Vec::new());
     for _ in 0..r.count(3)? {
-        zones.push(ZoneInfo { id: Zone(r.u8()?), name: r.name(limits::NAME_BYTES_MAX)? });
+        let number = r.u8()?;
+        let id = Zone(number & !GONE);
+        zones.push(ZoneInfo { id, name: r.name(limits::NAME_BYTES_MAX)? });
+        gone.extend((number & GONE != 0).then_some(id));
         if zones.len() > ZONES {
             return Err(r.fault("more than 15 zones"));
         }
@@ -179,7 +216,7 @@ fn head_parts(head: &[u8], version: u16, fences: Arc<Fences>) -> Result<Parts, M
     let exceptions = Exceptions { orders: get_placed(&mut r)?, shops: get_placed(&mut r)? };
     let globals = if version == VERSION { BTreeMap::new() } else { get_globals(&mut r)? };
     r.end()?;
-    Ok(Parts { epoch, previous, default, zones, histories, exceptions, globals, fences })
+    Ok((Parts { epoch, previous, default, zones, histories, exceptions, globals, fences }, gone))
 }
 
 fn put_globals(out: &mut Vec<u8>, globals: &[(String, Shard)]) {

@@ -160,6 +160,11 @@ impl Fences {
         self.near_m
     }
 
+    /// How far from a fence a point in no fence may be to go to it, in units.
+    pub(crate) fn reach(&self) -> u64 {
+        self.reach
+    }
+
     /// The widest overlap that the order of fences settles.
     pub fn sliver_m(&self) -> u32 {
         self.sliver_m

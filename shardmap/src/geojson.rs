@@ -1,11 +1,11 @@
-//! Reads fences from GeoJSON (RFC 7946): a FeatureCollection of Polygons and MultiPolygons with a name each.
+//! Reads and writes fences as GeoJSON (RFC 7946): a FeatureCollection of Polygons and MultiPolygons with a name each.
 
-use crate::fence::limits;
+use crate::fence::{Fence, limits};
 use crate::gcj02;
 use crate::nest;
 use crate::point::Point;
 use crate::problem::Problem;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
 /// What the coordinates in a file mean.
@@ -22,21 +22,50 @@ pub enum Datum {
 pub struct Shape {
     /// What the name property says.
     pub name: String,
+    /// What the property `shard` says, unjudged: a map file names its shards elsewhere, new fences name them here.
+    pub shard: Value,
     /// As [`crate::fence::Fence::rings`].
     pub rings: Vec<Vec<Point>>,
 }
 
 /// The features of a file in their order, and all that is wrong with it.
 pub fn read(text: &str, name_property: &str, datum: Datum) -> (Vec<Shape>, Vec<Problem>) {
+    match serde_json::from_str::<Value>(text) {
+        Ok(root) => read_value(&root, name_property, datum),
+        Err(e) => (Vec::new(), vec![Problem::new(format!("not JSON: {e}")).at_line(e.line())]),
+    }
+}
+
+/// As [`read`], of what is no longer text.
+pub fn read_value(root: &Value, name_property: &str, datum: Datum) -> (Vec<Shape>, Vec<Problem>) {
     let mut reader = Reader { datum, feature: String::new(), problems: Vec::new() };
-    let shapes = match serde_json::from_str::<Value>(text) {
-        Ok(root) => reader.collection(&root, name_property),
-        Err(e) => {
-            reader.problems.push(Problem::new(format!("not JSON: {e}")).at_line(e.line()));
-            Vec::new()
+    let shapes = reader.collection(root, name_property);
+    (shapes, reader.problems)
+}
+
+/// Fences as GeoJSON that [`read`] takes: WGS 84, with the properties `name` and `shard`, each hole in its own polygon.
+pub fn write(fences: &[Fence]) -> Value {
+    let features: Vec<Value> = fences.iter().map(feature).collect();
+    json!({"type": "FeatureCollection", "features": features})
+}
+
+fn feature(fence: &Fence) -> Value {
+    let degrees = |e7: i32| f64::from(e7) / 1e7;
+    let written = |ring: &Vec<Point>| {
+        let closed = ring.iter().chain(ring.first());
+        closed.map(|p| [degrees(p.lng_e7), degrees(p.lat_e7)]).collect::<Vec<_>>()
+    };
+    let polygons = nest::polygons(&fence.rings);
+    let mut polygons: Vec<Vec<_>> =
+        polygons.into_iter().map(|rings| rings.into_iter().map(written).collect()).collect();
+    let geometry = match polygons.pop() {
+        Some(only) if polygons.is_empty() => json!({"type": "Polygon", "coordinates": only}),
+        last => {
+            polygons.extend(last);
+            json!({"type": "MultiPolygon", "coordinates": polygons})
         }
     };
-    (shapes, reader.problems)
+    json!({"type": "Feature", "properties": {"name": fence.name, "shard": fence.shard.0}, "geometry": geometry})
 }
 
 struct Reader {
@@ -73,7 +102,8 @@ impl Reader {
                 self.wrong(None, format!("features #{first} and #{} have the same name", n + 1));
             }
             let rings = self.rings(feature.get("geometry"));
-            shapes.push(Shape { name, rings });
+            let shard = feature.pointer("/properties/shard").cloned().unwrap_or_default();
+            shapes.push(Shape { name, shard, rings });
         }
         self.feature.clear();
         if features.is_empty() {

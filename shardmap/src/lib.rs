@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod codec;
+pub mod edit;
 pub mod explain;
 pub mod fence;
 #[cfg(feature = "text")]

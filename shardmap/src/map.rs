@@ -2,7 +2,7 @@
 
 use crate::fence::{Fence, Fences, How, limits};
 use crate::id::Id;
-use crate::ownership::{Entry, History, Illegal};
+use crate::ownership::{Entry, History, Illegal, Kind};
 use crate::point::Point;
 use crate::problem::Problem;
 use crate::tag::Tag;
@@ -24,6 +24,8 @@ pub struct Map {
     pub(crate) previous: [u8; 32],
     pub(crate) default: Option<Shard>,
     pub(crate) zones: Arc<[ZoneInfo]>,
+    /// Zones that were removed: ids, logs and histories carry their numbers for ever.
+    pub(crate) gone: Arc<[ZoneInfo]>,
     /// By number; only those that the map knows.
     pub(crate) histories: Vec<Option<Arc<History>>>,
     pub(crate) exceptions: Arc<Exceptions>,
@@ -129,6 +131,8 @@ pub enum Refused {
     UnknownZone(Zone),
     /// The step is against the contract of ownership.
     Illegal(Shard, Illegal),
+    /// A zone cannot be added, or removed: why.
+    Zone(String),
 }
 
 impl fmt::Display for Refused {
@@ -139,6 +143,7 @@ impl fmt::Display for Refused {
             Refused::UnknownShard(s) => write!(f, "shard {s} is not on the map"),
             Refused::UnknownZone(z) => write!(f, "zone {z} is not on the map"),
             Refused::Illegal(s, why) => write!(f, "shard {s}: {why}"),
+            Refused::Zone(why) => f.write_str(why),
         }
     }
 }
@@ -165,6 +170,7 @@ impl Map {
             previous: parts.previous,
             default: parts.default,
             zones: parts.zones.into(),
+            gone: [].into(),
             histories,
             exceptions: Arc::new(Exceptions { orders, shops }),
             globals: by_name(parts.globals),
@@ -283,9 +289,16 @@ impl Map {
     pub fn zones(&self) -> &[ZoneInfo] {
         &self.zones
     }
-    /// Is there a zone of this number?
+    /// Zones that were removed, in the order of their numbers, which are never used again.
+    pub fn gone(&self) -> &[ZoneInfo] {
+        &self.gone
+    }
+    /// Is there a zone of this number, or was there one? Its ids are ours for ever.
     pub fn has_zone(&self, zone: Zone) -> bool {
-        self.zones.iter().any(|z| z.id == zone)
+        self.all_zones().any(|z| z.id == zone)
+    }
+    fn all_zones(&self) -> impl Iterator<Item = &ZoneInfo> {
+        self.zones.iter().chain(self.gone.iter())
     }
     /// The zone of a name.
     pub fn zone_named(&self, name: &str) -> Option<Zone> {
@@ -293,7 +306,7 @@ impl Map {
     }
     /// The name of a zone; `?` if the map does not know it.
     pub fn zone_name(&self, zone: Zone) -> &str {
-        self.zones.iter().find(|z| z.id == zone).map_or("?", |z| &z.name)
+        self.all_zones().find(|z| z.id == zone).map_or("?", |z| &z.name)
     }
 
     /// The successor: this map with one more entry for each of some shards. Every entry must be a legal step and carry
@@ -302,6 +315,58 @@ impl Map {
         if entries.is_empty() {
             return Err(Refused::Entries("no entry: a map's number rises only when something changes"));
         }
+        self.successor(entries, |_| {})
+    }
+
+    /// As [`Map::with_entries`], with other fences, and perhaps no entry. Which shards such a step needs entries for is told by
+    /// [`crate::edit::holds`], and judged by [`Map::may_become`].
+    pub fn with_fences(&self, fences: Arc<Fences>, entries: Vec<(Shard, Entry)>) -> Result<Map, Refused> {
+        let known = |shard: Shard| usize::from(shard.0) < SHARDS && self.history(shard).is_some();
+        if let Some(fence) = fences.list().iter().find(|f| !known(f.shard)) {
+            return Err(Refused::UnknownShard(fence.shard));
+        }
+        let digest = crate::codec::fences_digest(&fences);
+        if digest == self.fences_digest {
+            return Err(Refused::Entries("the same fences: a map's number rises only when something changes"));
+        }
+        self.successor(entries, |next| (next.fences, next.fences_digest) = (fences, digest))
+    }
+
+    /// As [`Map::with_entries`], with one more zone, which owns nothing; its number was never another's.
+    pub fn with_zone(&self, name: &str) -> Result<Map, Refused> {
+        let id = Zone::all().find(|z| !self.has_zone(*z));
+        let none = || Refused::Zone(format!("{ZONES} zones are on the map, or were: no number is left"));
+        let zone = ZoneInfo { id: id.ok_or_else(none)?, name: name.to_owned() };
+        let mut all: Vec<ZoneInfo> = self.all_zones().cloned().chain([zone.clone()]).collect();
+        let mut faults = Vec::new();
+        zone_faults(&all, &mut |problem: Problem| faults.push(problem.what));
+        if !faults.is_empty() {
+            return Err(Refused::Zone(faults.join("; ")));
+        }
+        all.retain(|z| self.zones.contains(z) || *z == zone);
+        all.sort_by_key(|z| z.id);
+        self.successor(vec![], |next| next.zones = all.into())
+    }
+
+    /// As [`Map::with_entries`], without a zone that owns nothing and is to get nothing. Its number and its name stay its own.
+    pub fn without_zone(&self, zone: Zone) -> Result<Map, Refused> {
+        let Some(removed) = self.zones.iter().find(|z| z.id == zone) else { return Err(Refused::UnknownZone(zone)) };
+        if let Some((shard, _)) = self.shards().find(|(_, history)| has_or_gets(history.view(), zone)) {
+            return Err(Refused::Zone(format!(
+                "zone {} has shard {shard}, or is to get it: move it away first",
+                removed.name
+            )));
+        }
+        if self.zones.len() == 1 {
+            return Err(Refused::Zone(format!("zone {} is the only one; a map has at least one", removed.name)));
+        }
+        let mut gone: Vec<ZoneInfo> = self.gone.iter().chain([removed]).cloned().collect();
+        gone.sort_by_key(|z| z.id);
+        let zones: Vec<ZoneInfo> = self.zones.iter().filter(|z| z.id != zone).cloned().collect();
+        self.successor(vec![], |next| (next.zones, next.gone) = (zones.into(), gone.into()))
+    }
+
+    fn successor(&self, entries: Vec<(Shard, Entry)>, change: impl FnOnce(&mut Map)) -> Result<Map, Refused> {
         let mut next = self.clone();
         next.epoch = self.epoch.next();
         next.previous = self.digest;
@@ -319,11 +384,15 @@ impl Map {
             before.may_become(&after).map_err(|why| Refused::Illegal(shard, why))?;
             *slot = Arc::new(after);
         }
+        change(&mut next);
         next.digest = next.compute_digest();
         Ok(next)
     }
 
     fn zones_known(&self, entry: &Entry) -> Result<(), Refused> {
+        if let Some(gone) = self.gone.iter().find(|z| has_or_gets(entry, z.id)) {
+            return Err(Refused::UnknownZone(gone.id));
+        }
         match entry_zones(entry).find(|z| !self.has_zone(*z)) {
             Some(zone) => Err(Refused::UnknownZone(zone)),
             None => Ok(()),
@@ -340,6 +409,12 @@ fn by_name(globals: BTreeMap<Shard, String>) -> Arc<[(String, Shard)]> {
     let mut all: Vec<(String, Shard)> = globals.into_iter().map(|(shard, name)| (name, shard)).collect();
     all.sort();
     all.into()
+}
+
+/// Does a zone own a shard by this entry, is it to get it, or was it lost with it and nobody has it yet?
+pub(crate) fn has_or_gets(entry: &Entry, zone: Zone) -> bool {
+    let lost = entry.lost.filter(|_| entry.kind == Kind::Lost).map(|(zone, _)| zone);
+    [entry.owner, entry.to, lost].contains(&Some(zone))
 }
 
 /// Every zone that an entry names.

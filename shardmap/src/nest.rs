@@ -30,6 +30,21 @@ pub(crate) fn misplaced(polygons: &[Vec<Vec<Point>>]) -> Vec<Problem> {
     (0..rings.len()).filter_map(wrong).take(TOLD_MAX).collect()
 }
 
+/// A fence's rings as polygons: each outer ring with the holes that lie directly in it.
+pub(crate) fn polygons(all: &[Vec<Point>]) -> Vec<Vec<&Vec<Point>>> {
+    let rings: Vec<Ring> =
+        all.iter().enumerate().flat_map(|(n, ring)| Ring::of(n, std::slice::from_ref(ring))).collect();
+    let around: Vec<Vec<usize>> = rings.iter().map(|ring| ring.is_inside(&rings)).collect();
+    let depth = |n: usize| around[n].len();
+    let is_hole_of = |of: usize, n: usize| depth(n) == depth(of) + 1 && around[n].contains(&of);
+    let mut found = Vec::new();
+    for of in (0..rings.len()).filter(|n| depth(*n) % 2 == 0) {
+        let parts = std::iter::once(of).chain((0..rings.len()).filter(|n| is_hole_of(of, *n)));
+        found.push(parts.map(|n| &all[rings[n].polygon]).collect());
+    }
+    found
+}
+
 /// What is wrong with the place of ring `n`; `around`: for each ring the numbers of those that hold it.
 fn wrong(rings: &[Ring], around: &[Vec<usize>], n: usize) -> Option<String> {
     let depth = |n: &usize| around[*n].len();

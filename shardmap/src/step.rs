@@ -43,12 +43,13 @@ pub enum IllegalStep {
     Shard(Refused),
     /// A shard got its new entries under another number than the new map's.
     EntryEpoch(Shard),
-    /// A zone of this number was renamed or dropped, though ids and logs carry the number.
+    /// A zone of this number was renamed, or dropped instead of removed, though ids and logs carry the number; or removed with a shard.
     Zone(u8),
     /// A global service was renamed or dropped, though clients know its name.
     Global(String),
-    /// Fences or their shards changed: that moves people between shards and needs moves, not an edit.
-    Fences,
+    /// The new fences take land from this shard for one of another zone, and the map before did not hold it: two zones could write
+    /// for one place at a time.
+    Fences(Shard),
     /// The place of ids that were issued elsewhere, or the default shard, changed: that moves rows between shards.
     Placed,
 }
@@ -60,13 +61,16 @@ impl fmt::Display for IllegalStep {
             IllegalStep::Predecessor => f.write_str("it does not name the earlier map's digest as its predecessor's"),
             IllegalStep::Shard(why) => why.fmt(f),
             IllegalStep::EntryEpoch(s) => write!(f, "shard {s}: its newest entry is not of the new map's epoch"),
-            IllegalStep::Zone(z) => write!(f, "zone {z} was renamed or dropped; ids and logs carry its number"),
             IllegalStep::Global(name) => {
                 write!(f, "global service \"{name}\" was renamed or dropped; clients ask for it by name")
             }
-            IllegalStep::Fences => {
-                f.write_str("the fences changed: that moves people between shards, and needs a move")
+            IllegalStep::Zone(z) => {
+                write!(f, "zone {z} was renamed, dropped, or removed with a shard; ids and logs carry its number")
             }
+            IllegalStep::Fences(s) => write!(
+                f,
+                "the fences take land from shard {s} for one of another zone: it must be held by the map before, and given back by this one"
+            ),
             IllegalStep::Placed => {
                 f.write_str("exceptions or the default shard changed: that moves rows between shards")
             }
@@ -75,8 +79,9 @@ impl fmt::Display for IllegalStep {
 }
 
 impl Map {
-    /// May `next` follow this map at once? All reasons against it are given together. A zone or a shard may be added;
-    /// a foreign id may be placed that was not; nothing that exists may change its meaning.
+    /// May `next` follow this map at once? All reasons against it are given together. A zone or a shard may be added, a zone that
+    /// owns nothing removed;
+    /// a foreign id may be placed that was not; fences may change where the shards that give land to another zone were held.
     pub fn may_become(&self, next: &Map) -> Result<(), Vec<IllegalStep>> {
         let mut against = Vec::new();
         if next.epoch() != self.epoch().next() {
@@ -102,12 +107,20 @@ impl Map {
                 against.push(IllegalStep::Shard(Refused::Illegal(shard, Illegal::Rewritten)));
             }
         }
-        let gone = self.zones().iter().filter(|z| !next.zones().contains(z));
-        against.extend(gone.map(|z| IllegalStep::Zone(z.id.0)));
+        let kept =
+            |z: &&crate::map::ZoneInfo| next.zones().contains(z) || (next.gone().contains(z) && !next.uses(z.id));
+        against.extend(self.zones().iter().filter(|z| !kept(z)).map(|z| IllegalStep::Zone(z.id.0)));
+        against.extend(self.gone().iter().filter(|z| !next.gone().contains(z)).map(|z| IllegalStep::Zone(z.id.0)));
         let gone = self.globals().iter().filter(|(name, shard)| next.global_named(name.as_bytes()) != Some(*shard));
         against.extend(gone.map(|(name, _)| IllegalStep::Global(name.clone())));
         if self.fences_digest != next.fences_digest {
-            against.push(IllegalStep::Fences);
+            let gives = crate::edit::preview(self, next.fences()).gives;
+            let held = |shard: Shard| {
+                let (was, is) = (self.view(shard)?, next.view(shard)?);
+                Some(was.kind == Kind::Moving && is.epoch == next.epoch() && is.owner == was.owner)
+            };
+            let needed = crate::edit::holds(self, &gives).into_keys();
+            against.extend(needed.filter(|shard| held(*shard) != Some(true)).map(IllegalStep::Fences));
         }
         let kept = |a: &[(u64, Shard)], b: &[(u64, Shard)]| a.iter().all(|placed| b.binary_search(placed).is_ok());
         let (was, is) = (self.exceptions(), next.exceptions());
@@ -115,6 +128,11 @@ impl Map {
             against.push(IllegalStep::Placed);
         }
         if against.is_empty() { Ok(()) } else { Err(against) }
+    }
+
+    /// Does a zone own a shard, or is it to get one?
+    fn uses(&self, zone: crate::Zone) -> bool {
+        self.shards().any(|(_, history)| crate::map::has_or_gets(history.view(), zone))
     }
 
     /// What differs in `next`, in the order epoch, default, zones, global services, shards, fences, exceptions.

@@ -134,7 +134,10 @@ fn an_edit_of_fences_or_of_a_placed_id_is_no_legal_step() {
         first.may_become(&Map::from_parts(parts).unwrap())
     };
     assert_eq!(edited(|_| ()), Ok(()));
-    assert_eq!(edited(|p| p.fences = Arc::new(Fences::new(vec![], 0, 20).unwrap())), Err(vec![IllegalStep::Fences]));
+    assert_eq!(
+        edited(|p| p.fences = Arc::new(Fences::new(vec![], 0, 20).unwrap())),
+        Err(vec![IllegalStep::Fences(Shard(2))])
+    );
     assert_eq!(edited(|p| p.exceptions.shops.clear()), Err(vec![IllegalStep::Placed]));
     assert_eq!(edited(|p| p.exceptions.shops.push((5, Shard(1)))), Ok(()));
     assert_eq!(edited(|p| p.default = None), Err(vec![IllegalStep::Placed]));
@@ -270,4 +273,64 @@ fn damage(good: &[u8]) {
         let noise: Vec<u8> = (0..random.below(200)).map(|_| random.next() as u8).collect();
         assert!(Map::decode(&noise).is_err(), "SEED={seed}");
     }
+}
+
+#[test]
+fn a_zone_is_added_and_removed_and_its_number_name_and_ids_stay_its_own() {
+    let first = map();
+    let second = first.with_zone("gz").unwrap();
+    assert_eq!((first.may_become(&second), second.zone_named("gz"), second.zones().len()), (Ok(()), Some(Zone(2)), 3));
+    let changes: Vec<String> = first.diff(&second).iter().skip(1).map(ToString::to_string).collect();
+    assert_eq!(changes, ["zone 2: added, gz"]);
+    let third = second.without_zone(Zone(2)).unwrap();
+    assert_eq!((second.may_become(&third), third.zone_named("gz"), third.zones().len()), (Ok(()), None, 2));
+    assert_eq!((third.zone_name(Zone(2)), third.has_zone(Zone(2)), third.gone().len()), ("gz", true, 1));
+    let tag = format!("eosid={};loc=0.5,0.5", ours(NOW_MS, 2, 2));
+    let by = |map: &Map| map.route(&Tag::parse(tag.as_bytes()), false, NOW_MS).unwrap().by;
+    assert_eq!((by(&first), by(&second), by(&third)), (By::Inside, By::Order, By::Order));
+    let back = Map::decode(&third.encode()).unwrap();
+    assert_eq!((back.digest(), back.encode(), back.gone()), (third.digest(), third.encode(), third.gone()));
+    assert!(matches!(third.with_zone("gz"), Err(Refused::Zone(why)) if why.contains("share a name")));
+    assert_eq!(third.with_zone("cd").unwrap().zone_named("cd"), Some(Zone(3)));
+    let dropped = Map::from_parts(Parts { epoch: MapEpoch(4), previous: third.digest(), ..parts() }).unwrap();
+    assert!(third.may_become(&dropped).unwrap_err().contains(&IllegalStep::Zone(2)));
+    assert!(
+        matches!(third.with_zone(""), Err(Refused::Zone(_)))
+            && matches!(third.with_zone("edge"), Err(Refused::Zone(_)))
+    );
+    let full = (3..15).fold(third.clone(), |map, n| map.with_zone(&format!("z{n}")).unwrap());
+    assert!(matches!(full.with_zone("one more"), Err(Refused::Zone(why)) if why.contains("no number is left")));
+}
+
+#[test]
+fn a_zone_that_has_a_shard_or_is_to_get_one_is_not_removed_and_one_that_was_gets_none() {
+    let first = map();
+    assert!(matches!(first.without_zone(Zone(0)), Err(Refused::Zone(why)) if why.contains("zone bj has shard 1")));
+    assert_eq!(first.without_zone(Zone(7)).unwrap_err(), Refused::UnknownZone(Zone(7)));
+    let second = first.with_zone("gz").unwrap();
+    let moving = second.history(Shard(1)).unwrap().begin_move(Zone(2), MapEpoch(3)).unwrap();
+    let third = second.with_entries(vec![(Shard(1), moving)]).unwrap();
+    assert!(matches!(third.without_zone(Zone(2)), Err(Refused::Zone(_))), "a shard is on its way to it");
+    let removed = second.without_zone(Zone(2)).unwrap();
+    let late = removed.history(Shard(1)).unwrap().begin_move(Zone(2), MapEpoch(4)).unwrap();
+    assert_eq!(removed.with_entries(vec![(Shard(1), late)]).unwrap_err(), Refused::UnknownZone(Zone(2)));
+    let alone = Map::from_parts(Parts {
+        zones: vec![ZoneInfo { id: Zone(0), name: "bj".into() }],
+        histories: Default::default(),
+        default: None,
+        exceptions: Exceptions::default(),
+        fences: Arc::new(Fences::new(vec![], 0, 0).unwrap()),
+        ..parts()
+    });
+    assert!(matches!(alone.unwrap().without_zone(Zone(0)), Err(Refused::Zone(why)) if why.contains("the only one")));
+    // Bytes that say that an owner was removed are refused.
+    let bytes = first.encode();
+    let at = bytes.windows(5).position(|w| w == [1, 2, 0, b's', b'h']).unwrap();
+    let mut hostile = bytes.clone();
+    hostile[at] |= 128;
+    let head = 6 + 2 + 32 + 4;
+    let len = u32::from_le_bytes(hostile[head - 4..head].try_into().unwrap()) as usize;
+    let digest = *blake3::hash(&hostile[head..head + len]).as_bytes();
+    hostile[8..40].copy_from_slice(&digest);
+    assert!(Map::decode(&hostile).unwrap_err().to_string().contains("removed"));
 }

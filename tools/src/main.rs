@@ -3,6 +3,7 @@
 mod admin;
 mod conflicts;
 mod drill;
+mod fence;
 mod link;
 mod log;
 mod map;
@@ -54,6 +55,9 @@ enum Command {
     /// How each zone is; evacuate, restore or take over one
     #[command(subcommand, after_help = "Example: ezctl zone status --gzs http://127.0.0.1:7300")]
     Zone(zone::Command),
+    /// Preview and change the fences
+    #[command(subcommand, after_help = "Example: ezctl fence preview new.geojson --gzs http://127.0.0.1:7300")]
+    Fence(fence::Command),
     /// Look into a log
     #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
@@ -69,6 +73,7 @@ fn main() -> ExitCode {
         Command::Op(command) => op::run(command),
         Command::Shard(command) => shard::run(command),
         Command::Zone(command) => zone::run(command),
+        Command::Fence(command) => fence::run(command),
         Command::Log(command) => log::run(command),
     }
 }

@@ -273,8 +273,10 @@ pub fn sentence(op: &OpView) -> String {
     if let Some(ms) = op.ended_ms {
         text += &format!(" after {} ms", ms.saturating_sub(op.begun_ms));
     }
-    if !op.shards.is_empty() {
-        text += &format!(", {} shards given", given(op));
+    match op.what {
+        What::Fences { .. } => {}
+        _ if op.shards.is_empty() => {}
+        _ => text += &format!(", {} shards given", given(op)),
     }
     if !op.says.is_empty() {
         text += &format!(": {}", op.says);
@@ -297,6 +299,9 @@ pub fn task(what: &What) -> String {
         What::Restore { zone } => format!("restore {zone}"),
         What::TakeOver { zone, to: target } => format!("take over {zone}{}", to(target)),
         What::Unlock { shards } => format!("unlock {}", named(shards)),
+        What::AddZone { zone } => format!("add zone {zone}"),
+        What::RemoveZone { zone } => format!("remove zone {zone}"),
+        What::Fences { from_epoch, .. } => format!("change the fences of map {from_epoch}"),
     }
 }
 

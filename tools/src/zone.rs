@@ -31,6 +31,22 @@ evacuate it. Exit 0: done. 1: it is not. 2: wrong input.
 
 Example: ezctl zone take-over sh --to bj")]
     TakeOver(TakeOver),
+    /// Put a new zone on the map, and wait until its log has all that the others have
+    #[command(after_help = "\
+It owns nothing until shards are moved there. Once it is on the map: every other zone's nodes get [zones.NAME] in their configuration and are
+started again, one zone after the other (links are made at the start only); then NAME's nodes are started, with all others in [zones].
+What the others have let go of their logs comes by a snapshot: where the new log's /status names a gap, `POST /seed?zone=Z&stream=N` there.
+The operation has no limit; `ezctl op show` says what it waits for. Exit 0: done. 1: it is not, or not yet. 2: wrong input.
+
+Example: ezctl zone add gz --why \"the third region\"")]
+    Add(Add),
+    /// Take a zone off the map that owns nothing and is stopped for good. Needs the role admin
+    #[command(after_help = "\
+Its number and name stay its own: ids that it issued are found as before. Afterwards the other logs are started again without [zones.NAME].
+Exit 0: done. 1: it is not. 2: wrong input.
+
+Example: ezctl zone remove gz --why \"the lease has ended\"")]
+    Remove(Add),
     /// What a lost zone had written and nobody else has, by range: exit 0 if there is none known, 1 if there is, or if nobody can tell yet
     #[command(after_help = "\
 As far as the zone told before it was lost: it may have written more. Once it is back, `ezctl conflicts list --admin LOG` names each.
@@ -79,6 +95,14 @@ pub struct Restore {
 }
 
 #[derive(Args)]
+pub struct Add {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    asking: Asking,
+}
+
+#[derive(Args)]
 pub struct TakeOver {
     #[command(flatten)]
     which: Which,
@@ -101,6 +125,8 @@ pub fn run(command: Command) -> ExitCode {
             let what = What::TakeOver { zone: t.which.zone, to: t.to };
             begin(&t.which.at, what, &t.asking, None)
         }
+        Command::Add(a) => begin(&a.which.at, What::AddZone { zone: a.which.zone }, &a.asking, None),
+        Command::Remove(r) => begin(&r.which.at, What::RemoveZone { zone: r.which.zone }, &r.asking, None),
         Command::Unknown(w) => service::with(&w.at, async |client| unknown(&client.state().await?, &w)),
     }
 }

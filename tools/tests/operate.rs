@@ -177,3 +177,56 @@ fn every_command_has_an_example() {
         }
     }
 }
+
+#[test]
+fn fences_are_exported_previewed_and_changed_and_zones_come_and_go() {
+    let service = Service::start("fences");
+    let file = |name: &str, text: &str| {
+        let path = service.dir.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let today = service.check(&["fence", "export"], 0, &["\"name\":\"Tianjin\",\"shard\":132"]);
+    let same = file("same.geojson", &today);
+    service.check(&["fence", "preview", &same], 0, &["compared with map 1", "no land changes its shard"]);
+    // Both are zone bj's.
+    let next = today.replace("\"name\":\"Tianjin\",\"shard\":132", "\"name\":\"Tianjin\",\"shard\":121");
+    let new = file("new.geojson", &next);
+    let places = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shardmap/data/china-places.csv").display().to_string();
+    let expected = [
+        "fences changed: Tianjin\n",
+        "\n132   bj    121  bj",
+        "without a fence then: shards 132",
+        "nobody waits",
+        "towns that change",
+    ];
+    service.check(&["fence", "preview", &new, "--towns", &places], 0, &expected);
+    service.check(&["fence", "apply", &new, "--from", "2"], 2, &["the newest map is 1"]);
+    service.check(
+        &["fence", "apply", &new, "--from", "1", "--why", "a test"],
+        0,
+        &["change the fences of map 1: done", "1 changed"],
+    );
+    service.check(&["fence", "export"], 0, &["\"name\":\"Tianjin\",\"shard\":121"]);
+    service.check(&["op", "audit"], 0, &["the fences are changed; a test", "fence Tianjin: shard 132"]);
+    service.check(&["fence", "apply", &new, "--from", "1"], 1, &["make a new preview"]);
+    // Shanghai's land would be zone bj's: no log is heard that could hold it.
+    let far = file(
+        "far.geojson",
+        &next.replace("\"name\":\"Shanghai\",\"shard\":341", "\"name\":\"Shanghai\",\"shard\":121"),
+    );
+    service.check(&["fence", "preview", &far], 0, &["held for a moment: shards 341"]);
+    service.check(&["fence", "apply", &far, "--from", "2"], 1, &["zone bj's log is not heard"]);
+    let wrong = file("wrong.geojson", &next.replace("\"shard\":121", "\"shard\":122"));
+    service.check(&["fence", "preview", &wrong], 1, &["unknown shard 122"]);
+    service.check(&["fence", "preview", "nowhere.geojson"], 2, &["nowhere.geojson"]);
+    service.check(&["fence", "preview", &same, "--datum", "Mars"], 1, &["expected \"WGS84\" or \"GCJ-02\""]);
+
+    service.check(&["zone", "add", "gz", "--no-wait"], 0, &["add zone gz: running"]);
+    service.check(&["zone", "status", "gz"], 1, &["gz    unheard  0"]);
+    service.check(&["zone", "add", "gz"], 1, &["share a name"]);
+    service.check(&["op", "abort", "2"], 0, &["aborted", "`ezctl zone remove gz`"]);
+    service.check(&["zone", "remove", "sh"], 1, &["zone sh has shard 341"]);
+    service.check(&["zone", "remove", "gz", "--why", "a test"], 0, &["remove zone gz: done", "without [zones.gz]"]);
+    service.check(&["zone", "remove", "gz"], 2, &["is not on the map"]);
+}

@@ -198,6 +198,18 @@ impl Config {
         self.node.data_dir.join(format!("port-{index}.sock"))
     }
 
+    /// The zone of `[zones.NAME]` in `map`; `None`: it was removed from the map, and is passed over.
+    pub fn other_in(map: &shardmap::map::Map, name: &str) -> Result<Option<Zone>, String> {
+        match map.zone_named(name) {
+            Some(zone) => Ok(Some(zone)),
+            None if map.gone().iter().any(|z| z.name == name) => {
+                tracing::warn!("[zones.{name}] was removed from the map: it is passed over, and can be left out");
+                Ok(None)
+            }
+            None => Err(format!("[zones.{name}] is not in the map: `ezctl zone add {name}` puts a new zone there")),
+        }
+    }
+
     /// This node's zone in `map`, or why it has none.
     pub fn zone_in(&self, map: &shardmap::map::Map) -> Result<Option<Zone>, String> {
         let Some(name) = &self.node.zone else { return Ok(None) };

@@ -109,7 +109,7 @@ pub fn settings(config: &Config, router: &config::Router, map: &Map, live: &mut 
     let tls = live.secrets.contexts(config)?;
     let mut peers = vec![];
     for peer in config.zones.iter().filter(|p| !p.routers.is_empty()) {
-        let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
+        let Some(zone) = Config::other_in(map, &peer.name)? else { continue };
         let name = format!("zone:{}", peer.name);
         let to = live.secrets.to_zone(config, &peer.name);
         let all = peer.routers.iter().map(|e| (e, to)).collect();

@@ -1,15 +1,19 @@
 //! Speaks with the Global Zone Service as an operator does: asks for its state, begins operations and waits for their end.
 
 use super::reach::{self, LEADER, Urls};
-use gzs::api::{AuditView, Fault, OpAsk, OpView, State};
-use reqwest::Method;
+use gzs::api::{AuditView, Fault, FencesAsk, FencesPreview, OpAsk, OpView, State, What};
+use reqwest::{Method, RequestBuilder};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long one may take for which fences are judged.
+const JUDGED: Duration = Duration::from_secs(120);
 /// The longest answer: the state of 1,024 shards and 15 zones takes less than a tenth of it.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// So long there may be no leader, of several services: a lease of etcd's least and what an election takes, twice.
@@ -103,18 +107,28 @@ impl GzsClient {
 
     /// Begins one.
     pub async fn begin(&self, ask: &OpAsk) -> Result<OpView, Denied> {
-        let body = serde_json::to_vec(ask).map_err(|e| unreachable(&self.urls.now().1, &e))?;
-        self.ask(Method::POST, "/v1/ops", Some(&body)).await
+        let judged = matches!(ask.what, What::Fences { .. });
+        self.post("/v1/ops", ask, if judged { JUDGED } else { PATIENCE }).await
+    }
+
+    /// The fences of the newest map, as GeoJSON.
+    pub async fn fences(&self) -> Result<Value, Denied> {
+        self.get("/v1/fences").await
+    }
+
+    /// What new fences would change.
+    pub async fn preview(&self, ask: &FencesAsk) -> Result<FencesPreview, Denied> {
+        self.post("/v1/fences/preview", ask, JUDGED).await
     }
 
     /// Aborts one before its point of no return.
     pub async fn abort(&self, id: u64) -> Result<OpView, Denied> {
-        self.ask(Method::POST, &format!("/v1/ops/{id}/abort"), None).await
+        self.ask(Method::POST, &format!("/v1/ops/{id}/abort"), None, PATIENCE).await
     }
 
     /// Lets one that gave up begin again what it had not done.
     pub async fn resume(&self, id: u64) -> Result<OpView, Denied> {
-        self.ask(Method::POST, &format!("/v1/ops/{id}/resume"), None).await
+        self.ask(Method::POST, &format!("/v1/ops/{id}/resume"), None, PATIENCE).await
     }
 
     /// Changes of the map after an epoch.
@@ -141,16 +155,27 @@ impl GzsClient {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Denied> {
-        self.ask(Method::GET, path, None).await
+        self.ask(Method::GET, path, None, PATIENCE).await
+    }
+
+    async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize, limit: Duration) -> Result<T, Denied> {
+        let body = serde_json::to_vec(body).map_err(|e| unreachable(&self.urls.now().1, &e))?;
+        self.ask(Method::POST, path, Some(&body), limit).await
     }
 
     /// Of several services, those that stand by and those that cannot be reached were asked for nothing: another one is, until one leads.
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, json: Option<&[u8]>) -> Result<T, Denied> {
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        json: Option<&[u8]>,
+        limit: Duration,
+    ) -> Result<T, Denied> {
         let until = Instant::now() + if self.urls.count() > 1 { ELECTION } else { Duration::ZERO };
         let mut tried = 0;
         loop {
             let (at, url) = self.urls.now();
-            let sent = self.send(&url, &method, path, json).await;
+            let sent = self.request(&url, &method, path, json).timeout(limit).send().await;
             let leader = match &sent {
                 Ok(answer) => answer.headers().get(LEADER).map(|url| url.to_str().unwrap_or_default()),
                 Err(e) => e.is_connect().then_some(""),
@@ -169,13 +194,7 @@ impl GzsClient {
         }
     }
 
-    async fn send(
-        &self,
-        url: &str,
-        method: &Method,
-        path: &str,
-        json: Option<&[u8]>,
-    ) -> reqwest::Result<reqwest::Response> {
+    fn request(&self, url: &str, method: &Method, path: &str, json: Option<&[u8]>) -> RequestBuilder {
         let mut request = self.http.request(method.clone(), format!("{url}{path}"));
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -183,7 +202,7 @@ impl GzsClient {
         if let Some(json) = json {
             request = request.header("content-type", "application/json").body(json.to_vec());
         }
-        request.send().await
+        request
     }
 
     async fn answer<T: DeserializeOwned>(&self, url: &str, mut answer: reqwest::Response) -> Result<T, Denied> {

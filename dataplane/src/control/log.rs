@@ -330,7 +330,7 @@ fn options(config: &Config, log: &Log, zone: Zone, map: &Map, doors: Option<&Doo
     let mut peers = vec![];
     for peer in &config.zones {
         let Some(link) = peer.link else { continue };
-        let zone = map.zone_named(&peer.name).ok_or_else(|| format!("[zones.{}] is not in the map", peer.name))?;
+        let Some(zone) = Config::other_in(map, &peer.name)? else { continue };
         peers.push(Peer { zone, name: peer.name.clone(), link });
     }
     Ok(Options {

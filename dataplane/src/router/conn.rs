@@ -158,8 +158,8 @@ pub(super) struct Exchange {
     pub hop: bool,
     /// A map of at least this epoch is needed for the next attempt ..
     pub needs: MapEpoch,
-    /// .. and another entry than this one.
-    pub not_entry: Option<MapEpoch>,
+    /// .. and another entry than this one of this shard: with other fences it may be another shard's.
+    pub not_entry: Option<(Shard, MapEpoch)>,
     pub retries_421: u8,
     /// Attempts that came to nothing.
     pub retries_lost: u8,

@@ -113,7 +113,7 @@ impl Core {
         }
         e.retries_421 += 1;
         e.needs = named;
-        e.not_entry = Some(e.entry);
+        e.not_entry = e.shard.map(|shard| (shard, e.entry));
         self.counts.retried_421 += 1;
         self.again(id);
     }

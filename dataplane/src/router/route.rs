@@ -61,7 +61,7 @@ impl Core {
         let Some(e) = c.exchange.as_mut() else { return };
         (e.shard, e.epoch, e.entry) = (Some(shard), epoch, entry);
         e.hop = trusted && r.ezone.hop;
-        let (hop, ready) = (e.hop, epoch >= e.needs && e.not_entry != Some(entry));
+        let (hop, ready) = (e.hop, epoch >= e.needs && e.not_entry != Some((shard, entry)));
         let fresh = !std::mem::replace(&mut e.tagged, true);
         if fresh {
             self.counts.tagged(found.by);

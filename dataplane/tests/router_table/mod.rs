@@ -9,6 +9,7 @@ use shardmap::{MapEpoch, Shard, Zone};
 pub struct Table {
     epoch: u64,
     shards: Vec<(u16, Entry)>,
+    goes: Option<(u16, u16)>,
 }
 
 impl Table {
@@ -16,11 +17,16 @@ impl Table {
     pub fn new(epoch: u64, owners: &[(u16, Zone)]) -> Table {
         let entry =
             |z: &Zone| Entry::first(*z, MapEpoch(if epoch == 1 { 1 } else { epoch.min(1 + u64::from(z.0 + 1)) }));
-        Table { epoch, shards: owners.iter().map(|(s, z)| (*s, entry(z))).collect() }
+        Table { epoch, shards: owners.iter().map(|(s, z)| (*s, entry(z))).collect(), goes: None }
     }
     /// With an entry of another epoch.
     pub fn entry(mut self, shard: u16, owner: Zone, epoch: u64) -> Table {
         *self.of(shard) = Entry::first(owner, MapEpoch(epoch));
+        self
+    }
+    /// With a shop that belongs to another shard than that of its number.
+    pub fn goes(mut self, shop: u16, shard: u16) -> Table {
+        self.goes = Some((shop, shard));
         self
     }
     /// With a shard that is moving.
@@ -48,7 +54,9 @@ impl Routes for Table {
     }
     fn route(&self, tag: Option<&[u8]>, _: Option<&[u8]>, _: bool, _: u64) -> Option<Found> {
         let shop = std::str::from_utf8(tag?).ok()?.strip_prefix("shopid=")?;
-        Some(Found { shard: Shard(shop.parse().ok()?), by: Tagged::Shop, malformed: 0 })
+        let shop = shop.parse().ok()?;
+        let shard = self.goes.filter(|(from, _)| *from == shop).map_or(shop, |(_, to)| to);
+        Some(Found { shard: Shard(shard), by: Tagged::Shop, malformed: 0 })
     }
     fn view(&self, shard: Shard) -> Option<&Entry> {
         self.shards.iter().find(|(s, _)| *s == shard.0).map(|(_, e)| e)

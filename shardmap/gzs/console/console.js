@@ -665,6 +665,9 @@ function titleOf(o) {
     case "restore": return `Restore ${o.zone}`;
     case "take_over": return `Take over from ${o.zone}${to}`;
     case "unlock": return `Unlock ${shards}`;
+    case "fences": return "Change the fences";
+    case "add_zone": return `Add zone ${o.zone}`;
+    case "remove_zone": return `Remove zone ${o.zone}`;
     default: return `${o.kind || "An operation"} ${o.zone}${to}`;
   }
 }

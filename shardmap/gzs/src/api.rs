@@ -5,6 +5,7 @@
 //! POST /v1/nodes           NodeTold -> NodeAsked       a router or a log says how it is, and hears what it is asked
 //! GET  /v1/state           State                       everything at a glance: what the console shows
 //! GET  /v1/fences          GeoJSON; properties `name`, `shard`
+//! POST /v1/fences/preview  FencesAsk -> FencesPreview  what new fences would change; 400 Fault with `reasons`: what is wrong with them
 //! GET  /v1/ops?all=BOOL    [OpView]                    those under way; all: ended ones too, the newest first, at most 1,000
 //! POST /v1/ops             OpAsk -> OpView             begins one; 409 Fault with `reasons` when the preflight refuses it
 //! GET  /v1/ops/ID          OpView
@@ -16,6 +17,7 @@
 //! Every error is a [`Fault`]. Times are milliseconds since 1970 unless the name says otherwise; epochs are numbers of maps.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// What a caller may do; each role may do what those before it may, but for `Node`, which speaks for a node and may do nothing else.
@@ -202,6 +204,109 @@ pub enum What {
         /// Which.
         shards: Vec<u16>,
     },
+    /// One more zone, which owns nothing: done when its log is heard and has all that the others have.
+    AddZone {
+        /// Its name.
+        zone: String,
+    },
+    /// A zone less: one that owns nothing and is not heard any more. Its name and its number stay its own.
+    RemoveZone {
+        /// Which zone.
+        zone: String,
+    },
+    /// Other fences.
+    Fences {
+        /// The map that the preview was made of: refused if its fences are no longer those of today.
+        from_epoch: u64,
+        /// All fences, as [`FencesAsk`] has them; of an operation that is shown: none.
+        #[serde(default, skip_serializing_if = "Value::is_null")]
+        geojson: Value,
+        /// As [`FencesAsk`] has it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        datum: Option<String>,
+    },
+}
+
+/// `POST /v1/fences/preview`: fences that might be the map's.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct FencesAsk {
+    /// A FeatureCollection of all fences, in the order that settles overlaps: each with the property `name`, and `shard` unless a fence of
+    /// that name has one already.
+    pub geojson: Value,
+    /// What its coordinates mean: `WGS84` or `GCJ-02`; default: WGS84.
+    #[serde(default)]
+    pub datum: Option<String>,
+    /// Places of which it is to be told whether they change their shard.
+    #[serde(default)]
+    pub towns: Vec<Town>,
+}
+
+/// A named place.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct Town {
+    /// Its name.
+    pub name: String,
+    /// Degrees east, WGS 84.
+    pub lng: f64,
+    /// Degrees north.
+    pub lat: f64,
+}
+
+/// What new fences would change.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct FencesPreview {
+    /// The map that they were compared with: what `fences` is to begin from.
+    pub from_epoch: u64,
+    /// What is legal and worth knowing, a sentence each.
+    pub notes: Vec<String>,
+    /// Names of fences that are new ..
+    pub added: Vec<String>,
+    /// .. that are gone ..
+    pub removed: Vec<String>,
+    /// .. and that have another shape or shard.
+    pub changed: Vec<String>,
+    /// Land that changes its shard, the largest first.
+    pub gives: Vec<GiveView>,
+    /// Shards that would have no fence any more.
+    pub bare: Vec<u16>,
+    /// Shards whose requests wait while the edit is made, since they give land to a shard of another zone.
+    pub held: Vec<u16>,
+    /// Of the towns that were named, those that change their shard.
+    pub towns: Vec<TownView>,
+    /// Land that is narrower than this, in metres, may be missing.
+    pub resolution_m: f64,
+}
+
+/// Land that goes from one shard to another.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct GiveView {
+    /// Whose it is; none: nobody's.
+    pub from: Option<u16>,
+    /// Whose it will be.
+    pub to: Option<u16>,
+    /// The owner of the one, by name ..
+    pub from_zone: Option<String>,
+    /// .. and of the other.
+    pub to_zone: Option<String>,
+    /// Do these differ?
+    pub changes_zone: bool,
+    /// How much, in square kilometres.
+    pub km2: f64,
+    /// Some places in it, `lng,lat`, at most 5.
+    pub samples: Vec<String>,
+    /// How many of the towns that were named.
+    pub towns: u64,
+}
+
+/// A town that changes its shard.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct TownView {
+    /// Its name.
+    pub name: String,
+    /// The shard that it is in; none: nobody's.
+    pub from: Option<u16>,
+    /// The one that it will be in.
+    pub to: Option<u16>,
 }
 
 /// An operation, as it is shown.
@@ -370,7 +475,7 @@ pub struct AuditView {
 pub struct Fault {
     /// What was seen, what was expected, what to do.
     pub error: String,
-    /// Of a preflight: each reason.
+    /// Of a preflight, or of fences: each reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reasons: Vec<String>,
 }

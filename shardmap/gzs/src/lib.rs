@@ -5,6 +5,7 @@
 
 pub mod api;
 pub mod change;
+pub mod fences;
 pub mod leases;
 pub mod limits;
 pub mod nodes;

@@ -22,6 +22,10 @@ pub const TOLD_KEPT: usize = 64;
 pub const RUNNING_MAX: usize = 64;
 /// Bytes of a name, a reason.
 pub const TEXT_BYTES_MAX: usize = 1024;
+/// Towns of a preview.
+pub const TOWNS_MAX: usize = 100_000;
+/// Lines of an audit entry.
+pub const CHANGES_MAX: usize = 5000;
 /// Digests of so many maps are known, to tell a restored backup or a second service.
 pub const DIGESTS_MAX: usize = 4096;
 /// Operations that are shown at most.

@@ -136,6 +136,17 @@ impl Nodes {
         told.collect()
     }
 
+    /// Forgets the nodes of zones that are not on the map any more.
+    pub fn keep(&mut self, map: &Map) {
+        self.by.retain(|(zone, ..), _| zone == "none" || map.zone_named(zone).is_some());
+    }
+
+    /// Was any node of `zone` heard a moment ago?
+    pub fn is_heard(&self, zone: &str, now_ms: u64) -> bool {
+        let mut all = self.by.iter().filter(|((z, ..), _)| z == zone);
+        all.any(|(_, node)| now_ms.saturating_sub(node.heard_ms) < LIVE_MS)
+    }
+
     /// Every node of `zone`, for the state.
     pub fn states(&self, zone: &str, now_ms: u64) -> Vec<NodeState> {
         let all = self.by.iter().filter(|((z, ..), _)| z == zone);
@@ -277,6 +288,28 @@ impl Facts for Seen<'_> {
             }
         }
         Ok(())
+    }
+
+    fn joined(&self, zone: Zone) -> Result<(), String> {
+        let name = self.map.zone_name(zone);
+        if !self.nodes.is_live(name, self.now_ms) {
+            return Err(format!(
+                "zone {name}'s log is not heard: give every other zone's nodes [zones.{name}] and start them again, one zone after the \
+                 other, then start {name}'s nodes"
+            ));
+        }
+        let others = self.map.zones().iter().filter(|z| z.id != zone && !self.lost.contains(&z.id));
+        for other in others {
+            if !self.nodes.is_live(&other.name, self.now_ms) {
+                return Err(format!("zone {}'s log is not heard", other.name));
+            }
+        }
+        self.fresh(zone).map_err(|why| {
+            format!(
+                "{why}. If it gets no nearer: the others' logs were started without [zones.{name}], or what they have let go must be \
+                 brought by a snapshot: its log's /status names a gap, `POST /seed?zone=NAME&stream=N` there ends it"
+            )
+        })
     }
 
     fn told(&self, zone: Zone, shard: Shard, epoch: MapEpoch, take_over: bool) -> Option<&ShardTold> {

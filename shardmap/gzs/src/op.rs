@@ -8,9 +8,13 @@
 //!      └──────── abort, or too slow ┴──────────────────────────────────────────────▶ Returned
 //! ```
 //!
+//! A fence edit goes the same way up to `OnItsWay`, and then gives every shard back: see `op/edit.rs`.
+//!
 //! A take-over begins at `OnItsWay` (its map says "no owner") and never gives up: its shards' old owner is gone. All that an
 //! operation knows is in the record and in the map, so whoever reads both goes on with it: [`Op::decide`] is asked again and again
 //! and either waits or names the one change that comes next. It holds no clock, and reaches nobody.
+
+mod edit;
 
 use crate::api::{OpView, ReportAsk, ShardTold, ShareView, What};
 use serde::{Deserialize, Serialize};
@@ -18,6 +22,8 @@ use shardmap::map::Map;
 use shardmap::ownership::{Entry, Illegal, Kind};
 use shardmap::{MapEpoch, Positions, Shard, Zone};
 use std::collections::BTreeMap;
+
+pub use edit::Edit;
 
 /// An operation, as it is stored.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -48,6 +54,9 @@ pub struct Op {
     pub shares: Vec<Share>,
     /// Of a take-over: by stream, the last seq that the lost zone had told to be durable.
     pub told_durable: Vec<u64>,
+    /// Of a fence edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub edit: Option<Edit>,
 }
 
 /// How an operation ended.
@@ -100,6 +109,8 @@ pub trait Facts {
     fn told(&self, zone: Zone, shard: Shard, epoch: MapEpoch, take_over: bool) -> Option<&ShardTold>;
     /// Has every lease of the global service in `shard` ended, as far as anyone may have been told? Else what is waited for.
     fn unleased(&self, shard: Shard) -> Result<(), String>;
+    /// Is `zone`, which is new, up, and has it all that the others have? Else what it lacks, and what people can do.
+    fn joined(&self, zone: Zone) -> Result<(), String>;
     /// Another zone for shards of a take-over whose target is itself lost; `None`: as it was.
     fn instead_of(&self, zone: Zone, lost: Zone) -> Option<Zone>;
 }
@@ -148,6 +159,7 @@ impl Op {
         match self.what {
             What::TakeOver { .. } => self.shares.first().map(|s| Zone(s.from)),
             What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::Unlock { .. } => None,
+            What::Fences { .. } | What::AddZone { .. } | What::RemoveZone { .. } => None,
         }
     }
 
@@ -158,7 +170,9 @@ impl Op {
 
     /// When time alone makes it change.
     pub fn deadline_ms(&self) -> Option<u64> {
-        (self.is_running() && self.lost().is_none()).then(|| self.since_ms.saturating_add(self.limit_ms))
+        let waits_for_people = matches!(self.what, What::AddZone { .. });
+        (self.is_running() && self.lost().is_none() && !waits_for_people)
+            .then(|| self.since_ms.saturating_add(self.limit_ms))
     }
 
     /// What the targets are to be asked under `map`: a zone and its ask.
@@ -183,6 +197,16 @@ impl Op {
         if let Some(op) = self.overtaken(map).or_else(|| self.with_other_targets(facts)) {
             return Decision::store(None, op, "");
         }
+        if let Some(edit) = &self.edit {
+            return self.decide_edit(edit, map, facts, now_ms);
+        }
+        if let What::AddZone { zone } = &self.what {
+            return match map.zone_named(zone).map(|zone| facts.joined(zone)) {
+                Some(Ok(())) => Decision::store(None, self.end(now_ms, End::Done, ""), ""),
+                Some(Err(waits)) => Decision::Wait(waits),
+                None => Decision::store(None, self.end(now_ms, End::GaveUp, "the zone was removed again"), ""),
+            };
+        }
         let waits = match self.ready(map, facts) {
             Ok(given) => return self.publish(map, given, "the new owner has caught up"),
             Err(waits) => waits,
@@ -206,7 +230,12 @@ impl Op {
         if !self.is_running() {
             return Err(format!("operation {} has ended: there is nothing to abort", self.id));
         }
-        if self.shares.iter().all(|s| !s.is_open()) {
+        if let What::AddZone { zone } = &self.what {
+            let because =
+                format!("aborted by {by}: zone {zone} stays on the map; `ezctl zone remove {zone}` takes it off");
+            return Ok(self.give_back(map, now_ms, End::Aborted, &because));
+        }
+        if self.edit.is_none() && self.shares.iter().all(|s| !s.is_open()) {
             return Err(format!(
                 "operation {}: every shard has its new owner already; move them back instead",
                 self.id
@@ -227,6 +256,9 @@ impl Op {
         }
         if self.lost().is_some() {
             return Err(format!("operation {} was a take-over: begin a new one, the zone may be back", self.id));
+        }
+        if self.edit.is_some() {
+            return Err(format!("operation {} was a fence edit, whose fences are not kept: begin a new one", self.id));
         }
         let settled =
             |s: &Share| map.view(s.id()).is_some_and(|v| !v.kind.is_unsettled() && v.owner == Some(Zone(s.from)));
@@ -418,7 +450,8 @@ impl Op {
     }
 
     fn end(&self, now_ms: u64, end: End, because: &str) -> Op {
-        Op { ended: Some((now_ms, end)), because: because.to_owned(), ..self.changed() }
+        let edit = self.edit.as_ref().map(Edit::without_fences);
+        Op { ended: Some((now_ms, end)), because: because.to_owned(), edit, ..self.changed() }
     }
 
     fn changed(&self) -> Op {

@@ -13,11 +13,12 @@
 
 mod begin;
 mod shown;
+mod zones;
 
 use crate::api::{AuditView, NodeAsked, NodeTold};
 use crate::change::{Change, Held, Mark};
 use crate::leases::Leases;
-use crate::limits::{DIGESTS_MAX, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS};
+use crate::limits::{CHANGES_MAX, DIGESTS_MAX, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS, TEXT_BYTES_MAX};
 use crate::nodes::{Nodes, Seen};
 use crate::op::{At, Decision, Op};
 use shardmap::map::Map;
@@ -61,6 +62,8 @@ pub struct Service {
     looked_ms: u64,
     /// When the newest map was issued.
     issued_ms: u64,
+    /// The first map with today's fences, as far as this service has seen: what was judged by an earlier one is judged again.
+    fences_since: u64,
     /// A map that someone has and that is not known here.
     shown: Option<Shown>,
     stopped: Option<String>,
@@ -87,6 +90,7 @@ impl Service {
         Service {
             settings,
             leases,
+            fences_since: held.map.epoch().0,
             map: Arc::new(held.map),
             ops: held.ops.into_iter().map(|op| (op.id, op)).collect(),
             waits: BTreeMap::new(),
@@ -104,6 +108,7 @@ impl Service {
 
     /// Goes on from what a store holds now, with what it has heard: its own copy was overtaken.
     pub fn reload(&mut self, held: Held) {
+        self.note_fences(&held.map);
         self.map = Arc::new(held.map);
         self.ops = held.ops.into_iter().map(|op| (op.id, op)).collect();
         self.marks = held.marks.into_iter().collect();
@@ -224,6 +229,8 @@ impl Service {
     /// The change is stored: from now on it is so.
     pub fn on_stored(&mut self, change: Change) {
         if let Some(map) = change.map {
+            self.note_fences(&map);
+            self.nodes.keep(&map);
             self.digests.insert(map.epoch().0, map.digest());
             while self.digests.len() > DIGESTS_MAX {
                 self.digests.pop_first();
@@ -245,6 +252,12 @@ impl Service {
         self.audit.extend(change.audit);
         let from = self.audit.len().saturating_sub(AUDIT_SHOWN);
         self.audit.drain(..from);
+    }
+
+    fn note_fences(&mut self, next: &Map) {
+        if next.fences_digest() != self.map.fences_digest() {
+            self.fences_since = next.epoch().0;
+        }
     }
 
     /// When `next_change` may have something to say though nothing happened.
@@ -285,14 +298,17 @@ impl Service {
         let (home, lost) = match &op.what {
             What::Evacuate { .. } => (before.home.or(Some(from)), before.lost),
             What::TakeOver { .. } => (before.home.or(Some(from)), true),
-            What::Move { .. } | What::Restore { .. } | What::Unlock { .. } => (None, false),
+            What::Move { .. } | What::Restore { .. } | What::Unlock { .. } | What::Fences { .. } => (None, false),
+            What::AddZone { .. } | What::RemoveZone { .. } => (before.home, before.lost),
         };
         let home = home.filter(|home| *home != to);
         Mark { home, lost: lost && home.is_some(), given_ms: now_ms }
     }
 
     fn audited(&self, next: &Map, by: &str, why: String, op: Option<u64>, now_ms: u64) -> AuditView {
-        let changes = self.map.diff(next).iter().skip(1).map(ToString::to_string).collect();
+        // The order of thousands of fences is one line.
+        let short = |line: String| line.chars().take(TEXT_BYTES_MAX).collect();
+        let changes = self.map.diff(next).iter().skip(1).take(CHANGES_MAX).map(|c| short(c.to_string())).collect();
         AuditView { epoch: next.epoch().0, at_ms: now_ms, by: by.to_owned(), why, op, changes }
     }
 }

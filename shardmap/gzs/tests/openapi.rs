@@ -65,6 +65,13 @@ fn whats() -> Vec<(&'static str, What, What)> {
         ("Restore", What::Restore { zone: zone() }, What::Restore { zone: zone() }),
         ("TakeOver", What::TakeOver { zone: zone(), to: Some(to()) }, What::TakeOver { zone: zone(), to: None }),
         ("Unlock", What::Unlock { shards: vec![341] }, What::Unlock { shards: vec![] }),
+        ("AddZone", What::AddZone { zone: zone() }, What::AddZone { zone: zone() }),
+        ("RemoveZone", What::RemoveZone { zone: zone() }, What::RemoveZone { zone: zone() }),
+        (
+            "ChangeFences",
+            What::Fences { from_epoch: 7, geojson: geojson(), datum: Some("GCJ-02".into()) },
+            What::Fences { from_epoch: 7, geojson: Value::Null, datum: None },
+        ),
     ];
     for (_, what, _) in &all {
         match what {
@@ -73,10 +80,25 @@ fn whats() -> Vec<(&'static str, What, What)> {
             | What::Evacuate { .. }
             | What::Restore { .. }
             | What::TakeOver { .. }
-            | What::Unlock { .. } => {}
+            | What::Unlock { .. }
+            | What::AddZone { .. }
+            | What::RemoveZone { .. }
+            | What::Fences { .. } => {}
         }
     }
     all
+}
+
+fn geojson() -> Value {
+    json!({"type": "FeatureCollection", "features": []})
+}
+
+/// As an operation's view has it: fences are left out.
+fn as_shown(what: What) -> What {
+    match what {
+        What::Fences { from_epoch, .. } => What::Fences { from_epoch, geojson: Value::Null, datum: None },
+        other => other,
+    }
 }
 
 fn op_ask(what: What, full: bool) -> OpAsk {
@@ -92,7 +114,7 @@ fn op_view(what: What, full: bool) -> OpView {
     let list = |n: usize| vec![share(); n];
     OpView {
         id: 1,
-        what,
+        what: as_shown(what),
         by: "li".into(),
         why: "lighter".into(),
         forced: if full { vec!["a reason".into()] } else { vec![] },
@@ -138,6 +160,35 @@ fn shard_state() -> ShardState {
     ShardState { kind: "moving".into(), owner, to, global, ..ShardState::default() }
 }
 
+fn fences_ask() -> FencesAsk {
+    let town = Town { name: "Zito".into(), lng: 95.83613, lat: 30.73893 };
+    FencesAsk { geojson: geojson(), datum: Some("WGS84".into()), towns: vec![town] }
+}
+
+fn fences_preview() -> FencesPreview {
+    let give = GiveView {
+        from: Some(341),
+        to: Some(352),
+        from_zone: Some("sh".into()),
+        to_zone: Some("bj".into()),
+        samples: vec!["121.5,31.2".into()],
+        ..GiveView::default()
+    };
+    let name = || vec!["Shanghai".to_owned()];
+    let town = TownView { name: "Zito".into(), from: Some(341), to: Some(352) };
+    FencesPreview {
+        notes: name(),
+        added: name(),
+        removed: name(),
+        changed: name(),
+        gives: vec![give],
+        bare: vec![341],
+        held: vec![341],
+        towns: vec![town],
+        ..FencesPreview::default()
+    }
+}
+
 /// Every struct of `api.rs`; `OpAsk` and `OpView` once for each kind of operation.
 fn shapes() -> Vec<Shape> {
     let log = || told().log.unwrap();
@@ -161,6 +212,11 @@ fn shapes() -> Vec<Shape> {
         answer("NodeState", zone().nodes.remove(0), NodeState { kind: "log".into(), ..NodeState::default() }),
         answer("ShardState", shard_state(), ShardState { kind: "lost".into(), ..ShardState::default() }),
         answer("AuditView", state().audit.remove(0), AuditView::default()),
+        question("FencesAsk", fences_ask(), FencesAsk { geojson: geojson(), ..FencesAsk::default() }),
+        question("Town", fences_ask().towns.remove(0), Town::default()),
+        answer("FencesPreview", fences_preview(), FencesPreview::default()),
+        answer("GiveView", fences_preview().gives.remove(0), GiveView::default()),
+        answer("TownView", fences_preview().towns.remove(0), TownView::default()),
         answer("Fault", Fault { error: "no".into(), reasons: vec!["a reason".into()] }, Fault::default()),
     ];
     for (name, full, bare) in whats() {

@@ -526,6 +526,9 @@ pub fn told(what: &What) -> String {
         What::Restore { zone } => format!("restoring {zone}"),
         What::TakeOver { zone, .. } => format!("taking {zone} over"),
         What::Unlock { shards } => format!("unlocking {} shards", shards.len()),
+        What::Fences { .. } => "changing the fences".into(),
+        What::AddZone { zone } => format!("adding {zone}"),
+        What::RemoveZone { zone } => format!("removing {zone}"),
     }
 }
 
@@ -535,6 +538,9 @@ pub fn kind(what: &What) -> &'static str {
         What::Evacuate { .. } => "evacuate",
         What::Restore { .. } => "restore",
         What::TakeOver { .. } => "take_over",
+        What::Fences { .. } => "fences",
+        What::AddZone { .. } => "add_zone",
+        What::RemoveZone { .. } => "remove_zone",
         What::Unlock { .. } => "unlock",
     }
 }

@@ -12,21 +12,27 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use gzs::api::{Fault, NodeTold, OpAsk, Role, What};
+use gzs::api::{Fault, FencesAsk, NodeTold, OpAsk, Role, What};
+use gzs::fences;
 use gzs::limits::TEXT_BYTES_MAX;
 use gzs::service::Refused;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
-use shardmap::map::Map;
+use serde_json::json;
+use shardmap::geojson;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// The longest that a poll for a map waits.
 const WAIT_MS_MAX: u64 = 60_000;
 /// A body: a log with 1,024 streams of 15 zones tells half of it.
 const BODY_BYTES_MAX: usize = 4 << 20;
+/// A body with fences: 600,000 points, as maps are drawn.
+const FENCES_BYTES_MAX: usize = 16 << 20;
+/// Fences that are judged at a time: each takes a processor for a moment.
+static JUDGING: Semaphore = Semaphore::const_new(1);
 /// Changes of one answer.
 const AUDIT_MAX: usize = 1000;
 
@@ -49,8 +55,9 @@ pub fn pages(desk: Arc<Desk>) -> Router {
         .route("/v1/map", get(map))
         .route("/v1/nodes", post(nodes))
         .route("/v1/state", get(state))
-        .route("/v1/fences", get(fences))
-        .route("/v1/ops", get(ops).post(begin))
+        .route("/v1/fences", get(fences_page))
+        .route("/v1/fences/preview", post(preview).layer(DefaultBodyLimit::max(FENCES_BYTES_MAX)))
+        .route("/v1/ops", get(ops).post(begin).layer(DefaultBodyLimit::max(FENCES_BYTES_MAX)))
         .route("/v1/ops/{id}", get(op))
         .route("/v1/ops/{id}/abort", post(abort))
         .route("/v1/ops/{id}/resume", post(resume))
@@ -135,9 +142,16 @@ impl Desk {
     fn read<T: DeserializeOwned>(&self, body: Body, what: &str) -> Result<T, Box<Response>> {
         let body = body.map_err(|e| {
             self.counts.refused.fetch_add(1, Relaxed);
-            Box::new(fault(e.status(), format!("{}; a body has at most {BODY_BYTES_MAX} bytes", e.body_text())))
+            let most = format!("a body has at most {BODY_BYTES_MAX} bytes, one with fences {FENCES_BYTES_MAX}");
+            Box::new(fault(e.status(), format!("{}; {most}", e.body_text())))
         })?;
         serde_json::from_slice(&body).map_err(|e| Box::new(self.wrong(format!("not {what}: {e}"))))
+    }
+
+    fn wrong_fences(&self, reasons: Vec<String>) -> Response {
+        self.counts.refused.fetch_add(1, Relaxed);
+        let error = "these fences cannot be the map's".to_owned();
+        (StatusCode::BAD_REQUEST, Json(Fault { error, reasons })).into_response()
     }
 
     fn wrong(&self, error: impl Into<String>) -> Response {
@@ -234,25 +248,40 @@ async fn state(State(desk): Shared, headers: HeaderMap) -> Response {
     }
 }
 
-async fn fences(State(desk): Shared, headers: HeaderMap) -> Response {
+async fn fences_page(State(desk): Shared, headers: HeaderMap) -> Response {
     match desk.caller(&headers, &[Role::Read]) {
-        Ok(_) => Json(geojson(&desk.newest().map)).into_response(),
+        Ok(_) => Json(geojson::write(desk.newest().map.fences().list())).into_response(),
         Err(answer) => *answer,
     }
 }
 
-/// Rings of a fence are outer ones and holes alike, as one polygon that is filled by the even-odd rule.
-fn geojson(map: &Map) -> Value {
-    let degrees = |e7: i32| f64::from(e7) / 1e7;
-    let ring = |ring: &Vec<shardmap::point::Point>| {
-        let closed = ring.iter().chain(ring.first());
-        closed.map(|p| [degrees(p.lng_e7), degrees(p.lat_e7)]).collect::<Vec<_>>()
+async fn preview(State(desk): Shared, headers: HeaderMap, body: Body) -> Response {
+    if let Err(answer) = desk.caller(&headers, &[Role::Read]) {
+        return *answer;
+    }
+    let ask: FencesAsk = match desk.read(body, "fences") {
+        Ok(ask) => ask,
+        Err(answer) => return *answer,
     };
-    let feature = |f: &shardmap::fence::Fence| {
-        let rings: Vec<_> = f.rings.iter().map(ring).collect();
-        json!({"type": "Feature", "properties": {"name": f.name, "shard": f.shard.0}, "geometry": {"type": "Polygon", "coordinates": rings}})
-    };
-    json!({"type": "FeatureCollection", "features": map.fences().list().iter().map(feature).collect::<Vec<_>>()})
+    let map = desk.newest().map.clone();
+    let shown = judged(move || {
+        let fences = fences::prepare(&map, &ask.geojson, ask.datum.as_deref())?;
+        fences.view(&map, &ask).map_err(|why| vec![why])
+    });
+    match shown.await {
+        Ok(shown) => Json(shown).into_response(),
+        Err(reasons) => desk.wrong_fences(reasons),
+    }
+}
+
+/// What takes a processor for a moment is done apart, one at a time.
+async fn judged<T: Send + 'static>(
+    judge: impl FnOnce() -> Result<T, Vec<String>> + Send + 'static,
+) -> Result<T, Vec<String>> {
+    let turn = JUDGING.acquire().await;
+    let done = tokio::task::spawn_blocking(judge).await;
+    drop(turn);
+    done.unwrap_or_else(|e| Err(vec![format!("judging them ended: {e}")]))
 }
 
 #[derive(Deserialize)]
@@ -294,12 +323,34 @@ async fn begin(State(desk): Shared, headers: HeaderMap, body: Body) -> Response 
         Ok(ask) => ask,
         Err(answer) => return *answer,
     };
-    if (ask.force || matches!(ask.what, What::Unlock { .. })) && caller.role < Role::Admin {
-        let what = if ask.force { "force" } else { "unlock" };
+    let final_word = match &ask.what {
+        What::Unlock { .. } => Some("unlock"),
+        What::RemoveZone { .. } => Some("remove_zone"),
+        _ => None,
+    };
+    if (ask.force || final_word.is_some()) && caller.role < Role::Admin {
+        let what = final_word.filter(|_| !ask.force).unwrap_or("force");
         return fault(StatusCode::FORBIDDEN, format!("{what} needs the role admin"));
     }
     ask.by = named(&caller, &ask.by);
+    if let What::Fences { .. } = &ask.what {
+        return begin_edit(&desk, ask).await;
+    }
     answer(&desk, desk.change(move |service, now| service.begin(&ask, now), view).await)
+}
+
+async fn begin_edit(desk: &Desk, ask: OpAsk) -> Response {
+    let map = desk.newest().map.clone();
+    let prepared = judged(move || match &ask.what {
+        What::Fences { geojson, datum, .. } => Ok((fences::prepare(&map, geojson, datum.as_deref())?, ask)),
+        other => Err(vec![format!("{other:?} is no fence edit")]),
+    });
+    match prepared.await {
+        Ok((fences, ask)) => {
+            answer(desk, desk.change(move |service, now| service.begin_edit(&ask, &fences, now), view).await)
+        }
+        Err(reasons) => desk.wrong_fences(reasons),
+    }
 }
 
 /// Who asks, as the audit says it: the token's name, which cannot be chosen, before the one that he gave himself.

@@ -4,12 +4,15 @@
 //! **preflight** (lag, nodes that are not heard, room at the target, open conflicts, something that was moved a moment ago) are
 //! refused too, unless the ask says `force`; then they stand in the record.
 
+use super::zones::is_name;
 use super::{GRACE_MS, Service};
 use crate::api::{OpAsk, What};
 use crate::change::Change;
+use crate::fences::Prepared;
 use crate::limits::{RUNNING_MAX, TEXT_BYTES_MAX};
 use crate::nodes::{Seen, owned};
 use crate::op::{At, Decision, End, Facts, Op, Share};
+use serde_json::Value;
 use shardmap::map::Map;
 use shardmap::ownership::{Entry, History, Illegal};
 use shardmap::{Shard, Zone};
@@ -31,6 +34,15 @@ pub enum Refused {
 impl Service {
     /// The change with which an operation begins.
     pub fn begin(&self, ask: &OpAsk, now_ms: u64) -> Result<Change, Refused> {
+        self.begin_with(ask, None, now_ms)
+    }
+
+    /// As [`Service::begin`], for a fence edit, whose fences were judged before.
+    pub fn begin_edit(&self, ask: &OpAsk, fences: &Prepared, now_ms: u64) -> Result<Change, Refused> {
+        self.begin_with(ask, Some(fences), now_ms)
+    }
+
+    fn begin_with(&self, ask: &OpAsk, fences: Option<&Prepared>, now_ms: u64) -> Result<Change, Refused> {
         if let Some(why) = &self.stopped {
             return Err(Refused::State(why.clone()));
         }
@@ -40,7 +52,10 @@ impl Service {
         if self.ops.values().filter(|op| op.is_running()).count() >= RUNNING_MAX {
             return Err(Refused::State(format!("{RUNNING_MAX} operations are under way already")));
         }
-        let shares = self.shares(&ask.what, now_ms)?;
+        let shares = match (&ask.what, fences) {
+            (What::Fences { from_epoch, .. }, Some(fences)) => self.held(*from_epoch, fences)?,
+            _ => self.shares(&ask.what, now_ms)?,
+        };
         let reasons = self.preflight(&ask.what, &shares, now_ms);
         if !reasons.is_empty() && !ask.force {
             return Err(Refused::Preflight(reasons));
@@ -48,7 +63,7 @@ impl Service {
         let op = Op {
             id: self.ops.keys().next_back().map_or(1, |id| id + 1),
             revision: 1,
-            what: ask.what.clone(),
+            what: shown(&ask.what),
             by: ask.by.clone(),
             why: ask.why.clone(),
             forced: reasons,
@@ -59,13 +74,16 @@ impl Service {
             because: String::new(),
             shares,
             told_durable: vec![],
+            edit: fences.map(|f| f.edit(&self.map)),
         };
         match &ask.what {
-            What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } => {
+            What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::Fences { .. } => {
                 Ok(self.change(&op, None, op.clone(), "", now_ms))
             }
             What::TakeOver { zone, .. } => self.declare_lost(op, zone, now_ms),
             What::Unlock { shards } => self.unlock(op, shards, now_ms),
+            What::AddZone { zone } => self.add_zone(op, zone, now_ms),
+            What::RemoveZone { zone } => self.remove_zone(op, zone, now_ms),
         }
     }
 
@@ -179,10 +197,52 @@ impl Service {
             }
             What::Unlock { shards } if shards.is_empty() => Err(Refused::Ask("no shard is named".into())),
             What::Unlock { .. } => Ok(vec![]),
+            What::AddZone { zone } => is_name(zone).map(|()| vec![]),
+            What::RemoveZone { zone } => self.may_go(zone, now_ms).map(|()| vec![]),
+            What::Fences { .. } => Err(Refused::Ask("no fences that were judged: expected `geojson`".into())),
         }
     }
 
-    fn zone_named(&self, name: &str) -> Result<Zone, Refused> {
+    /// The shards that a fence edit holds.
+    fn held(&self, from_epoch: u64, fences: &Prepared) -> Result<Vec<Share>, Refused> {
+        let map = &*self.map;
+        if from_epoch > map.epoch().0 {
+            return Err(Refused::Ask(format!("from_epoch {from_epoch}, the newest map is {}", map.epoch())));
+        }
+        if from_epoch < self.fences_since || fences.before != map.fences_digest() {
+            return Err(Refused::State(format!(
+                "the fences of map {} may be others than those of map {from_epoch}, which the preview was made of: make a new preview",
+                self.fences_since
+            )));
+        }
+        if fences.is_the_same(map) {
+            return Err(Refused::State("these are the map's fences already: nothing would change".into()));
+        }
+        if let Some(op) = self.ops.values().find(|op| op.is_running() && op.edit.is_some()) {
+            return Err(Refused::State(format!("operation {} changes the fences: wait for it, or abort it", op.id)));
+        }
+        let edit = fences.edit(map);
+        for shard in edit.pairs.iter().flat_map(|(from, to)| [Shard(*from), Shard(*to)]) {
+            self.free_shard(shard)?;
+        }
+        let mut shares = vec![];
+        for (shard, zone) in fences.holds(map) {
+            let nobody = || Refused::State(format!("nobody owns the shards that get land of shard {shard}"));
+            shares.extend(self.to_one([shard].into_iter(), zone.ok_or_else(nobody)?)?);
+        }
+        Ok(shares)
+    }
+
+    /// Is this shard settled, and no operation's?
+    fn free_shard(&self, shard: Shard) -> Result<(), Refused> {
+        let kind = self.map.view(shard).map(|v| v.kind);
+        if let Some(kind) = kind.filter(|k| k.is_unsettled()) {
+            return Err(Refused::State(format!("shard {shard} is {kind:?}: wait for the operation that changes it")));
+        }
+        self.free(&[Share { shard: shard.0, from: 0, to: 0, at: At::Waiting }])
+    }
+
+    pub(super) fn zone_named(&self, name: &str) -> Result<Zone, Refused> {
         self.map.zone_named(name).ok_or_else(|| {
             let known: Vec<&str> = self.map.zones().iter().map(|z| z.name.as_str()).collect();
             Refused::Ask(format!("zone \"{name}\" is not on the map, which has: {}", known.join(", ")))
@@ -235,12 +295,14 @@ impl Service {
 
     /// Is none of these another operation's? One operation for each shard at a time.
     fn free(&self, shares: &[Share]) -> Result<(), Refused> {
-        let taken = |op: &&Op| {
-            op.is_running() && op.shares.iter().any(|s| s.is_open() && shares.iter().any(|mine| mine.shard == s.shard))
+        let has = |op: &Op, shard: u16| {
+            let open = op.shares.iter().any(|s| s.is_open() && s.shard == shard);
+            open || op.edit.as_ref().is_some_and(|e| e.concerns(shard))
         };
+        let taken = |op: &&Op| op.is_running() && shares.iter().any(|mine| has(op, mine.shard));
         match self.ops.values().find(taken) {
             Some(op) => Err(Refused::State(format!(
-                "operation {} is moving one of these shards: wait for it, or abort it",
+                "operation {} is moving one of these shards, or the land of one: wait for it, or abort it",
                 op.id
             ))),
             None => Ok(()),
@@ -269,7 +331,12 @@ impl Service {
             What::Restore { zone } => {
                 away.remove(zone);
             }
-            What::Move { .. } | What::Evacuate { .. } => {
+            What::AddZone { .. } => {}
+            What::RemoveZone { zone } => {
+                reasons.extend(self.is_home(zone));
+                away.insert(zone.clone());
+            }
+            What::Move { .. } | What::Evacuate { .. } | What::Fences { .. } => {
                 reasons.extend(self.conflicts_open(shares));
                 reasons.extend(self.moved_recently(shares, now_ms));
             }
@@ -281,7 +348,10 @@ impl Service {
             if !self.nodes.is_live(name(to), now_ms) {
                 reasons.extend(seen.fresh(Zone(to)).err());
             }
-            reasons.extend(self.too_much(to, shares));
+            // A fence edit gives no shard away: what it holds comes back.
+            if !matches!(what, What::Fences { .. }) {
+                reasons.extend(self.too_much(to, shares));
+            }
         }
         reasons
     }
@@ -365,6 +435,15 @@ impl Service {
             return Ok(None);
         }
         self.map.with_entries(entries).map(Some).map_err(|e| Refused::State(e.to_string()))
+    }
+}
+
+/// What was asked, as a record keeps it: fences are kept apart, until they are the map's.
+fn shown(what: &What) -> What {
+    match what {
+        What::Fences { from_epoch, .. } => What::Fences { from_epoch: *from_epoch, geojson: Value::Null, datum: None },
+        What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::TakeOver { .. } => what.clone(),
+        What::Unlock { .. } | What::AddZone { .. } | What::RemoveZone { .. } => what.clone(),
     }
 }
 

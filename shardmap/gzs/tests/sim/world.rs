@@ -7,6 +7,8 @@ use gzs::limits::{LIVE_MS, TELL_SOON_MS};
 use gzs::service::{Service, Settings};
 use gzs::store::Store;
 use gzs::store::memory::Memory;
+use serde_json::{Value, json};
+use shardmap::edit;
 use shardmap::fence::Fences;
 use shardmap::map::{Exceptions, Map, Parts, ZoneInfo};
 use shardmap::ownership::{History, Kind};
@@ -17,6 +19,8 @@ use std::sync::Arc;
 
 const ZONES: usize = 3;
 const SHARDS: [u16; 6] = [0, 1, 2, 3, 1024, 1025];
+/// So many of them have a fence.
+const FENCED: usize = 4;
 const LEASE_MS: u64 = 900;
 /// The longest that an answer to a telling is under way: longer than what it tells is worth.
 const DELAY_MS: u64 = 3000;
@@ -74,7 +78,10 @@ figures!(
     gave_up,
     leased_writes,
     unleased,
-    globals_taken_over
+    globals_taken_over,
+    edits,
+    held_edits,
+    edits_given_up
 );
 
 pub struct Rng(u64);
@@ -147,6 +154,18 @@ fn first_map() -> Map {
         fences: Arc::new(Fences::new(vec![], 0, 0).unwrap()),
     })
     .unwrap()
+}
+
+/// Each shard has a strip of land of its own; where they meet is up to `cuts`, in 11 m, from the west.
+fn strips(cuts: &[u64]) -> Value {
+    let strip = |(shard, ends): (usize, &[u64])| {
+        let (w, e) = (ends[0] as f64 * 1024e-7, ends[1] as f64 * 1024e-7);
+        let ring = [[w, 0.0], [e, 0.0], [e, 4096e-7], [w, 4096e-7], [w, 0.0]];
+        json!({"type": "Feature", "properties": {"name": format!("S{shard}"), "shard": shard},
+            "geometry": {"type": "Polygon", "coordinates": [ring]}})
+    };
+    let features: Vec<Value> = cuts.windows(2).enumerate().map(strip).collect();
+    json!({"type": "FeatureCollection", "features": features})
 }
 
 fn settings() -> Settings {
@@ -387,7 +406,8 @@ impl World {
         let named = |z| name(Zone(z));
         let shards: Vec<u16> = SHARDS.into_iter().filter(|_| self.rng.once_in(2)).collect();
         let alive = self.zones[usize::from(zone)].alive;
-        let what = match self.rng.below(12) {
+        let what = match self.rng.below(14) {
+            12 | 13 => return self.ask_edit(),
             0..=3 => What::Move { shards, to: named(zone) },
             4 => What::Evacuate { zone: named(zone), to: None },
             5 | 6 => What::Restore { zone: named(zone) },
@@ -404,6 +424,23 @@ impl World {
         };
         self.tell(&format!("begins {:?}", ask.what));
         self.figures.alive_take_overs += u64::from(lost && alive);
+        self.store(at, change)
+    }
+
+    /// A person draws other borders, and asks with a preview that may be old.
+    fn ask_edit(&mut self) -> Result<(), String> {
+        let mut cuts = vec![0];
+        (0..FENCED).for_each(|n| cuts.push(cuts[n] + 1 + self.rng.below(3)));
+        let at = self.rng.below(self.services.len().max(1) as u64) as usize;
+        let (back, limit_ms) = (self.rng.below(30).saturating_sub(25), Some(200 + self.rng.below(3000)));
+        let Some(service) = self.services.get(at) else { return Ok(()) };
+        let from_epoch = service.map().epoch().0.saturating_sub(back);
+        let fences = gzs::fences::prepare(service.map(), &strips(&cuts), None).map_err(|e| e.join("; "))?;
+        let what = What::Fences { from_epoch, geojson: Value::Null, datum: None };
+        let force = !self.rng.once_in(3);
+        let ask = OpAsk { what, by: "a person".into(), why: String::new(), force, limit_ms };
+        let Ok(change) = service.begin_edit(&ask, &fences, self.now_ms + service.ahead_ms) else { return Ok(()) };
+        self.tell(&format!("begins an edit from map {from_epoch}: {cuts:?}"));
         self.store(at, change)
     }
 
@@ -526,6 +563,9 @@ impl World {
         let told: Vec<String> = before.diff(next).iter().map(ToString::to_string).collect();
         self.tell(&format!("map {}: {}", next.epoch(), told.iter().skip(1).cloned().collect::<Vec<_>>().join("; ")));
         before.may_become(next).map_err(|e| format!("map {}: {e:?}", next.epoch()))?;
+        if before.fences_digest() != next.fences_digest() {
+            self.edited(&before, next)?;
+        }
         for (shard, history) in next.shards() {
             let (was, is) = (before.view(shard).expect("shards stay"), history.view());
             if is.epoch != next.epoch() || was.kind != Kind::Moving || is.kind != Kind::Own || is.owner == was.owner {
@@ -543,17 +583,22 @@ impl World {
         Ok(())
     }
 
+    /// Where land goes to a shard of another zone, nobody writes the shard that gives it.
+    fn edited(&mut self, before: &Map, next: &Map) -> Result<(), String> {
+        let held = edit::holds(before, &edit::preview(before, next.fences()).gives);
+        for shard in held.keys() {
+            let v = before.view(*shard).expect("it is on the map");
+            self.nobody_writes(*shard, v.owner.expect("moving has one"), v.to.expect("and a target"), v.epoch.0)?;
+        }
+        self.figures.edits += 1;
+        self.figures.held_edits += u64::from(!held.is_empty());
+        Ok(())
+    }
+
     /// A shard was given from one zone to another by a planned move: nothing may be missing there, now or later.
     fn moved(&self, shard: Shard, from: Zone, to: Zone, history: &History, moving: u64) -> Result<(), String> {
         let (source, target) = (&self.zones[usize::from(from.0)], &self.zones[usize::from(to.0)]);
-        let applied = target.applied[usize::from(from.0)];
-        let last = source.log.iter().rposition(|r| r.shard == shard && r.fence.is_none()).map_or(0, |at| at + 1);
-        if last > applied {
-            return Err(format!("shard {shard}: {from} wrote {last}, {to} has applied {applied} of its log"));
-        }
-        if source.map.history(shard).is_some_and(|h| h.may_write(from, source.own_fence(shard), false).is_ok()) {
-            return Err(format!("shard {shard} is {to}'s, and {from} may still write it"));
-        }
+        self.nobody_writes(shard, from, to, moving)?;
         let cut = history.view().cut.get(from).ok_or("no cut in the source's log")?;
         if source.log.get(cut as usize - 1).is_none_or(|r| r.shard != shard || r.fence.is_none()) {
             return Err(format!("shard {shard}: the cut {cut} is not the FENCE of {from}"));
@@ -561,6 +606,21 @@ impl World {
         let beyond = history.view().cut.iter().find(|(z, seq)| *seq > target.applied[usize::from(z.0)] as u64);
         if let Some((z, seq)) = beyond {
             return Err(format!("shard {shard}: the cut in {z}'s log is {seq}, {to} has not applied so much"));
+        }
+        Ok(())
+    }
+
+    /// A shard is on its way since map `moving`: its owner has ended writing it, the target has all of that, and no router that is heard
+    /// has a request for it under way.
+    fn nobody_writes(&self, shard: Shard, from: Zone, to: Zone, moving: u64) -> Result<(), String> {
+        let (source, target) = (&self.zones[usize::from(from.0)], &self.zones[usize::from(to.0)]);
+        let applied = target.applied[usize::from(from.0)];
+        let last = source.log.iter().rposition(|r| r.shard == shard && r.fence.is_none()).map_or(0, |at| at + 1);
+        if last > applied {
+            return Err(format!("shard {shard}: {from} wrote {last}, {to} has applied {applied} of its log"));
+        }
+        if source.map.history(shard).is_some_and(|h| h.may_write(from, source.own_fence(shard), false).is_ok()) {
+            return Err(format!("shard {shard} is held for {to}, and {from} may still write it"));
         }
         for zone in self.zones.iter().filter(|z| z.alive && z.reached && self.heard_lately(z)) {
             let begun_before = |(s, begun): &&(Shard, u64)| *s == shard && *begun < moving;
@@ -594,6 +654,7 @@ impl World {
         }
         let Some((_, end)) = op.ended else { return };
         f.gave_up += u64::from(end == End::GaveUp);
+        f.edits_given_up += u64::from(op.edit.is_some() && end != End::Done);
         for share in &op.shares {
             match share.at {
                 At::Given(_) => {

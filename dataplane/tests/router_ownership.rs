@@ -374,7 +374,7 @@ fn what_is_left_of_a_lease_is_told_in_the_state_runs_on_and_is_no_event_until_it
     n.w.pass(400);
     let alone = |n: &mut Node| {
         let c = n.ask("GET /ownership");
-        of(&serde_json::from_str(&body_of(&n.w.took(c))).unwrap())
+        of(&serde_json::from_str(body_of(&n.w.took(c))).unwrap())
     };
     let (left_ms, writes) = alone(&mut n);
     assert!((2500..=2600).contains(&left_ms) && writes, "{left_ms}");

@@ -353,3 +353,36 @@ fn what_cannot_be_told_is_refused_with_what_was_expected() {
     w.give(c, "GET /ownership HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(status_of(&w.took(c)), 404, "a zone's router without its log cannot tell");
 }
+
+/// A global service of this zone, of whose lease so much is left.
+fn leased(epoch: u64, may: May, lease_ms: u32) -> Stand {
+    Stand { lease_ms, ..stand(1024, Kind::Own, Some(BJ), epoch, may) }
+}
+
+#[test]
+fn what_is_left_of_a_lease_is_told_in_the_state_runs_on_and_is_no_event_until_it_ends() {
+    let mut n = Node::new();
+    let c = n.ask("GET /ownership/stream");
+    n.answers(0, 0, &standing(1, 1, &[ours(1, 1), leased(1, May::Writes, 3000)]));
+    let of = |state: &Value| {
+        let shard = state["shards"].as_array().unwrap().iter().find(|s| s["shard"] == 1024).unwrap().clone();
+        (shard["lease_ms"].as_u64().unwrap(), shard["writes"].as_bool().unwrap())
+    };
+    let state = n.lines(c).remove(0);
+    assert_eq!(of(&state), (3000, true));
+    assert!(state["shards"][0].get("lease_ms").is_none(), "a shard of the map has none: {state}");
+    n.w.pass(400);
+    let alone = |n: &mut Node| {
+        let c = n.ask("GET /ownership");
+        of(&serde_json::from_str(body_of(&n.w.took(c))).unwrap())
+    };
+    let (left_ms, writes) = alone(&mut n);
+    assert!((2500..=2600).contains(&left_ms) && writes, "{left_ms}");
+    n.answers(0, 1, &standing(1, 1, &[ours(1, 1), leased(1, May::Writes, 2900)]));
+    assert_eq!(n.lines(c), [] as [Value; 0], "renewed: nothing has happened");
+    assert_eq!(alone(&mut n), (2900, true));
+    n.w.pass(2900);
+    assert_eq!(alone(&mut n), (0, false), "before the log says so");
+    n.answers(0, 1, &standing(1, 1, &[ours(1, 1), leased(1, May::Halted, 0)]));
+    assert_eq!(n.lines(c), [event("block", 1024, 1, 1)]);
+}

@@ -132,6 +132,8 @@ fn what_is_asked_wrongly_is_2_and_says_what_was_expected() {
     let service = Service::start("wrong");
     service.check(&["shard", "move", "341", "--to", "xx"], 2, &["zone \"xx\" is not on the map, which has: bj, sh"]);
     service.check(&["shard", "move", "7", "--to", "bj"], 2, &["shard 7 is not on the map"]);
+    let none = ["\"users\" is neither a shard's number nor a global service; the map has: none"];
+    service.check(&["shard", "move", "341", "users", "--to", "bj"], 2, &none);
     service.check(&["shard", "list", "--zone", "xx"], 2, &["zone \"xx\" is not on the map"]);
     service.check(&["zone", "status", "xx"], 2, &["zone \"xx\" is not on the map"]);
     service.check(&["zone", "unknown", "xx"], 2, &["zone \"xx\" is not on the map"]);

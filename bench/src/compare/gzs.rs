@@ -187,8 +187,10 @@ mod tests {
     #[test]
     fn a_made_map_places_its_shops_and_points_and_has_successors() {
         let map = made_map(100, 5000).unwrap();
-        let tag = |text: &str| shardmap::tag::Tag::parse(text.as_bytes());
-        let shard = |text: &str| map.route(&tag(text), false, 1_790_000_000_000).unwrap().shard;
+        let shard = |text: &str| {
+            let tag = shardmap::tag::Tag::parse(text.as_bytes());
+            map.route(&tag, false, 1_790_000_000_000).unwrap().shard
+        };
         assert_eq!(shard(&format!("shopid={}", shop(4999))), Shard((4999 % 999) as u16));
         assert_eq!(shard("loc=100.15,25.05"), Shard(1));
         let (second, third) = (successor(&map), successor(&successor(&map)));

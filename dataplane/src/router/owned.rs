@@ -26,37 +26,31 @@ pub(super) fn epoch(all: &All) -> MapEpoch {
     all.iter().map(|part| part.map_epoch).min().unwrap_or_default()
 }
 
-/// The state, without what kind of line it is. `own`: of the shards that this zone owns; `ages`: how long ago each part was told, in
-/// milliseconds; `global`: what a global service is called.
+/// The state, without what kind of line it is. `own`: of the shards that this zone owns. Of a global service, `left`: milliseconds of this
+/// zone's lease; `global`: what it is called.
 pub(super) fn state(
     all: &All,
     own: bool,
     settings: &Settings,
-    ages: &[u64],
+    left: impl Fn(Shard) -> u64,
     global: impl Fn(Shard) -> Option<String>,
 ) -> Value {
     let name = |zone: Option<Zone>| zone.map(|z| settings.name(Some(z)).to_owned());
-    let aged = |(at, part): (usize, &Arc<Standing>)| {
-        let age = ages.get(at).copied().unwrap_or(0);
-        let left =
-            |s: Stand| Stand { lease_ms: s.lease_ms.saturating_sub(u32::try_from(age).unwrap_or(u32::MAX)), ..s };
-        part.stands.iter().copied().map(left).collect::<Vec<_>>()
-    };
-    let mut stands: Vec<Stand> = all.iter().enumerate().flat_map(aged).collect();
+    let mut stands: Vec<&Stand> = all.iter().flat_map(|part| &part.stands).collect();
     stands.retain(|s| !own || (s.owner.is_some() && s.owner == settings.zone));
     stands.sort_unstable_by_key(|s| s.shard);
-    let shard = |s: &Stand| {
+    let shard = |s: &&Stand| {
         let mut told = json!({
             "shard": s.shard.0,
             "owner": name(s.owner),
             "owner_epoch": s.owner_epoch.0,
             "kind": kind(s.kind),
             "to": name(s.to),
-            "writes": s.may == May::Writes && (!s.shard.is_global() || s.lease_ms > 0),
+            "writes": s.may == May::Writes && (!s.shard.is_global() || left(s.shard) > 0),
         });
         if s.shard.is_global() {
             told["global"] = global(s.shard).into();
-            told["lease_ms"] = s.lease_ms.into();
+            told["lease_ms"] = left(s.shard).into();
         }
         told
     };

@@ -69,6 +69,8 @@ pub(super) struct Ownership {
 struct View {
     /// As it stood when it last answered; `None`: not listened to.
     standing: Option<Arc<Standing>>,
+    /// What was left of each lease then, apart: it changes with every answer, and nothing else need be looked at for that.
+    leases: Vec<(Shard, u32)>,
     /// When it answered.
     told_ms: u64,
     /// When it was asked for what follows; `None`: it is not.
@@ -187,7 +189,10 @@ impl Core {
         let Some(view) = self.owned.views.get_mut(port) else { return };
         (view.asked_ms, view.told_ms) = (None, told_ms);
         let standing = match answer {
-            Answer::Standing(standing) => standing,
+            Answer::Standing(mut standing) => {
+                view.leases = take_leases(&mut standing);
+                standing
+            }
             other => {
                 tracing::warn!("port {port}: asked how the zone stands to its shards, it answered {other:?}");
                 return self.ownership_lost(SILENT);
@@ -239,7 +244,7 @@ impl Core {
         if known != Some(map_epoch) {
             let stands = (0..SHARDS_ALL as u16).filter_map(stand).collect();
             let standing = Arc::new(Standing { revision: map_epoch.0, map_epoch, stands });
-            self.owned.views = vec![View { standing: Some(standing), told_ms: self.now.ms, asked_ms: None }];
+            self.owned.views = vec![View { standing: Some(standing), ..View::default() }];
             self.tell_all();
         }
     }
@@ -286,9 +291,15 @@ impl Core {
 
     /// The state as JSON; leases have run on since the log told of them.
     fn state_of(&self, all: &All, own: bool) -> serde_json::Value {
-        let ages: Vec<u64> = self.owned.views.iter().map(|v| self.now.ms.saturating_sub(v.told_ms)).collect();
+        let left = |shard: Shard| {
+            let of = |v: &View| {
+                let (_, ms) = v.leases.iter().find(|(s, _)| *s == shard)?;
+                Some(u64::from(*ms).saturating_sub(self.now.ms.saturating_sub(v.told_ms)))
+            };
+            self.owned.views.iter().find_map(of).unwrap_or(0)
+        };
         let name = |shard| self.map.as_ref().and_then(|m| m.whole()?.global_name(shard)).map(str::to_owned);
-        owned::state(all, own, &self.settings, &ages, name)
+        owned::state(all, own, &self.settings, left, name)
     }
 
     /// Does the client have this state already, as its `if-none-match` says?
@@ -429,4 +440,10 @@ impl Core {
     fn beat_ms(&self) -> u64 {
         BEAT_MS.min(self.limits.answer_ms / 2).max(1)
     }
+}
+
+/// What is left of leases, taken out of what a log core has told.
+fn take_leases(standing: &mut Standing) -> Vec<(Shard, u32)> {
+    let leased = standing.stands.iter_mut().filter(|s| s.lease_ms > 0);
+    leased.map(|s| (s.shard, std::mem::take(&mut s.lease_ms))).collect()
 }

@@ -67,6 +67,13 @@ impl Core {
             Some(Err(NoRoom)) => Answer::Refused(Refused::Full),
             None => failed("the store does not answer"),
         };
+        // Of a global service the owner's word counts only if the lease has lasted until now: another zone may have written since.
+        let doubt = shard.is_global().then(|| stream.gate.borrow().read(shard, map_epoch, local, now())).flatten();
+        let answer = match doubt {
+            Some(Decision::Refused(why) | Decision::WaitLease(why)) => Answer::Refused(why),
+            Some(Decision::WaitMap) => self.behind(),
+            Some(Decision::Append(_) | Decision::NeedRow) | None => answer,
+        };
         (answer, Some(share))
     }
 

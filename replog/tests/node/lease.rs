@@ -1,8 +1,9 @@
 //! A global service on real nodes: written under a lease, refused without one, and in doubt where it ended before the answer.
 
-use crate::cluster::{A, Cluster, Site, put};
+use crate::ONE;
+use crate::cluster::{A, B, Cluster, Site, put};
 use crate::commit::{commit, step};
-use replog::commit::{Condition, Held};
+use replog::commit::{Condition, Held, Token};
 use replog::lease::Lease;
 use replog::port::{Answer, Ask, Refused};
 use replog::uring::steady_ms;
@@ -94,4 +95,44 @@ fn a_write_whose_lease_ends_before_its_answer_is_neither_done_nor_refused() {
         }
     }
     panic!("the lease ended before the append, 50 times");
+}
+
+#[test]
+fn a_read_at_the_owner_whose_lease_ends_while_it_waits_tells_no_row() {
+    let cluster = start("lease-read");
+    lease(&cluster.a, 3_600_000);
+    assert!(matches!(write(&cluster.a, "k"), Answer::Written { .. }));
+    let Answer::Written { seq, .. } = cluster.b.ask(&put(Shard(4), ONE, "other", b"v".to_vec())) else {
+        panic!("not written")
+    };
+    // Under another ownership the lease is a short one; the read waits for writes of the other zone, which come later
+    // (and for more of them than the log appends by itself).
+    let map = with_users_again(&cluster);
+    let until_ms = steady_ms() + 1500;
+    cluster.a.node().on_leases(&[Lease { shard: USERS, owner_epoch: OwnerEpoch(map.0), until_ms }]);
+    let after = Token { zone: B, stream: 0, seq: seq + 20 };
+    let (table, key) = ("orders".into(), "k".into());
+    let read = Ask::ReadAfter { shard: USERS, map_epoch: map, table, key, local: false, after, wait_ms: 60_000 };
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| cluster.a.ask(&read));
+        while steady_ms() < until_ms {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        for _ in 0..20 {
+            assert!(matches!(cluster.b.ask(&put(Shard(4), ONE, "other", b"w".to_vec())), Answer::Written { .. }));
+        }
+        let answer = waiting.join().unwrap();
+        assert!(matches!(answer, Answer::Refused(Refused::Unleased { ended_ms: Some(_), .. })), "{answer:?}");
+    });
+}
+
+/// A move of the global service that is given up: its owner begins anew.
+fn with_users_again(cluster: &Cluster) -> MapEpoch {
+    let map = with_users(&crate::cluster::first_map());
+    let moving = crate::next(&map, &[USERS], |_, h, e| h.begin_move(B, e));
+    cluster.on_map(&moving);
+    let back = crate::next(&moving, &[USERS], |_, h, e| h.abort(e));
+    cluster.on_map(&back);
+    cluster.wait("a has the map", || cluster.a.map_epoch() >= back.epoch());
+    back.epoch()
 }

@@ -416,3 +416,15 @@ fn who_has_just_read_the_store_waits_for_as_long_as_a_grant_lasts() {
         assert_eq!(s.map().owner(Shard(1024)), Some(Zone(1)), "reload: {reload}");
     }
 }
+
+/// As after `--adopt`: another service may have granted what this store never held.
+#[test]
+fn who_finds_no_grant_in_the_store_waits_all_the_same() {
+    let (mut store, mut s) = with_users();
+    assert!(store.load().unwrap().unwrap().grants.is_empty());
+    lost(&mut s, &mut store, T);
+    drain(&mut s, &mut store, T - 1200 + 4499);
+    assert_eq!(s.map().owner(Shard(1024)), None);
+    drain(&mut s, &mut store, T - 1200 + 4500);
+    assert_eq!(s.map().owner(Shard(1024)), Some(Zone(1)));
+}

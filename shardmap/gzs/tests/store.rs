@@ -188,11 +188,29 @@ fn etcd_holds_large_maps_and_forgets_what_is_old() {
     };
     let ended =
         |id| Change { op: begin.op.clone().map(|op| Op { id, ended: Some((T, End::Aborted)), ..op }), ..begin.clone() };
+    // An operation that is larger than what etcd takes at once, and small again.
+    let revision = |revision, why: &str| {
+        let why = why.repeat(3 << 20);
+        let op = begin.op.clone().map(|op| Op { id: 5000, revision, why, ..op });
+        Change { op, ..begin.clone() }
+    };
+    let keys =
+        || server.gateway().post("/v3/kv/range", r#"{"key":"AA==","range_end":"AA==","keys_only":true}"#).unwrap();
+    let few = keys().len();
+    for (nth, why) in [(1, "a"), (2, "b"), (3, "")] {
+        store.commit(&revision(nth, why)).unwrap();
+        let held = store.load().unwrap().unwrap();
+        assert_eq!(held.ops.iter().find(|op| op.id == 5000), revision(nth, why).op.as_ref());
+    }
+    assert!(keys().len() < few + 200, "its parts are gone");
+    store
+        .commit(&Change { op: revision(4, "").op.map(|op| Op { ended: Some((T, End::Done)), ..op }), ..begin.clone() })
+        .unwrap();
     for id in 1..=OPS_SHOWN_MAX as u64 + 10 {
         store.commit(&ended(id)).unwrap();
     }
     let held = store.load().unwrap().unwrap();
-    assert_eq!((held.ops.len(), held.ops[0].id), (OPS_SHOWN_MAX, 11));
+    assert_eq!((held.ops.len(), held.ops[0].id), (OPS_SHOWN_MAX, 12));
     assert_eq!(Etcd::new(server.gateway(), "ezone/").load().unwrap().unwrap().ops.len(), OPS_SHOWN_MAX);
 }
 

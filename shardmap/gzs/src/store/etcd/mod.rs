@@ -5,7 +5,8 @@
 //! <prefix>epoch             its number, as text: what each change compares
 //! <prefix>map/<digest>/<n>  a map without its fences, in parts   ┐ written before the change that makes them the map, and deleted
 //! <prefix>base/<digest>/<n> a whole map with the same fences     ┘ by the one that makes another
-//! <prefix>op/<id>           an operation; its version, which etcd counts, is its revision
+//! <prefix>op/<id>           an operation; its version, which etcd counts, is its revision. A large one (new fences) names its parts:
+//! <prefix>oppart/<id>/<revision>-<token>/<n>
 //! <prefix>marks, grants     of all shards
 //! <prefix>digest/<epoch>, <prefix>audit/<epoch>
 //! <prefix>leader            see `lead`
@@ -58,6 +59,14 @@ struct Head {
     schema: u64,
     map: String,
     base: String,
+}
+
+/// What lies at `op/<id>`.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Record {
+    Parts { parts: String },
+    Whole(Box<Op>),
 }
 
 impl<G: Gateway> Etcd<G> {
@@ -130,7 +139,13 @@ impl<G: Gateway> Etcd<G> {
         let base = Map::decode(&base).map_err(|e| Unstored::Foreign(format!("the stored fences: {e}")))?;
         let map = self.parts(&format!("map/{}/", head.map), at)?;
         let map = Map::decode_after(&map, &base).map_err(|e| Unstored::Foreign(format!("the stored map: {e}")))?;
-        let mut ops: Vec<Op> = jsons(&self.below("op/", at, OPS_A_PAGE)?)?;
+        let mut ops = vec![];
+        for pair in self.below("op/", at, OPS_A_PAGE)? {
+            ops.push(match json(&pair.value)? {
+                Record::Whole(op) => *op,
+                Record::Parts { parts } => json(&self.parts(&parts, at)?)?,
+            });
+        }
         self.forget_ops(&mut ops)?;
         let (marks, _) = self.by_shard::<Mark>("marks", at)?;
         let (grants, _) = self.by_shard::<Grant>("grants", at)?;
@@ -165,6 +180,17 @@ impl<G: Gateway> Etcd<G> {
             self.ask::<Put>("/v3/kv/put", &put["request_put"])?;
         }
         Ok(())
+    }
+
+    /// What is written for an operation, and where its parts are, which are written now.
+    fn record(&mut self, op: &Op) -> Result<(Vec<u8>, Option<String>), Unstored> {
+        let whole = written(op)?;
+        if whole.len() <= PART_BYTES_MAX {
+            return Ok((whole, None));
+        }
+        let parts = format!("oppart/{:020}/{}-{}/", op.id, op.revision, self.token.unwrap_or(0));
+        self.put_parts(&parts, &whole)?;
+        Ok((written(&Record::Parts { parts: parts.clone() })?, Some(parts)))
     }
 
     /// Writes a map's parts; what makes them the map.
@@ -259,7 +285,14 @@ impl<G: Gateway> Store for Etcd<G> {
             let (key, revision) = (self.key(&op_name(op.id)), op.revision.saturating_sub(1));
             compare.push(wire::is("VERSION", "version", &key, revision as i64));
             expected += &format!(", operation {} at revision {revision}", op.id);
-            does.push(wire::put(&key, &written(op)?));
+            let (record, parts) = self.record(op)?;
+            does.push(wire::put(&key, &record));
+            // What an earlier revision had in parts goes.
+            let all = self.key(&format!("oppart/{:020}/", op.id));
+            match parts {
+                Some(parts) => does.extend(wire::delete_all_but(&all, &self.key(&parts))),
+                None => does.push(wire::delete_all(&all)),
+            }
         }
         if !change.marks.is_empty() {
             let (mut marks, unchanged) = self.by_shard::<Mark>("marks", 0)?;

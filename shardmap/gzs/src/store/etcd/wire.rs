@@ -133,6 +133,11 @@ pub(super) fn delete(key: &str) -> Value {
     json!({"request_delete_range": {"key": b64(key.as_bytes())}})
 }
 
+/// Deletes what begins with `prefix`.
+pub(super) fn delete_all(prefix: &str) -> Value {
+    json!({"request_delete_range": {"key": b64(prefix.as_bytes()), "range_end": b64(&after(prefix))}})
+}
+
 /// Deletes what begins with `prefix`, but for what begins with `but`, which lies in it.
 pub(super) fn delete_all_but(prefix: &str, but: &str) -> [Value; 2] {
     let delete = |from: &[u8], to: &[u8]| json!({"request_delete_range": {"key": b64(from), "range_end": b64(to)}});

@@ -19,8 +19,8 @@ Example: ezctl shard list --zone sh --gzs http://127.0.0.1:7300")]
 Exit 0: done. 1: refused by the preflight or by what is there, or it ended otherwise. 2: wrong input, or no service that answers.
 Interrupting it ends the waiting, not the operation.
 
-Examples: ezctl shard move 341 352 --to bj --why \"sh is short of disk\"
-          ezctl shard move users --to bj       # a global service, by its name")]
+Example: ezctl shard move 341 352 --to bj --why \"sh is short of disk\"
+         ezctl shard move users --to bj       # a global service, by its name")]
     Move(Move),
     /// Open the locks of every take-over of these shards so far: rows that a lost zone may have changed are written again. Needs the role admin
     #[command(after_help = "\

@@ -91,35 +91,48 @@ pub fn run(command: Command) -> ExitCode {
 }
 
 fn list(list: &List) -> Result<ExitCode, Fault> {
-    let (mut out, mut count, mut after) = (io::stdout().lock(), 0u64, String::new());
-    let state = if list.all { "all" } else { "open" };
+    let mut shown = Shown { json: list.at.json, count: 0 };
+    each(list.at.admin, if list.all { "all" } else { "open" }, |entry| shown.show(entry))?;
+    if !list.at.json {
+        let (count, what) = (shown.count, if list.all { "listed" } else { "open" });
+        let hint = if count == 0 { "" } else { "; `ezctl conflicts show` has both images of each" };
+        writeln!(io::stdout(), "{count} {what}{hint}")?;
+    }
+    Ok(ExitCode::from(u8::from(shown.count > 0)))
+}
+
+/// Every entry of a log's ledger that is `state`: open or all.
+pub fn each(at: SocketAddr, state: &str, mut does: impl FnMut(&Value) -> Result<(), Fault>) -> Result<(), Fault> {
+    let mut after = String::new();
     loop {
-        let page = admin::of_log(list.at.admin, None, &format!("/conflicts?limit=1000&state={state}{after}"))?;
-        for entry in page["conflicts"].as_array().into_iter().flatten() {
-            if count == 0 && !list.at.json {
-                writeln!(out, "{:<20} {:>5}  {:<32} {:<10}  written", "entry", "shard", "row", "is")?;
-            }
-            count += 1;
-            if list.at.json {
-                writeln!(out, "{entry}")?;
-            } else {
-                writeln!(out, "{}", line(entry))?;
-            }
-        }
+        let page = admin::of_log(at, None, &format!("/conflicts?limit=1000&state={state}{after}"))?;
+        page["conflicts"].as_array().into_iter().flatten().try_for_each(&mut does)?;
         match page["next"].as_str() {
             Some(next) => after = format!("&after={}", escaped(next)),
-            None => break,
+            None => return Ok(()),
         }
     }
-    if !list.at.json {
-        let what = if list.all { "listed" } else { "open" };
-        writeln!(
-            out,
-            "{count} {what}{}",
-            if count == 0 { "" } else { "; `ezctl conflicts show` has both images of each" }
-        )?;
+}
+
+/// Entries as lines, or as JSON.
+pub struct Shown {
+    pub json: bool,
+    pub count: u64,
+}
+
+impl Shown {
+    pub fn show(&mut self, entry: &Value) -> Result<(), Fault> {
+        let mut out = io::stdout().lock();
+        if self.count == 0 && !self.json {
+            writeln!(out, "{:<20} {:>5}  {:<32} {:<10}  written", "entry", "shard", "row", "is")?;
+        }
+        self.count += 1;
+        match self.json {
+            true => writeln!(out, "{entry}")?,
+            false => writeln!(out, "{}", line(entry))?,
+        }
+        Ok(())
     }
-    Ok(ExitCode::from(u8::from(count > 0)))
 }
 
 fn line(entry: &Value) -> String {

@@ -83,7 +83,7 @@ pub fn run(command: Command) -> ExitCode {
             Ok(ExitCode::SUCCESS)
         }),
         Command::Abort(w) => service::with(&w.at, async |client| {
-            let op = client.abort(w.id).await?;
+            let op = client.abort(w.id, &service::by()).await?;
             if w.at.json {
                 json(&op)?
             } else {

@@ -191,7 +191,7 @@ fn token(path: &Path) -> Result<String, String> {
 }
 
 /// Who asks, for the audit: whoever is behind sudo, and where.
-fn by() -> String {
+pub fn by() -> String {
     let said = |name: &str| env::var(name).ok().filter(|v| !v.is_empty());
     let user = said("SUDO_USER").or_else(|| said("USER"));
     let user = user.unwrap_or_else(|| format!("uid {}", rustix::process::getuid().as_raw()));

@@ -1,9 +1,12 @@
 //! `ezctl zone`: how each zone is, emptying and refilling one, taking over a lost one, and what it took with it. By the Global Zone Service.
 
+use crate::conflicts;
+use crate::map::Fault;
 use crate::service::{self, Asking, At, Limit, Not, json, say, shown, table};
 use clap::{Args, Subcommand};
 use gzs::api::{NodeState, State, What, ZoneState};
 use serde_json::json;
+use std::net::SocketAddr;
 use std::process::ExitCode;
 
 #[derive(Subcommand)]
@@ -47,12 +50,14 @@ Exit 0: done. 1: it is not. 2: wrong input.
 
 Example: ezctl zone remove gz --why \"the lease has ended\"")]
     Remove(Add),
-    /// What a lost zone had written and nobody else has, by range: exit 0 if there is none known, 1 if there is, or if nobody can tell yet
+    /// What a lost zone had written and nobody else has: exit 0 if there is none known, 1 if there is, or if nobody can tell yet
     #[command(after_help = "\
-As far as the zone told before it was lost: it may have written more. Once it is back, `ezctl conflicts list --admin LOG` names each.
+While it is away, by range, as far as the zone told before it was lost: it may have written more. Once it is back, by name: every zone's log lists
+the same, so any will do for --admin. With --json one object of the zone, then one of each record.
 
-Example: ezctl zone unknown sh")]
-    Unknown(Which),
+Example: ezctl zone unknown sh
+         ezctl zone unknown sh --admin 127.0.0.1:8083")]
+    Unknown(Unknown),
 }
 
 #[derive(Args)]
@@ -69,6 +74,15 @@ pub struct Which {
     at: At,
     /// The zone's name
     zone: String,
+}
+
+#[derive(Args)]
+pub struct Unknown {
+    #[command(flatten)]
+    which: Which,
+    /// The admin address of a log, which names what is in doubt
+    #[arg(long, value_name = "ADDRESS")]
+    admin: Option<SocketAddr>,
 }
 
 #[derive(Args)]
@@ -127,7 +141,7 @@ pub fn run(command: Command) -> ExitCode {
         }
         Command::Add(a) => begin(&a.which.at, What::AddZone { zone: a.which.zone }, &a.asking, None),
         Command::Remove(r) => begin(&r.which.at, What::RemoveZone { zone: r.which.zone }, &r.asking, None),
-        Command::Unknown(w) => service::with(&w.at, async |client| unknown(&client.state().await?, &w)),
+        Command::Unknown(u) => service::with(&u.which.at, async |client| unknown(&client.state().await?, &u)),
     }
 }
 
@@ -194,7 +208,8 @@ fn node(zone: &str, n: &NodeState) -> Vec<String> {
     vec![zone.into(), n.name.clone(), n.kind.clone(), n.map_epoch.to_string(), heard, holding]
 }
 
-fn unknown(state: &State, w: &Which) -> Result<ExitCode, Not> {
+fn unknown(state: &State, u: &Unknown) -> Result<ExitCode, Not> {
+    let w = &u.which;
     let zone = known(state, &w.zone)?;
     if w.at.json {
         json(&json!({"zone": zone.name, "state": zone.state, "unknown": zone.unknown}))?;
@@ -206,7 +221,28 @@ fn unknown(state: &State, w: &Which) -> Result<ExitCode, Not> {
         "lost" => !is_taken(state, &zone.name),
         _ => false,
     };
-    Ok(ExitCode::from(u8::from(!is_told || !zone.unknown.is_empty())))
+    let listed = match u.admin {
+        Some(admin) => by_name(admin, &zone.name, w.at.json).map_err(Not::Wrong)?,
+        None => 0,
+    };
+    Ok(ExitCode::from(u8::from(!is_told || !zone.unknown.is_empty() || listed > 0)))
+}
+
+/// What a zone wrote that nobody knew when it was taken over, and nobody has resolved yet.
+fn by_name(admin: SocketAddr, zone: &str, json: bool) -> Result<u64, Fault> {
+    let mut shown = conflicts::Shown { json, count: 0 };
+    conflicts::each(admin, "open", |entry| {
+        // STREAM/ZONE/SEQ: whose log it stands in.
+        let of = entry["id"].as_str().and_then(|id| id.split('/').nth(1));
+        if of == Some(zone) { shown.show(entry) } else { Ok(()) }
+    })?;
+    if !json {
+        say(&match shown.count {
+            0 => format!("no record of {zone} is open at {admin}\n"),
+            n => format!("{n} of {zone}; `ezctl conflicts show --admin {admin} ENTRY` has both images of each\n"),
+        });
+    }
+    Ok(shown.count)
 }
 
 /// Is a take-over of this zone under way?
@@ -218,7 +254,8 @@ fn is_taken(state: &State, name: &str) -> bool {
 /// What a zone took with it, as far as anybody can tell.
 fn ranges(state: &State, zone: &ZoneState) -> String {
     let name = &zone.name;
-    let named = "`ezctl conflicts list --admin LOG` names what it had written and nobody else had, at any zone's log";
+    let named =
+        "`ezctl zone unknown NAME --admin LOG` names what it had written and nobody else had, at any zone's log";
     match zone.state.as_str() {
         "lost" => {}
         "up" => return format!("zone {name} is up: nothing of it is away. After a take-over {named}\n"),
@@ -285,7 +322,7 @@ mod tests {
             let text = ranges(state, zone);
             assert!(text.contains(expected), "{expected}: {text}");
         };
-        check(&state, &named("sh", "up"), "conflicts list --admin LOG");
+        check(&state, &named("sh", "up"), "zone unknown NAME --admin LOG");
         check(&state, &named("sh", "silent"), "were not taken over");
         check(&state, &named("sh", "lost"), "or it told this service nothing");
         let unknown = vec![UnknownRange { stream: 2, first: 11, last: 14 }];
@@ -293,6 +330,29 @@ mod tests {
         check(&state, &lost, "stream  first  last  records\n2       11     14    4\n");
         state.ops = vec![op(1, What::TakeOver { zone: "sh".into(), to: None }, "running", "")];
         check(&state, &lost, "is being taken over");
+    }
+
+    /// A log whose ledger has two entries of sh and one of bj, over two pages.
+    #[test]
+    fn a_zone_that_is_back_has_its_records_named() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let at = listener.local_addr().unwrap();
+        let log = std::thread::spawn(move || {
+            let entry = |id: &str| json!({"id": id, "shard": 341, "table": "orders", "key": "k", "state": "visible"});
+            let first = json!({"conflicts": [entry("0/sh/7"), entry("1/bj/9")], "next": "1/bj/9"});
+            for page in [first, json!({"conflicts": [entry("2/sh/3")], "next": null})] {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut asked = [0; 1024];
+                let n = stream.read(&mut asked).unwrap();
+                assert!(asked[..n].starts_with(b"GET /conflicts?limit=1000&state=open"));
+                let body = page.to_string();
+                write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).unwrap();
+            }
+        });
+        assert_eq!(by_name(at, "sh", true).unwrap(), 2);
+        log.join().unwrap();
+        assert!(by_name(at, "sh", true).is_err(), "nobody listens there any more");
     }
 
     #[test]

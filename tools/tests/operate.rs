@@ -118,7 +118,7 @@ fn an_operation_goes_on_without_the_one_who_began_it_until_it_is_aborted() {
     service.check(&["op", "wait", "1", "--wait-s", "0"], 1, &["running still after 0 s", "zone bj's log is not heard"]);
     service.check(&["shard", "move", "341", "--to", "bj", "--force"], 1, &["operation 1 is moving one of these"]);
     service.check(&["op", "list"], 0, &["move 341 to bj", "running"]);
-    service.check(&["op", "abort", "1"], 0, &["aborted"]);
+    service.check(&["op", "abort", "1"], 0, &["aborted by ana@"]);
     let lost = ["zone", "take-over", "sh", "--to", "bj", "--force", "--wait-s", "0"];
     service.check(&["shard", "unlock", "341", "--why", "it will not return"], 0, &["operation 2: unlock 341: done"]);
     service.check(&["op", "audit"], 0, &["map 1 ", "the first map", "map 2 ", "it will not return", "operation 2"]);

@@ -121,9 +121,11 @@ impl GzsClient {
         self.post("/v1/fences/preview", ask, JUDGED).await
     }
 
-    /// Aborts one before its point of no return.
-    pub async fn abort(&self, id: u64) -> Result<OpView, Denied> {
-        self.ask(Method::POST, &format!("/v1/ops/{id}/abort"), None, PATIENCE).await
+    /// Aborts one before its point of no return; `by`: who, for the record.
+    pub async fn abort(&self, id: u64, by: &str) -> Result<OpView, Denied> {
+        let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.@".contains(c) { c } else { '+' };
+        let by: String = by.chars().map(plain).collect();
+        self.ask(Method::POST, &format!("/v1/ops/{id}/abort?by={by}"), None, PATIENCE).await
     }
 
     /// Lets one that gave up begin again what it had not done.

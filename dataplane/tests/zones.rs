@@ -155,6 +155,12 @@ async fn removed(zones: &mut Zones, id: &str) {
         let answer = ask(at, &read).await.unwrap();
         assert_eq!((answer.status, answer.zone.as_deref()), (200, Some(NAMES[0])), "the third zone issued this id");
     }
+    // The shard's history names the log of the third zone: both know still how far they had applied it.
+    for to in [NAMES[1], NAMES[0]] {
+        let op = zones.begin(What::Move { shards: vec![MOVED], to: to.into() }).await;
+        let op = zones.gzs.ended(op.id, PATIENCE).await.unwrap_or_else(|e| panic!("{e}\n{}", zones.dir.said()));
+        assert_eq!(op.state, "done", "{to}: {}", op.says);
+    }
     assert!(
         zones.dir.said().contains("[zones.gz] was removed from the map: it is passed over"),
         "{}",

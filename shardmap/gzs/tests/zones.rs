@@ -152,7 +152,12 @@ fn a_zone_that_is_used_heard_lost_or_somebodys_home_is_not_removed() {
     put(&mut s, &mut store, change);
     all_tell(&mut s, &mut store, &["bj", "sh"], T + 2010);
     let why = said(s.begin(&remove("gz"), T + 2010));
-    assert!(why.starts_with("preflight: 2 shards are to be brought back to zone gz"), "{why}");
+    assert_eq!(why, "preflight: 2 shards are to be brought back to zone gz (`ezctl zone restore`): 2, 5");
+    let mut behind = log("sh", 4);
+    behind.log.as_mut().unwrap().streams[0].applied.insert("gz".into(), 6);
+    s.on_told(behind, T + 2010).unwrap();
+    let why = said(s.begin(&remove("gz"), T + 2010));
+    assert!(why.contains("zone sh lacks 4 records that zone gz has told to have"), "{why}");
     let change = s.begin(&OpAsk { force: true, ..remove("gz") }, T + 2010).unwrap();
     assert_eq!(change.marks, [2, 5].map(|s| (Shard(s), Mark { given_ms: T + 10, ..Mark::default() })));
     put(&mut s, &mut store, change);
@@ -161,4 +166,6 @@ fn a_zone_that_is_used_heard_lost_or_somebodys_home_is_not_removed() {
     all_tell(&mut s, &mut store, &["bj", "sh"], T + 62_100);
     let moved = s.begin(&ask(What::Move { shards: vec![2], to: "sh".into() }), T + 62_100);
     assert!(moved.is_ok(), "{}", said(moved));
+    let why = said(s.begin(&add(), T + 62_100));
+    assert!(why.contains("zone gz was removed and had written shard 2"), "{why}");
 }

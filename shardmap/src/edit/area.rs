@@ -28,6 +28,11 @@ const FINEST_SHIFT: u32 = 10;
 const SQUARES_MAX: usize = 1 << 22;
 /// Squares of the finest that are looked at for each that a changed border runs through: its neighbours, and what they are parts of.
 const SQUARES_PER_STEP: u64 = 6;
+/// Sides that are asked in the time that a square takes.
+const SIDES_PER_SQUARE: usize = 1024;
+/// Bands of latitude for sides that changed, and in how many of them a side is, on average.
+const BANDS_MAX: i64 = 1024;
+const BANDS_PER_SIDE: usize = 8;
 /// The sphere of `metric`.
 const RADIUS_KM: f64 = 6371.0088;
 
@@ -65,9 +70,9 @@ struct Land {
 /// The land that changes, the largest first, and the side of the finest squares in metres.
 pub(super) fn gives(map: &Map, fences: &Fences) -> (Vec<Give>, f64) {
     let sides = sides(map.fences(), fences);
-    let mut finest = begin_with(&sides);
+    let (changed, mut finest) = (Changed::new(&sides), begin_with(&sides));
     loop {
-        if let Some(found) = Look::new(map, fences, &sides, finest).all() {
+        if let Some(found) = Look::new(map, fences, &sides, &changed, finest).all() {
             return (found.told(), metres(1 << finest));
         }
         finest += 1;
@@ -127,12 +132,48 @@ fn both(before: &Fence, after: &Fence, group: u32, all: &mut Vec<Side>) {
     }
 }
 
+/// Sides that changed, with the numbers of their fences; by bands of latitude, so that a place asks few of them.
+struct Changed<'a> {
+    all: Vec<(u32, &'a Side)>,
+    south: i64,
+    shift: u32,
+    bands: Vec<Vec<u32>>,
+}
+
+impl<'a> Changed<'a> {
+    fn new(sides: &'a [Side]) -> Changed<'a> {
+        let all: Vec<(u32, &Side)> = sides.iter().filter_map(|s| Some((s.group?, s))).collect();
+        let lat = |p: Point| i64::from(p.lat_e7);
+        let south = all.iter().map(|(_, s)| lat(s.edge.lo)).min().unwrap_or(0);
+        let north = all.iter().map(|(_, s)| lat(s.edge.hi)).max().unwrap_or(0);
+        let span = |s: &Side, shift: u32| {
+            ((lat(s.edge.lo) - south) >> shift) as usize..=((lat(s.edge.hi) - south) >> shift) as usize
+        };
+        let mut shift = (0..u32::BITS).find(|shift| (north - south) >> shift < BANDS_MAX).unwrap_or(u32::BITS - 1);
+        while all.iter().map(|(_, s)| span(s, shift).count()).sum::<usize>() > all.len().saturating_mul(BANDS_PER_SIDE)
+        {
+            shift += 1;
+        }
+        let mut bands = vec![Vec::new(); ((north - south) >> shift) as usize + 1];
+        for (n, (_, side)) in all.iter().enumerate() {
+            bands[span(side, shift)].iter_mut().for_each(|band| band.push(n as u32));
+        }
+        Changed { all, south, shift, bands }
+    }
+
+    /// Those that a place's latitude may meet.
+    fn beside(&self, place: Point) -> &[u32] {
+        let up = i64::from(place.lat_e7) - self.south;
+        let band = usize::try_from(up >> self.shift).ok().and_then(|at| self.bands.get(at));
+        band.map_or(&[], Vec::as_slice)
+    }
+}
+
 struct Look<'a> {
     map: &'a Map,
     fences: &'a Fences,
     sides: &'a [Side],
-    /// Those that changed, with the number of their fence.
-    changed: Vec<(u32, &'a Side)>,
+    changed: &'a Changed<'a>,
     /// How far from a border a place in no fence may be to go to it, in units.
     reach: u64,
     finest: u32,
@@ -149,15 +190,14 @@ struct Distances {
 }
 
 impl<'a> Look<'a> {
-    fn new(map: &'a Map, fences: &'a Fences, sides: &'a [Side], finest: u32) -> Look<'a> {
+    fn new(map: &'a Map, fences: &'a Fences, sides: &'a [Side], changed: &'a Changed<'a>, finest: u32) -> Look<'a> {
         let reach = map.fences().reach().max(fences.reach());
-        let changed = sides.iter().filter_map(|s| Some((s.group?, s))).collect();
         Look { map, fences, sides, changed, reach, finest, left: SQUARES_MAX, found: Found::default() }
     }
 
     /// `None`: more squares than are looked at.
     fn all(mut self) -> Option<Found> {
-        let changed = self.changed.iter().flat_map(|(_, s)| [s.edge.lo, s.edge.hi]);
+        let changed = self.changed.all.iter().flat_map(|(_, s)| [s.edge.lo, s.edge.hi]);
         let Some(bounds) = Bounds::of(changed).map(|b| b.wider(self.reach)) else { return Some(self.found) };
         let (west, south) = (i64::from(bounds.west), i64::from(bounds.south));
         let across = (i64::from(bounds.east) - west).max(i64::from(bounds.north) - south) as u64 + 1;
@@ -219,12 +259,15 @@ impl<'a> Look<'a> {
     }
 
     /// Does no changed side matter here, and is the square in none of what a fence got or lost?
-    fn is_unchanged(&self, square: &Square, middle: Point) -> bool {
+    fn is_unchanged(&mut self, square: &Square, middle: Point) -> bool {
         if square.sides.iter().any(|n| self.sides[*n as usize].group.is_some()) {
             return false;
         }
         let mut odd: BTreeMap<u32, bool> = BTreeMap::new();
-        for (group, side) in &self.changed {
+        let beside = self.changed.beside(middle);
+        // Where so many are asked that it takes longer than looking at a square does, that counts.
+        self.left = self.left.saturating_sub(beside.len() / SIDES_PER_SQUARE);
+        for (group, side) in beside.iter().map(|n| &self.changed.all[*n as usize]) {
             if side.edge.is_east_of(middle) {
                 *odd.entry(*group).or_default() ^= true;
             }

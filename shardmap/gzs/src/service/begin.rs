@@ -4,7 +4,6 @@
 //! **preflight** (lag, nodes that are not heard, room at the target, open conflicts, something that was moved a moment ago) are
 //! refused too, unless the ask says `force`; then they stand in the record.
 
-use super::zones::is_name;
 use super::{GRACE_MS, Service};
 use crate::api::{OpAsk, What};
 use crate::change::Change;
@@ -197,7 +196,7 @@ impl Service {
             }
             What::Unlock { shards } if shards.is_empty() => Err(Refused::Ask("no shard is named".into())),
             What::Unlock { .. } => Ok(vec![]),
-            What::AddZone { zone } => is_name(zone).map(|()| vec![]),
+            What::AddZone { zone } => self.may_come(zone).map(|()| vec![]),
             What::RemoveZone { zone } => self.may_go(zone, now_ms).map(|()| vec![]),
             What::Fences { .. } => Err(Refused::Ask("no fences that were judged: expected `geojson`".into())),
         }
@@ -334,6 +333,7 @@ impl Service {
             What::AddZone { .. } => {}
             What::RemoveZone { zone } => {
                 reasons.extend(self.is_home(zone));
+                reasons.extend(self.lacked_of(zone));
                 away.insert(zone.clone());
             }
             What::Move { .. } | What::Evacuate { .. } | What::Fences { .. } => {

@@ -8,6 +8,7 @@
 use super::{Refused, Service};
 use crate::change::{Change, Mark};
 use crate::op::{End, Op};
+use shardmap::ownership::Kind;
 use shardmap::{Shard, Zone, map};
 
 /// Bytes of a zone's name, as certificates allow them.
@@ -41,6 +42,32 @@ impl Service {
             )));
         }
         Ok(())
+    }
+
+    /// May a zone be added? What a removed one wrote stands in its own log, which nobody ships any more: a new zone would lack it.
+    pub(super) fn may_come(&self, name: &str) -> Result<(), Refused> {
+        is_name(name)?;
+        let wrote = |zone: Zone| {
+            let owned = |e: &shardmap::ownership::Entry| e.owner == Some(zone) && e.kind == Kind::Own;
+            self.map.shards().find(|(_, h)| h.entries().iter().any(owned)).map(|(shard, _)| shard)
+        };
+        match self.map.gone().iter().find_map(|z| Some((z, wrote(z.id)?))) {
+            None => Ok(()),
+            Some((gone, shard)) => Err(Refused::State(format!(
+                "zone {} was removed and had written shard {shard}: nobody ships its log any more, and a new zone would lack what it wrote",
+                gone.name
+            ))),
+        }
+    }
+
+    /// Reasons of the preflight: what it wrote is not everywhere, as far as it told.
+    pub(super) fn lacked_of(&self, name: &str) -> Vec<String> {
+        let others = self.map.zones().iter().filter(|z| z.name != name);
+        let lacks = others.filter_map(|z| {
+            let n = *self.nodes.lacks(&z.name, &self.map).get(name)?;
+            (n > 0).then(|| format!("zone {} lacks {n} records that zone {name} has told to have", z.name))
+        });
+        lacks.collect()
     }
 
     /// A reason of the preflight: something is to be brought back to it.
@@ -85,7 +112,7 @@ fn of_map(why: map::Refused) -> Refused {
 }
 
 /// A name that certificates, directories and pages can have.
-pub(super) fn is_name(name: &str) -> Result<(), Refused> {
+fn is_name(name: &str) -> Result<(), Refused> {
     let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
     let is = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits) && name != "." && name != "..";
     let seen: String = name.chars().take(NAME_BYTES_MAX).collect();

@@ -273,7 +273,14 @@ impl Keeper {
     /// Keeps until it is told to stop.
     pub fn run(mut self, desk: &Desk) {
         let mut leads = *desk.leader.borrow() == Leader::Here;
+        // Elected, and not led yet.
+        let mut token = None;
         loop {
+            if let Some(won) = token
+                && self.lead(desk, won)
+            {
+                (leads, token) = (true, None);
+            }
             if leads {
                 self.drain(desk);
             }
@@ -297,32 +304,32 @@ impl Keeper {
                     drop(done.send(stored)); // nobody waits any more: it is in the audit
                 }
                 Work::Audit { after, max, found } => drop(found.send(self.store.audit(after, max))), // likewise
-                Work::Elected(how) => leads = self.elected(desk, how),
+                Work::Elected(Elected::This(won)) => (leads, token) = (false, Some(won)),
+                Work::Elected(Elected::Other(who)) => {
+                    (leads, token) = (false, None);
+                    // Said before, and perhaps unsaid meanwhile by an election that was heard of earlier.
+                    desk.led_by(Leader::Elsewhere(who));
+                }
                 Work::Stop => return,
             }
         }
     }
 
-    /// Does this one lead now?
-    fn elected(&mut self, desk: &Desk, how: Elected) -> bool {
-        let token = match how {
-            Elected::This(token) => token,
-            Elected::Other(_) => return false,
-        };
+    /// Comes to lead; false: it has to be tried again.
+    fn lead(&mut self, desk: &Desk, token: i64) -> bool {
         self.store.lead(token);
         match self.take_over(desk) {
             Ok(()) => {
-                tracing::info!(
-                    "this service leads now, elected at revision {token}, with map {}",
-                    desk.newest().map.epoch()
-                );
+                let epoch = desk.newest().map.epoch();
+                tracing::info!("this service leads now, elected at revision {token}, with map {epoch}");
+                self.told = false;
                 desk.led_by(Leader::Here);
                 true
             }
             Err(why) => {
-                tracing::error!("elected, and the store cannot be read: {why}; tried again");
-                std::thread::sleep(LOOK);
-                desk.ask(Work::Elected(how));
+                if !std::mem::replace(&mut self.told, true) {
+                    tracing::error!("elected, and the store cannot be read: {why}; tried again");
+                }
                 false
             }
         }

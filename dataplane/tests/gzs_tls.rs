@@ -104,6 +104,7 @@ impl World {
 async fn nodes_are_told_maps_and_tell_how_they_are_over_tls_with_tokens_and_nobody_else_is_let_in() {
     let mut world = World::new();
     world.start_service();
+    world.within("the service is heard", || std::net::TcpStream::connect(world.at[10]).ok());
     // A token that is not known, and an authority that has not signed: said, and tried again.
     world.start_zone(0, "stranger", "tls/ca.pem");
     world.says("it answered 401");

@@ -1,6 +1,6 @@
 //! Follows the map: asks the GZS by long poll, keeps each map on disk before anyone acts on it, never goes back.
 
-use super::reach::{Asked, Reach, root_cause};
+use super::reach::{Asked, Reach, Said, root_cause};
 use super::{Failed, durable};
 use crate::config::{GzsAt, MapSource, file};
 use crate::uring;
@@ -108,22 +108,21 @@ impl Follower {
 
     /// Asks until the task is dropped; each piece of news goes to `tell`.
     pub async fn run(self, mut tell: impl FnMut(News)) {
-        let (mut failing, mut reached) = (false, false);
+        let (mut said, mut reached) = (Said::default(), false);
         loop {
             // The first answer is asked for at once: a log that restarted waits for it.
             match self.poll(if reached { self.wait } else { Duration::ZERO }).await {
                 Ok(map) => {
                     map.into_iter().for_each(|map| tell(News::Map(map)));
                     tell(News::Reached(self.kept.epoch()));
-                    (failing, reached) = (false, true);
+                    (said, reached) = (Said::default(), true);
                 }
                 Err(why) => {
-                    if !failing {
+                    if said.is_new(&why) {
                         let on =
                             if self.kept.newest().is_some() { "going on with the map on disk" } else { "trying again" };
                         tracing::warn!("no map from the GZS: {why}; {on}");
                     }
-                    failing = true;
                     tokio::time::sleep(RETRY).await;
                 }
             }

@@ -54,7 +54,13 @@ impl Reach {
         }
         match request.send().await {
             Ok(answer) => match answer.headers().get(LEADER) {
-                None => Ok(answer),
+                None => {
+                    // A proxy without anybody behind it, or another program: the next one may be the one that is meant.
+                    if answer.status().is_server_error() || answer.status().as_u16() == 404 {
+                        self.urls.turn(at, "");
+                    }
+                    Ok(answer)
+                }
                 Some(leader) => {
                     let leader = leader.to_str().unwrap_or_default().to_owned();
                     self.urls.turn(at, &leader);
@@ -69,6 +75,24 @@ impl Reach {
                 Err(format!("{url}: {}", root_cause(&e)))
             }
         }
+    }
+}
+
+/// Why something failed, each reason once until it works again.
+#[derive(Default)]
+pub struct Said(Vec<String>);
+
+impl Said {
+    /// More reasons than this, and nothing more is said.
+    const MAX: usize = 8;
+
+    /// Is it to be said?
+    pub fn is_new(&mut self, why: &str) -> bool {
+        let new = self.0.len() < Said::MAX && !self.0.iter().any(|said| said == why);
+        if new {
+            self.0.push(why.to_owned());
+        }
+        new
     }
 }
 

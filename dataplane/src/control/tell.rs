@@ -3,7 +3,7 @@
 //!
 //! A log need not be asked about a move to its zone: the map says so, and it reports as soon as it is ready.
 
-use super::reach::{Asked, Reach, root_cause};
+use super::reach::{Asked, Reach, Said, root_cause};
 use gzs::api::{NodeAsked, NodeTold, ReportAsk};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -38,7 +38,7 @@ pub fn host() -> String {
 
 /// Tells until the task is dropped; `maps` changes with each newer map of this node's.
 pub async fn tell(reach: Reach, node: impl Look, mut maps: watch::Receiver<u64>) {
-    let (mut asks, mut every, mut failing): (Vec<ReportAsk>, _, _) = (vec![], TELL_FIRST, false);
+    let (mut asks, mut every, mut said): (Vec<ReportAsk>, _, _) = (vec![], TELL_FIRST, Said::default());
     let (mut last, mut told_at) = (None, Instant::now());
     let mut flying = JoinSet::new();
     loop {
@@ -59,10 +59,10 @@ pub async fn tell(reach: Reach, node: impl Look, mut maps: watch::Receiver<u64>)
                 Ok((asked, sent_ms)) => {
                     node.heard(&asked, sent_ms);
                     every = Duration::from_millis(asked.tell_ms).clamp(LOOK, TELL_MAX);
-                    (asks, failing) = (asked.asks, false);
+                    (asks, said) = (asked.asks, Said::default());
                 }
                 Err(why) => {
-                    if !std::mem::replace(&mut failing, true) {
+                    if said.is_new(&why) {
                         tracing::warn!("the GZS does not take what this node tells: {why}");
                     }
                     // What was told may not have been heard.

@@ -136,14 +136,16 @@ fn one_leads_and_what_an_old_leader_stores_is_refused() {
     let (a, b) = (Election::new("ezone/", who("a"), 60), Election::new("ezone/", who("b"), 60));
     let Standing::Leads { lease, token } = a.stand(&mut etcd).unwrap() else { panic!("nobody leads") };
     assert_eq!(b.stand(&mut etcd).unwrap(), Standing::Follows(who("a")));
-    assert!(a.renew(&mut etcd, lease).unwrap());
+    let revision = a.renew(&mut etcd, lease).unwrap().unwrap();
+    assert!(revision >= token);
+    a.compact(&mut etcd, revision).unwrap();
     let (mut first, mut second) = (Etcd::new(server.gateway(), "ezone/"), Etcd::new(server.gateway(), "ezone/"));
     first.lead(token);
     let (begin, step) = two_steps(&mut first);
     first.commit(&begin).unwrap();
     // Its lease ends; it does not know.
     a.resign(&mut etcd, lease).unwrap();
-    assert!(!a.renew(&mut etcd, lease).unwrap());
+    assert_eq!(a.renew(&mut etcd, lease).unwrap(), None);
     let denied = first.commit(&step).unwrap_err();
     assert!(denied.to_string().contains("no leader"), "{denied}");
     let Standing::Leads { token: newer, .. } = b.stand(&mut etcd).unwrap() else { panic!("b does not lead") };
@@ -178,7 +180,7 @@ fn etcd_holds_large_maps_and_forgets_what_is_old() {
         let held = Etcd::new(server.gateway(), "ezone/").load().unwrap().unwrap();
         assert_eq!(held.map.digest(), large(epoch, orders).digest());
     }
-    let all = server.gateway().post("/v3/kv/range", r#"{"key":"AA==","range_end":"AA==","keys_only":true}"#).unwrap();
+    let all = server.gateway().post("/v3/kv/range", r#"{"key":"AA==","range_end":"AA==","keys_only":true}"#).unwrap().1;
     // head, epoch, leader, one part of map and base, and audit and digest of two maps.
     assert!(all.contains(r#""count":"9""#), "{all}");
     let begin = {
@@ -195,7 +197,7 @@ fn etcd_holds_large_maps_and_forgets_what_is_old() {
         Change { op, ..begin.clone() }
     };
     let keys =
-        || server.gateway().post("/v3/kv/range", r#"{"key":"AA==","range_end":"AA==","keys_only":true}"#).unwrap();
+        || server.gateway().post("/v3/kv/range", r#"{"key":"AA==","range_end":"AA==","keys_only":true}"#).unwrap().1;
     let few = keys().len();
     for (nth, why) in [(1, "a"), (2, "b"), (3, "")] {
         store.commit(&revision(nth, why)).unwrap();

@@ -19,6 +19,8 @@ use gzs::api::{OpAsk, State, What};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 /// How long an order may take to reach every zone, and a shard to get home.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -170,11 +172,22 @@ impl Scene<'_> {
         let entry = move |place: &Place| (place.lat + place.lng).abs() as usize % count;
         let options = DriverOptions::new(routers, self.live.orders_per_s.into(), Box::new(entry));
         let driver = Driver::start(DriverOptions { seed, table: format!("drill_{table}"), ..options });
-        let acted = tokio::select! {
-            acted = self.act(which) => acted,
-            _ = control::asked_to_stop(false) => Err("stopped by a signal".into()),
-        };
-        report.why.extend(acted.err());
+        // Between two operations only: one that was begun is waited for, so that it is known where its shards are.
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(async move {
+            let hung_up = async {
+                match signal(SignalKind::hangup()) {
+                    Ok(mut hangup) => drop(hangup.recv().await),
+                    Err(_) => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                _ = control::asked_to_stop(false) => {}
+                () = hung_up => {}
+            }
+            let _ = stop.send(true); // nobody waits: the drill is over
+        });
+        report.why.extend(self.act(which, stopped).await.err());
         match self.go_home().await {
             Ok(()) => report.restored = true,
             Err(why) => report.why.push(format!("restore: {why}")),
@@ -185,8 +198,8 @@ impl Scene<'_> {
         (report.steps, report.checks, report.figures) = (self.steps, self.checks, self.figures);
     }
 
-    async fn act(&mut self, which: Which) -> Result<(), String> {
-        tokio::time::sleep(CALM).await;
+    async fn act(&mut self, which: Which, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
+        calm(&mut stopped).await?;
         for _ in 0..self.live.rounds {
             match which {
                 Which::PlannedMove => {
@@ -195,14 +208,17 @@ impl Scene<'_> {
                     let away = away.ok_or("only one zone has a router: there is nowhere to move to")?.clone();
                     for to in [away, home] {
                         self.op(What::Move { shards: vec![shard], to }).await?;
-                        tokio::time::sleep(CALM).await;
+                        calm(&mut stopped).await?;
                     }
                 }
                 _ => {
                     let zone = self.live.zone.clone().unwrap_or_default();
                     self.op(What::Evacuate { zone: zone.clone(), to: None }).await?;
-                    tokio::time::sleep(CALM).await;
-                    self.op(What::Restore { zone }).await?;
+                    calm(&mut stopped).await?;
+                    // What it had, and not what people had evacuated before: a restore would bring that back too.
+                    let shards = self.home.keys().copied().collect();
+                    self.op(What::Move { shards, to: zone }).await?;
+                    calm(&mut stopped).await?;
                 }
             }
         }
@@ -261,6 +277,9 @@ impl Scene<'_> {
 
     /// The first zone that lacks some of its shards, and these.
     fn away(&self, state: &State) -> Result<Option<(String, Vec<u16>)>, String> {
+        if let Some(op) = state.ops.iter().find(|op| op.state == "running") {
+            return Err(format!("operation {} is under way: {}", op.id, op.says));
+        }
         let mut lacks: BTreeMap<&String, Vec<u16>> = BTreeMap::new();
         for shard in &state.shards {
             let Some(home) = self.home.get(&shard.shard) else { continue };
@@ -293,6 +312,14 @@ impl Scene<'_> {
                 .notes
                 .push(format!("{left} of {} orders could not be deleted: they are in table {table}", ids.len()));
         }
+    }
+}
+
+/// A while; an error if people want it to end.
+async fn calm(stopped: &mut watch::Receiver<bool>) -> Result<(), String> {
+    tokio::select! {
+        _ = stopped.wait_for(|stopped| *stopped) => Err("stopped by a signal".into()),
+        () = tokio::time::sleep(CALM) => Ok(()),
     }
 }
 

@@ -2,17 +2,19 @@
 //! store: each change is stored before anyone hears of it, and nobody who only looks waits for a disk, or for etcd.
 
 use super::auth::Callers;
+use super::elect::Hears;
 use axum::body::Bytes;
 use gzs::api::AuditView;
 use gzs::change::{Change, Held, Unstored};
 use gzs::service::{Refused, Service, Settings};
 use gzs::store::Store;
 use gzs::store::etcd::Who;
+use replog::uring::steady_ms;
 use shardmap::map::Map;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::sync::{oneshot, watch};
 
 /// Changes that a new leader shows from the start.
@@ -29,6 +31,10 @@ pub struct Desk {
     callers: Mutex<Callers>,
     maps: watch::Sender<Arc<Issued>>,
     leader: watch::Sender<Leader>,
+    /// What the election said last.
+    election: Mutex<Option<Elected>>,
+    /// By the steady clock: what may have ended is no leadership, whether the election was heard of or not.
+    leads_until_ms: AtomicU64,
     clock: Clock,
     /// What was counted since the start.
     pub counts: Counts,
@@ -100,12 +106,15 @@ struct Inner {
     fences_since: u64,
 }
 
-/// Milliseconds since 1970 that never jump: this machine's clock at the start, and what has passed since.
-struct Clock(u64, Instant);
+/// Milliseconds since 1970 that never jump: this machine's clock at the start, and what has passed since, in which the machine may have slept.
+struct Clock {
+    begun_ms: u64,
+    steady_ms: u64,
+}
 
 impl Clock {
     fn now_ms(&self) -> u64 {
-        self.0 + self.1.elapsed().as_millis() as u64
+        self.begun_ms + steady_ms().saturating_sub(self.steady_ms)
     }
 }
 
@@ -127,7 +136,7 @@ impl Desk {
         callers: Callers,
         alone: bool,
     ) -> Result<(Arc<Desk>, Keeper), Unstored> {
-        let clock = Clock(super::super::wall_ms(), Instant::now());
+        let clock = Clock { begun_ms: super::super::wall_ms(), steady_ms: steady_ms() };
         let fences_since = held.map.epoch().0;
         let service = begun(held, &mut store, &settings, clock.now_ms())?;
         let (maps, _) = watch::channel(Arc::new(Issued::new(service.map().clone())));
@@ -136,7 +145,9 @@ impl Desk {
         let inner = Mutex::new(Inner { service, fences_since });
         let callers = Mutex::new(callers);
         let woken = AtomicBool::new(false);
-        let desk = Desk { inner, keeper, woken, callers, maps, leader, clock, counts: Counts::default() };
+        let (election, counts) = (Mutex::new(None), Counts::default());
+        let leads_until_ms = AtomicU64::new(if alone { u64::MAX } else { 0 });
+        let desk = Desk { inner, keeper, woken, callers, maps, leader, election, leads_until_ms, clock, counts };
         Ok((Arc::new(desk), Keeper { store, settings, asked, told: false }))
     }
 
@@ -219,13 +230,9 @@ impl Desk {
         all.await.map_err(|_| Unstored::Failed("the service is ending".into()))?
     }
 
-    /// How the election stands.
-    pub fn elected(&self, how: Elected) {
-        // What is no leader any more says so at once, whatever the keeper is at.
-        if let Elected::Other(who) = &how {
-            self.led_by(Leader::Elsewhere(who.clone()));
-        }
-        self.ask(Work::Elected(how));
+    /// Does this service lead, now?
+    pub fn leads(&self) -> bool {
+        *self.leader.borrow() == Leader::Here && steady_ms() < self.leads_until_ms.load(Relaxed)
     }
 
     /// The keeper ends.
@@ -260,6 +267,21 @@ impl Desk {
             inner.fences_since = map.epoch().0;
         }
         self.maps.send_replace(Arc::new(Issued::new(map.clone())));
+    }
+}
+
+impl Hears for Desk {
+    fn elected(&self, how: Elected) {
+        *self.election.lock().expect("no one panics while holding it") = Some(how.clone());
+        // What is no leader any more says so at once, whatever the keeper is at.
+        if let Elected::Other(who) = &how {
+            self.led_by(Leader::Elsewhere(who.clone()));
+        }
+        self.ask(Work::Elected(how));
+    }
+
+    fn leads_until(&self, steady_ms: u64) {
+        self.leads_until_ms.store(steady_ms, Relaxed);
     }
 }
 
@@ -323,7 +345,11 @@ impl Keeper {
                 let epoch = desk.newest().map.epoch();
                 tracing::info!("this service leads now, elected at revision {token}, with map {epoch}");
                 self.told = false;
-                desk.led_by(Leader::Here);
+                // Unless something else was heard of meanwhile, which is next.
+                let newest = desk.election.lock().expect("no one panics while holding it");
+                if *newest == Some(Elected::This(token)) {
+                    desk.led_by(Leader::Here);
+                }
                 true
             }
             Err(why) => {
@@ -342,6 +368,8 @@ impl Keeper {
         let mut inner = desk.inner();
         let before = std::mem::replace(&mut inner.service, service).map().clone();
         desk.issue(&mut inner, &before);
+        // Fences that were changed and changed back meanwhile are not known here.
+        inner.fences_since = inner.service.map().epoch().0;
         Ok(())
     }
 

@@ -37,7 +37,7 @@ impl Http {
 }
 
 impl Gateway for Http {
-    fn post(&mut self, path: &str, body: &str) -> Result<String, String> {
+    fn post(&mut self, path: &str, body: &str) -> Result<(u16, String), String> {
         let mut why = String::from("no member is named");
         for _ in 0..self.members.len() {
             match self.runtime.block_on(self.ask(path, body)) {
@@ -46,7 +46,7 @@ impl Gateway for Http {
                     if status == 503 {
                         self.turn();
                     }
-                    return Ok(answer);
+                    return Ok((status, answer));
                 }
                 Err(e) => {
                     why = format!("{}: {}", self.members[self.at], root_cause(&e));

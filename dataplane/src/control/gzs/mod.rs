@@ -136,7 +136,7 @@ impl<K: FnOnce() + Send + 'static> Threads<K> {
         let mut threads = vec![thread("store", self.keeper)?];
         if let Some(candidate) = self.standing {
             let desk = desk.clone();
-            threads.push(thread("election", move || candidate.run(&self.stop, |how| desk.elected(how)))?);
+            threads.push(thread("election", move || candidate.run(&self.stop, &*desk))?);
         }
         Ok(threads)
     }

@@ -79,7 +79,7 @@ pub fn pages(desk: Arc<Desk>) -> Router {
 /// Of several services one leads: the others say where it is, and send a browser there.
 async fn by_the_leader(State(desk): Shared, request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    if *desk.leader().borrow() == Leader::Here || !(path.starts_with("/v1/") || path == "/readyz" || path == "/") {
+    if desk.leads() || !(path.starts_with("/v1/") || path == "/readyz" || path == "/") {
         return next.run(request).await;
     }
     match (&*desk.leader().borrow(), path) {
@@ -194,6 +194,12 @@ async fn map(State(desk): Shared, headers: HeaderMap, poll: Asked<Poll>) -> Resp
         // What it showed may stop the service, once the store was asked.
         if wants_reload {
             desk.settled().await;
+            if desk.see(|service, _| service.wants_reload()) {
+                return fault(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "the store does not answer, and a map was shown that is not known here",
+                );
+            }
         }
     }
     if let Some(why) = desk.see(|service, _| service.stopped().map(str::to_owned)) {
@@ -454,7 +460,7 @@ async fn metrics(State(desk): Shared, headers: HeaderMap) -> Response {
     page.gauge(
         "ezone_gzs_leads",
         "1: this service leads; 0: another one does, which alone knows of nodes",
-        u64::from(*desk.leader().borrow() == Leader::Here),
+        u64::from(desk.leads()),
     );
     let running = state.ops.iter().filter(|op| op.state == "running").count();
     page.gauge("ezone_gzs_operations_running", "Operations under way", running as u64);

@@ -30,7 +30,7 @@ impl Server {
             let child = command.spawn().expect("etcd is installed (Debian: apt-get install etcd-server)");
             let mut server = Server { child, dir: dir.clone(), at: free[0] };
             while Instant::now() < until && server.child.try_wait().unwrap().is_none() {
-                if server.gateway().post("/v3/kv/range", r#"{"key":"YQ=="}"#).is_ok_and(|a| a.contains("revision")) {
+                if server.gateway().post("/v3/kv/range", r#"{"key":"YQ=="}"#).is_ok_and(|(status, _)| status == 200) {
                     return server;
                 }
                 std::thread::sleep(Duration::from_millis(20));
@@ -57,7 +57,7 @@ impl Drop for Server {
 pub struct Http(SocketAddr);
 
 impl Gateway for Http {
-    fn post(&mut self, path: &str, body: &str) -> Result<String, String> {
+    fn post(&mut self, path: &str, body: &str) -> Result<(u16, String), String> {
         let told = |e: std::io::Error| e.to_string();
         let mut stream = TcpStream::connect(self.0).map_err(told)?;
         stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(told)?;
@@ -65,7 +65,8 @@ impl Gateway for Http {
         stream.write_all((head + body).as_bytes()).map_err(told)?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).map_err(told)?;
-        let (_, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
-        Ok(body.to_owned())
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or("no answer")?;
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or("no status")?;
+        Ok((status, body.to_owned()))
     }
 }

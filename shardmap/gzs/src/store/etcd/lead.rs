@@ -70,10 +70,15 @@ impl Election {
         who(read)
     }
 
-    /// Keeps the lease alive: is it still?
-    pub fn renew(&self, etcd: &mut impl Gateway, lease: i64) -> Result<bool, Unstored> {
+    /// Keeps the lease alive: is it still? Then etcd's revision.
+    pub fn renew(&self, etcd: &mut impl Gateway, lease: i64) -> Result<Option<i64>, Unstored> {
         let kept: Kept = ask(etcd, "/v3/lease/keepalive", &by_id(lease))?;
-        Ok(kept.result.ttl > 0)
+        Ok((kept.result.ttl > 0).then_some(kept.result.header.revision))
+    }
+
+    /// Lets go what etcd keeps of before `revision`, of everybody's: it keeps all, and is full one day, unless it was told otherwise.
+    pub fn compact(&self, etcd: &mut impl Gateway, revision: i64) -> Result<(), Unstored> {
+        ask::<Value>(etcd, "/v3/kv/compaction", &json!({"revision": revision.to_string()})).map(drop)
     }
 
     /// Lets another one lead at once.

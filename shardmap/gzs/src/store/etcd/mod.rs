@@ -6,7 +6,7 @@
 //! <prefix>map/<digest>/<n>  a map without its fences, in parts   ┐ written before the change that makes them the map, and deleted
 //! <prefix>base/<digest>/<n> a whole map with the same fences     ┘ by the one that makes another
 //! <prefix>op/<id>           an operation; its version, which etcd counts, is its revision. A large one (new fences) names its parts:
-//! <prefix>oppart/<id>/<revision>-<token>/<n>
+//! <prefix>oppart/<id>/<revision>-<unique>/<n>
 //! <prefix>marks, grants     of all shards
 //! <prefix>digest/<epoch>, <prefix>audit/<epoch>
 //! <prefix>leader            see `lead`
@@ -52,6 +52,8 @@ pub struct Etcd<G> {
     token: Option<i64>,
     /// The digests of the fences that are stored, and of the map that they are stored with.
     base: Option<([u8; 32], String)>,
+    /// Operations that were written in parts.
+    written: u64,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,7 +74,7 @@ enum Record {
 impl<G: Gateway> Etcd<G> {
     /// The store under `prefix`, which ends with `/`.
     pub fn new(etcd: G, prefix: &str) -> Etcd<G> {
-        Etcd { etcd, prefix: prefix.into(), token: None, base: None }
+        Etcd { etcd, prefix: prefix.into(), token: None, base: None, written: 0 }
     }
 
     fn key(&self, name: &str) -> String {
@@ -188,7 +190,10 @@ impl<G: Gateway> Etcd<G> {
         if whole.len() <= PART_BYTES_MAX {
             return Ok((whole, None));
         }
-        let parts = format!("oppart/{:020}/{}-{}/", op.id, op.revision, self.token.unwrap_or(0));
+        // Never a name that was used before: what lies there may be of another ask, or of a change whose answer was lost.
+        self.written += 1;
+        let (token, pid, nth) = (self.token.unwrap_or(0), std::process::id(), self.written);
+        let parts = format!("oppart/{:020}/{}-{token}-{pid}-{nth}/", op.id, op.revision);
         self.put_parts(&parts, &whole)?;
         Ok((written(&Record::Parts { parts: parts.clone() })?, Some(parts)))
     }

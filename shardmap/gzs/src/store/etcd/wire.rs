@@ -11,19 +11,21 @@ use serde_json::{Value, json};
 
 /// Reaches an etcd: one question, one answer.
 pub trait Gateway {
-    /// Posts `body` to a path, such as `/v3/kv/txn`; the body of the answer, whatever its status. Else why there is none: what was asked for may have
+    /// Posts `body` to a path, such as `/v3/kv/txn`; status and body of the answer. Else why there is none: what was asked for may have
     /// been done all the same.
-    fn post(&mut self, path: &str, body: &str) -> Result<String, String>;
+    fn post(&mut self, path: &str, body: &str) -> Result<(u16, String), String>;
 }
 
 /// Values of one key in one put: etcd takes 1.5 MiB a request, in base64 and with its companions.
 pub(super) const PART_BYTES_MAX: usize = 512 << 10;
 
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Answered<T> {
-    Refused { error: String },
-    Done(T),
+/// What etcd says instead: 3.4 and 3.5 as `error`, 3.6 as `message` alone.
+#[derive(Deserialize, Default)]
+struct Refusal {
+    #[serde(default)]
+    error: String,
+    #[serde(default)]
+    message: String,
 }
 
 /// The head of each answer.
@@ -82,6 +84,8 @@ impl Txn {
 
 #[derive(Deserialize, Default)]
 pub(super) struct Granted {
+    #[serde(default)]
+    pub header: Header,
     #[serde(rename = "ID", default, deserialize_with = "number")]
     pub id: i64,
     #[serde(rename = "TTL", default, deserialize_with = "number")]
@@ -99,17 +103,18 @@ pub(super) fn ask<T: serde::de::DeserializeOwned>(
     path: &str,
     body: &Value,
 ) -> Result<T, Unstored> {
-    let answer = etcd.post(path, &body.to_string()).map_err(|e| {
+    let (status, answer) = etcd.post(path, &body.to_string()).map_err(|e| {
         Unstored::Failed(format!("etcd: {e} (asked for {path}; what was asked may have been done all the same)"))
     })?;
-    match serde_json::from_str(&answer) {
-        Ok(Answered::Done(done)) => Ok(done),
-        Ok(Answered::Refused { error }) => Err(Unstored::Failed(format!("etcd refuses {path}: {error}"))),
-        Err(_) => {
-            let seen: String = answer.chars().take(200).collect();
-            Err(Unstored::Failed(format!("etcd answers {path} with \"{seen}\", expected the JSON of its gateway")))
-        }
+    if status != 200 {
+        let refusal: Refusal = serde_json::from_str(&answer).unwrap_or_default();
+        let why = if refusal.error.is_empty() { refusal.message } else { refusal.error };
+        return Err(Unstored::Failed(format!("etcd refuses {path} with {status}: {why}")));
     }
+    serde_json::from_str(&answer).map_err(|_| {
+        let seen: String = answer.chars().take(200).collect();
+        Unstored::Failed(format!("etcd answers {path} with \"{seen}\", expected the JSON of its gateway"))
+    })
 }
 
 pub(super) fn range(key: &str, revision: i64) -> Value {
@@ -190,15 +195,15 @@ fn number<'de, D: Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
 mod tests {
     use super::*;
 
-    struct Says(Result<&'static str, &'static str>);
+    struct Says(Result<(u16, &'static str), &'static str>);
 
     impl Gateway for Says {
-        fn post(&mut self, _: &str, _: &str) -> Result<String, String> {
-            self.0.map(str::to_owned).map_err(str::to_owned)
+        fn post(&mut self, _: &str, _: &str) -> Result<(u16, String), String> {
+            self.0.map(|(status, body)| (status, body.to_owned())).map_err(str::to_owned)
         }
     }
 
-    fn said(answer: Result<&'static str, &'static str>) -> String {
+    fn said(answer: Result<(u16, &'static str), &'static str>) -> String {
         ask::<Range>(&mut Says(answer), "/v3/kv/range", &json!({})).err().unwrap().to_string()
     }
 
@@ -206,14 +211,19 @@ mod tests {
     fn answers_are_read_and_nonsense_is_said() {
         let answer =
             r#"{"header":{"revision":"7"},"kvs":[{"key":"YQ==","mod_revision":"2","value":"bWU="}],"count":"1"}"#;
-        let read: Range = ask(&mut Says(Ok(answer)), "/v3/kv/range", &json!({})).unwrap();
+        let read: Range = ask(&mut Says(Ok((200, answer))), "/v3/kv/range", &json!({})).unwrap();
         assert_eq!((read.header.revision, read.kvs[0].value.as_slice(), read.kvs[0].mod_revision), (7, &b"me"[..], 2));
         assert_eq!(
-            said(Ok(r#"{"error":"etcdserver: no leader","code":14}"#)),
-            "etcd refuses /v3/kv/range: etcdserver: no leader"
+            said(Ok((503, r#"{"error":"etcdserver: no leader","code":14}"#))),
+            "etcd refuses /v3/kv/range with 503: etcdserver: no leader"
         );
-        assert!(said(Ok("<html>")).contains("answers /v3/kv/range with \"<html>\", expected the JSON"));
-        assert!(said(Ok(r#"{"kvs":[{"value":"%"}]}"#)).contains("expected the JSON"));
+        assert_eq!(
+            said(Ok((400, r#"{"message":"etcdserver: mvcc: required revision has been compacted","code":11}"#))),
+            "etcd refuses /v3/kv/range with 400: etcdserver: mvcc: required revision has been compacted"
+        );
+        assert!(said(Ok((502, "<html>"))).contains("refuses /v3/kv/range with 502"));
+        assert!(said(Ok((200, "<html>"))).contains("answers /v3/kv/range with \"<html>\", expected the JSON"));
+        assert!(said(Ok((200, r#"{"kvs":[{"value":"%"}]}"#))).contains("expected the JSON"));
         assert!(said(Err("refused")).contains("may have been done all the same"));
     }
 

@@ -69,13 +69,21 @@ impl Heard {
     async fn room(&mut self, refused: &Refused) {
         loop {
             self.0.retain(|(.., task)| !task.is_finished());
-            let Some((since, from, oldest)) = self.0.front().filter(|_| self.0.len() >= HELLOS_MAX) else { return };
+            if self.0.len() < HELLOS_MAX {
+                return;
+            }
+            let Some((since, from, oldest)) = self.0.front_mut() else { return };
             match HEARD_LEAST.checked_sub(since.elapsed()) {
                 // One of them may end before that.
                 Some(left) if !left.is_zero() => sleep(left.min(Duration::from_millis(10))).await,
                 Some(_) | None => {
                     oldest.abort();
-                    refused.one(*from, &format!("no HELLO, and it gives way: {HELLOS_MAX} connections say nothing"));
+                    // Until it has ended it has its descriptor: the next comes in its place, not beside it.
+                    let said = oldest.await.is_ok();
+                    if !said {
+                        refused
+                            .one(*from, &format!("no HELLO, and it gives way: {HELLOS_MAX} connections say nothing"));
+                    }
                     self.0.pop_front();
                 }
             }
@@ -172,5 +180,29 @@ fn drain(tls: &mut ServerConnection, read: &mut BytesMut) -> Result<usize, Strin
             Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(read.len() - before),
             Err(e) => return Err(e.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who gives way holds its descriptor no longer than until the next one is taken in: tasks that were only told to end would be
+    /// as many more as the kernel has connections waiting.
+    #[tokio::test]
+    async fn who_gives_way_is_gone_before_the_next_is_heard() {
+        let (mut heard, refused, held) = (Heard::default(), Refused::default(), Arc::new(()));
+        let (long_ago, from) = (Instant::now() - 2 * HEARD_LEAST, SocketAddr::from(([127, 0, 0, 1], 1)));
+        for n in 0..2 * HELLOS_MAX {
+            heard.room(&refused).await;
+            assert!(Arc::strong_count(&held) <= HELLOS_MAX, "{} before number {n}", Arc::strong_count(&held) - 1);
+            let mine = held.clone();
+            let task = tokio::spawn(async move {
+                std::future::pending::<()>().await;
+                drop(mine);
+            });
+            heard.0.push_back((long_ago, from, task));
+        }
+        assert_eq!(refused.count(), HELLOS_MAX as u64);
     }
 }

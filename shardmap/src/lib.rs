@@ -13,6 +13,7 @@ pub mod grid;
 pub mod id;
 pub mod map;
 pub mod metric;
+pub mod names;
 mod near;
 #[cfg(feature = "text")]
 mod nest;

@@ -2,6 +2,7 @@
 
 use crate::fence::{Fence, Fences, How, limits};
 use crate::id::Id;
+use crate::names;
 use crate::ownership::{Entry, History, Illegal, Kind};
 use crate::point::Point;
 use crate::problem::Problem;
@@ -400,11 +401,6 @@ impl Map {
     }
 }
 
-/// May a global service have this name? As tables: 1 to 64 of a-z, 0-9 and _.
-pub fn is_global_name(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
-}
-
 fn by_name(globals: BTreeMap<Shard, String>) -> Arc<[(String, Shard)]> {
     let mut all: Vec<(String, Shard)> = globals.into_iter().map(|(shard, name)| (name, shard)).collect();
     all.sort();
@@ -467,7 +463,7 @@ fn global_faults(parts: &Parts, wrong: &mut impl FnMut(Problem)) {
         } else if !parts.histories.contains_key(shard) {
             wrong(Problem::new(format!("global service \"{name}\", shard {shard}, has no owner")));
         }
-        if !is_global_name(name) {
+        if !names::is_word(name) {
             wrong(Problem::new(format!("shard {shard} is called \"{name}\"; expected 1 to 64 of a-z, 0-9 and _")));
         }
         if let Some(other) = named.insert(name, *shard) {

@@ -82,10 +82,7 @@ impl<'p> Place<'p> {
     }
 }
 
-/// May a table have this name?
-pub(super) fn is_table(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
-}
+pub(super) use shardmap::names::is_word as is_table;
 
 /// The key in `raw`, percent-decoded; `None`: not a key.
 fn decode_key(raw: &str) -> Option<Cow<'_, [u8]>> {

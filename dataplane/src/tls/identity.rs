@@ -5,6 +5,7 @@
 //! can be two.
 
 use rustls::pki_types::CertificateDer;
+use shardmap::names::is_segment;
 use std::fmt;
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -124,8 +125,7 @@ pub fn is_cluster(name: &str) -> bool {
 
 /// May a zone be called so in a certificate? SPIFFE ID §2.2: one segment of a path.
 pub fn is_zone(name: &str) -> bool {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-    (1..=ZONE_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits) && name != "." && name != ".."
+    is_segment(name, ZONE_BYTES_MAX)
 }
 
 fn uris(certificate: &CertificateDer<'_>) -> Result<Vec<String>, Wrong> {

@@ -9,7 +9,7 @@ use super::{Refused, Service};
 use crate::change::{Change, Mark};
 use crate::op::{End, Op};
 use shardmap::ownership::Kind;
-use shardmap::{Shard, Zone, map};
+use shardmap::{Shard, Zone, map, names};
 
 /// Bytes of a zone's name, as certificates allow them.
 const NAME_BYTES_MAX: usize = 64;
@@ -113,12 +113,9 @@ fn of_map(why: map::Refused) -> Refused {
 
 /// A name that certificates, directories and pages can have.
 fn is_name(name: &str) -> Result<(), Refused> {
-    let fits = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_');
-    let is = (1..=NAME_BYTES_MAX).contains(&name.len()) && name.bytes().all(fits) && name != "." && name != "..";
-    let seen: String = name.chars().take(NAME_BYTES_MAX).collect();
-    if is {
-        Ok(())
-    } else {
-        Err(Refused::Ask(format!("zone \"{seen}\"; expected 1 to {NAME_BYTES_MAX} letters, digits, `.`, `-`, `_`")))
+    if names::is_segment(name, NAME_BYTES_MAX) {
+        return Ok(());
     }
+    let seen: String = name.chars().take(NAME_BYTES_MAX).collect();
+    Err(Refused::Ask(format!("zone \"{seen}\"; expected 1 to {NAME_BYTES_MAX} letters, digits, `.`, `-`, `_`")))
 }

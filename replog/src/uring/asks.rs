@@ -117,9 +117,16 @@ impl Core {
                     }
                 }
                 Decision::WaitMap if self.is_late(deadline) => return self.behind(),
-                Decision::WaitMap => self.next_map(deadline).await,
+                Decision::WaitMap => {
+                    self.next_map(deadline).await;
+                    row = Row::Unknown;
+                }
                 Decision::WaitLease(why) if self.is_late(deadline) => return Answer::Refused(why),
-                Decision::WaitLease(_) => self.next_lease(deadline).await,
+                Decision::WaitLease(_) => {
+                    self.next_lease(deadline).await;
+                    // Another zone may have owned the shard, and written the row, meanwhile.
+                    row = Row::Unknown;
+                }
                 Decision::Refused(why) => return Answer::Refused(why),
             }
         }
@@ -188,7 +195,7 @@ impl Stream {
             Err(why) => return Answer::Refused(refused(&why)),
         };
         match (appended.await, made) {
-            (Ok(_), Some(made)) if !self.gate.borrow().lease_stands(shard, owner_epoch, now()) => {
+            (Ok(_), Some(made)) if shard.is_global() && !self.gate.borrow().lease_stands(shard, owner_epoch, now()) => {
                 Answer::Committed(Committed { rows: vec![made], replayed: false, held: Held::Unleased })
             }
             (Ok(seq), Some(Made { key, version, .. })) => Answer::Written { key, version, seq },

@@ -142,7 +142,8 @@ impl Core {
             Ok(last) => {
                 let held = self.held(stream, last, limit).await;
                 let under = |row: &Made| stream.gate.borrow().lease_stands(shard, row.version.owner_epoch, now());
-                let held = if rows.iter().all(under) { held } else { Held::Unleased };
+                let stands = !shard.is_global() || rows.iter().all(under);
+                let held = if stands { held } else { Held::Unleased };
                 Answer::Committed(Committed { rows, replayed: false, held })
             }
             Err(why @ stream::Error::Refused(log::Refused::Full)) => Answer::Refused(refused(&why)),

@@ -5,6 +5,7 @@
 
 use crate::api::{FencesAsk, FencesPreview, GiveView, Town, TownView};
 use crate::limits::TOWNS_MAX;
+use crate::service::{hex, unhex};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use shardmap::edit::{self, Give, Preview};
@@ -39,7 +40,7 @@ impl PartialEq for NewFences {
 
 impl Serialize for NewFences {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        to.serialize_str(&crate::service::hex(&self.0.encode()))
+        to.serialize_str(&hex(&self.0.encode()))
     }
 }
 
@@ -50,12 +51,6 @@ impl<'de> Deserialize<'de> for NewFences {
         let fences = Fences::decode(&bytes).map_err(|e| serde::de::Error::custom(format!("fences: {e}")))?;
         Ok(NewFences(Arc::new(fences)))
     }
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |b: &u8| (*b as char).to_digit(16).map(|d| d as u8);
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| Some(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?)).collect()
 }
 
 /// New fences that were judged against a map.

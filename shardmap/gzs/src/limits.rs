@@ -24,8 +24,10 @@ pub const RUNNING_MAX: usize = 64;
 pub const TEXT_BYTES_MAX: usize = 1024;
 /// Towns of a preview.
 pub const TOWNS_MAX: usize = 100_000;
-/// Lines of an audit entry.
+/// Lines of an audit entry ..
 pub const CHANGES_MAX: usize = 5000;
+/// .. and their bytes: a store takes 1.5 MiB at once, with the operation, marks and grants of all shards.
+pub const CHANGES_BYTES_MAX: usize = 256 << 10;
 /// Digests of so many maps are known, to tell a restored backup or a second service.
 pub const DIGESTS_MAX: usize = 4096;
 /// Operations that are shown at most.

@@ -18,7 +18,9 @@ mod zones;
 use crate::api::{AuditView, NodeAsked, NodeTold};
 use crate::change::{Change, Held, Mark};
 use crate::leases::Leases;
-use crate::limits::{CHANGES_MAX, DIGESTS_MAX, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS, TEXT_BYTES_MAX};
+use crate::limits::{
+    CHANGES_BYTES_MAX, CHANGES_MAX, DIGESTS_MAX, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS, TEXT_BYTES_MAX,
+};
 use crate::nodes::{Nodes, Seen};
 use crate::op::{At, Decision, Op};
 use shardmap::map::Map;
@@ -27,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 pub use begin::Refused;
-pub use shown::hex;
+pub use shown::{hex, unhex};
 
 /// What an operator chooses.
 #[derive(Clone, Debug)]
@@ -306,9 +308,43 @@ impl Service {
     }
 
     fn audited(&self, next: &Map, by: &str, why: String, op: Option<u64>, now_ms: u64) -> AuditView {
-        // The order of thousands of fences is one line.
-        let short = |line: String| line.chars().take(TEXT_BYTES_MAX).collect();
-        let changes = self.map.diff(next).iter().skip(1).take(CHANGES_MAX).map(|c| short(c.to_string())).collect();
-        AuditView { epoch: next.epoch().0, at_ms: now_ms, by: by.to_owned(), why, op, changes }
+        // The first line says the epoch.
+        let all: Vec<String> = self.map.diff(next).iter().skip(1).map(ToString::to_string).collect();
+        AuditView { epoch: next.epoch().0, at_ms: now_ms, by: by.to_owned(), why, op, changes: bounded(&all) }
+    }
+}
+
+/// What of an entry's lines is kept.
+fn bounded(all: &[String]) -> Vec<String> {
+    let mut room = CHANGES_BYTES_MAX;
+    // The order of thousands of fences is one line.
+    let short = all.iter().take(CHANGES_MAX).map(|line| line.chars().take(TEXT_BYTES_MAX).collect());
+    let fits = |line: &String| {
+        let left = room.checked_sub(line.len());
+        room = left.unwrap_or(0);
+        left.is_some()
+    };
+    let mut kept: Vec<String> = short.take_while(fits).collect();
+    if kept.len() < all.len() {
+        kept.push(format!("and {} more", all.len() - kept.len()));
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_audit_entry_is_bounded_in_lines_and_in_bytes_and_says_what_it_leaves_out() {
+        let lines = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
+        assert_eq!(bounded(&[]), Vec::<String>::new());
+        assert_eq!(bounded(&lines(3, 4)), lines(3, 4));
+        let kept = bounded(&lines(CHANGES_MAX + 2, 4));
+        assert_eq!((kept.len(), kept[CHANGES_MAX].as_str()), (CHANGES_MAX + 1, "and 2 more"));
+        let (each, fit) = (TEXT_BYTES_MAX, CHANGES_BYTES_MAX / TEXT_BYTES_MAX);
+        // Longer than a text may be: each is cut, and as many as fit are kept.
+        let kept = bounded(&lines(fit + 7, each + 1));
+        assert_eq!((kept.len(), kept[0].len(), kept[fit].as_str()), (fit + 1, each, "and 7 more"));
     }
 }

@@ -15,7 +15,7 @@ use axum::{Json, Router};
 use gzs::api::{Fault, FencesAsk, NodeTold, OpAsk, Role, What};
 use gzs::fences;
 use gzs::limits::TEXT_BYTES_MAX;
-use gzs::service::Refused;
+use gzs::service::{Refused, unhex};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -178,7 +178,8 @@ async fn map(State(desk): Shared, headers: HeaderMap, poll: Asked<Poll>) -> Resp
         Ok(poll) => poll,
         Err(e) => return desk.wrong(e.body_text()),
     };
-    let digest = match poll.digest.as_deref().map(unhex) {
+    let read = |text: &str| unhex(text).and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    let digest = match poll.digest.as_deref().map(read) {
         Some(None) => return desk.wrong("digest: expected 64 hexadecimal digits"),
         Some(digest) => digest,
         None => None,
@@ -197,7 +198,7 @@ async fn map(State(desk): Shared, headers: HeaderMap, poll: Asked<Poll>) -> Resp
             if desk.see(|service, _| service.wants_reload()) {
                 return fault(
                     StatusCode::SERVICE_UNAVAILABLE,
-                    "the store does not answer, and a map was shown that is not known here",
+                    "a map was shown that is not known here, and the store, which may know it, does not answer: ask again; /readyz tells when it does",
                 );
             }
         }
@@ -217,17 +218,6 @@ async fn map(State(desk): Shared, headers: HeaderMap, poll: Asked<Poll>) -> Resp
     desk.counts.maps.fetch_add(1, Relaxed);
     let bytes = desk.bytes(&issued, poll.after, digest.is_some());
     ([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response()
-}
-
-fn unhex(text: &str) -> Option<[u8; 32]> {
-    let mut bytes = [0; 32];
-    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 async fn nodes(State(desk): Shared, headers: HeaderMap, body: Body) -> Response {

@@ -89,7 +89,7 @@ impl Service {
             owner_epoch: v.owner_epoch.0,
             to: v.to.map(name),
             epoch: v.epoch.0,
-            global: self.map.global_name(shard).filter(|_| shard.is_global()).map(str::to_owned),
+            global: self.map.global_name(shard).map(str::to_owned),
             granted_ms: self.leases.left_ms(shard, now_ms),
         }
     }
@@ -114,4 +114,11 @@ impl Service {
 /// Bytes as people write them.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Bytes as people have written them.
+pub fn unhex(text: &str) -> Option<Vec<u8>> {
+    let digit = |b: &u8| (*b as char).to_digit(16).map(|d| d as u8);
+    let pairs = text.as_bytes().chunks(2);
+    pairs.map(|pair| Some(digit(pair.first()?)? << 4 | digit(pair.get(1)?)?)).collect()
 }

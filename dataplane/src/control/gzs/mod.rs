@@ -17,7 +17,7 @@ use auth::Callers;
 use desk::{Desk, Issued};
 use elect::Candidate;
 use gzs::api::AuditView;
-use gzs::change::Unstored;
+use gzs::change::{Held, Unstored};
 use gzs::store::Store;
 use gzs::store::etcd::Etcd;
 use gzs::store::sqlite::Sqlite;
@@ -44,15 +44,16 @@ pub fn run(config: &GzsConfig, adopt: Option<&Path>, stop_with_stdin: bool) -> R
             Box::new(Sqlite::open(&dir.join("gzs.db")).map_err(unstored)?)
         }
         StoreAt::Etcd(at) => {
-            Box::new(Etcd::new(etcd::Http::new(at, STORE_PATIENCE).map_err(Failed::Input)?, &at.prefix))
+            let http = etcd::Http::new(at, STORE_PATIENCE).map_err(Failed::Input)?;
+            let mut etcd = Etcd::new(http, &at.prefix);
+            answers(&mut etcd)?;
+            Box::new(etcd)
         }
     };
-    reached(&config.store, &mut store)?;
-    begin(config, &mut store)?;
     if let Some(file) = adopt {
         take_up(file, &mut store)?;
     }
-    let held = store.load().map_err(unstored)?.ok_or_else(|| Failed::Fault("the store is empty again".into()))?;
+    let held = begin(config, &mut store)?;
     let callers = Callers::read(&config.tokens).map_err(Failed::Input)?;
     let alone = matches!(config.store, StoreAt::Dir(_));
     let (desk, keeper) = Desk::new(held, store, config.settings.clone(), callers, alone).map_err(unstored)?;
@@ -73,41 +74,34 @@ fn unstored(why: Unstored) -> Failed {
     }
 }
 
-/// An etcd that does not answer yet is waited for, since hosts come up in any order; a file that cannot be read stays so.
-fn reached(at: &StoreAt, store: &mut impl Store) -> Result<(), Failed> {
+/// Ends when it does: hosts come up in any order.
+fn answers(etcd: &mut impl Store) -> Result<(), Failed> {
     let mut told = false;
     loop {
-        match (store.audit(u64::MAX - 1, 1), at) {
-            (Err(Unstored::Failed(why)), StoreAt::Etcd(_)) => {
+        match etcd.audit(u64::MAX - 1, 1) {
+            Err(Unstored::Failed(why)) => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::error!("waiting: {why}");
                 }
                 std::thread::sleep(Duration::from_millis(500));
             }
-            (asked, _) => return asked.map(drop).map_err(unstored),
+            asked => return asked.map(drop).map_err(unstored),
         }
     }
 }
 
 /// An empty store gets the configuration's map; one that holds a map goes on with that, whatever the file says.
-fn begin(config: &GzsConfig, store: &mut impl Store) -> Result<(), Failed> {
-    match store.load().map_err(unstored)? {
-        Some(held) => {
-            tracing::info!("the store holds map {}", held.map.epoch());
-            Ok(())
-        }
-        None => {
-            let map = from_file(&config.map).map_err(Failed::Input)?;
-            let why = format!("the first map: {}", config.map.display());
-            match store.adopt(&map, &audit(&map, why)) {
-                Err(Unstored::Overtaken { holds, .. }) => {
-                    tracing::info!("another service began with {holds}");
-                    Ok(())
-                }
-                stored => stored.map_err(unstored),
-            }
-        }
+fn begin(config: &GzsConfig, store: &mut impl Store) -> Result<Held, Failed> {
+    if let Some(held) = store.load().map_err(unstored)? {
+        tracing::info!("the store holds map {}", held.map.epoch());
+        return Ok(held);
     }
+    let map = from_file(&config.map).map_err(Failed::Input)?;
+    match store.adopt(&map, &audit(&map, format!("the first map: {}", config.map.display()))) {
+        Err(Unstored::Overtaken { holds, .. }) => tracing::info!("another service began with {holds}"),
+        stored => stored.map_err(unstored)?,
+    }
+    store.load().map_err(unstored)?.ok_or_else(|| Failed::Fault("the store is empty again".into()))
 }
 
 fn take_up(path: &Path, store: &mut impl Store) -> Result<(), Failed> {

@@ -1,8 +1,8 @@
 //! Speaks with the Global Zone Service as an operator does: asks for its state, begins operations and waits for their end.
 
-use super::reach::{self, LEADER, Urls};
+use super::reach::{self, Asked, LEADER, Urls};
 use gzs::api::{AuditView, Fault, FencesAsk, FencesPreview, OpAsk, OpView, State, What};
-use reqwest::{Method, RequestBuilder};
+use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -177,7 +177,8 @@ impl GzsClient {
         let mut tried = 0;
         loop {
             let (at, url) = self.urls.now();
-            let sent = self.request(&url, &method, path, json).timeout(limit).send().await;
+            let asked = Asked { method: method.clone(), path, json: json.map(<[u8]>::to_vec) };
+            let sent = reach::request(&self.http, &url, asked, self.token.as_deref()).timeout(limit).send().await;
             let leader = match &sent {
                 Ok(answer) => answer.headers().get(LEADER).map(|url| url.to_str().unwrap_or_default()),
                 Err(e) => e.is_connect().then_some(""),
@@ -194,17 +195,6 @@ impl GzsClient {
                 tokio::time::sleep(LOOK * 5).await;
             }
         }
-    }
-
-    fn request(&self, url: &str, method: &Method, path: &str, json: Option<&[u8]>) -> RequestBuilder {
-        let mut request = self.http.request(method.clone(), format!("{url}{path}"));
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
-        }
-        if let Some(json) = json {
-            request = request.header("content-type", "application/json").body(json.to_vec());
-        }
-        request
     }
 
     async fn answer<T: DeserializeOwned>(&self, url: &str, mut answer: reqwest::Response) -> Result<T, Denied> {

@@ -44,14 +44,7 @@ impl Reach {
     /// Asks; an answer of a service that stands by is an error, and the next time another one is asked.
     pub async fn ask(&self, asked: Asked<'_>) -> Result<reqwest::Response, String> {
         let (at, url) = self.urls.now();
-        let mut request =
-            self.http.request(asked.method, format!("{url}{}", asked.path)).header("x-ezone-node", &self.who);
-        if let Some(token) = &self.token {
-            request = request.bearer_auth(token);
-        }
-        if let Some(json) = asked.json {
-            request = request.header("content-type", "application/json").body(json);
-        }
+        let request = request(&self.http, &url, asked, self.token.as_deref()).header("x-ezone-node", &self.who);
         match request.send().await {
             Ok(answer) => match answer.headers().get(LEADER) {
                 None => {
@@ -104,6 +97,18 @@ pub struct Asked<'a> {
     pub path: &'a str,
     /// What is sent.
     pub json: Option<Vec<u8>>,
+}
+
+/// A request to the service at `url`, of who has this token.
+pub fn request(http: &reqwest::Client, url: &str, asked: Asked<'_>, token: Option<&str>) -> reqwest::RequestBuilder {
+    let mut request = http.request(asked.method, format!("{url}{}", asked.path));
+    if let Some(token) = token {
+        request = request.bearer_auth(token);
+    }
+    if let Some(json) = asked.json {
+        request = request.header("content-type", "application/json").body(json);
+    }
+    request
 }
 
 /// Addresses of services of which one leads, as far as is known the one that is asked now.

@@ -4,7 +4,7 @@ mod process_kit;
 
 use dataplane::control::gzs_client::GzsClient;
 use dataplane::sandbox::client::{Client, Response};
-use dataplane::sandbox::cluster::{Cluster, Maps, Plan, ServiceSettings};
+use dataplane::sandbox::cluster::{Cluster, Plan, ServiceSettings};
 use dataplane::sandbox::pages::Pages;
 use dataplane::sandbox::watch;
 use gzs::api::{FencesAsk, OpAsk, What};
@@ -113,13 +113,13 @@ fn land_goes_to_another_zone_under_load_and_no_order_fails_or_is_written_at_two_
 }
 
 async fn under_load(root: PathBuf) {
-    let maps = Maps::Own(ServiceSettings { silence_ms: 0, move_limit_ms: 120_000 });
+    let service = ServiceSettings { silence_ms: 0, move_limit_ms: 120_000 };
     let program = PathBuf::from(env!("CARGO_BIN_EXE_ezone"));
-    let plan = Plan { root, program, zones: 2, one_way: Duration::from_millis(2), maps, limited: None };
+    let plan = Plan { root, program, zones: 2, one_way: Duration::from_millis(2), service, limited: None };
     let (mut cluster, pages) = (Cluster::of(&plan).unwrap(), Pages::new().unwrap());
     watch::ready(&mut cluster, &pages, 1, PATIENCE).await.unwrap();
     let routers: Vec<SocketAddr> = cluster.zones.iter().map(|z| z.ports.client).collect();
-    let gzs = GzsClient::new(&format!("http://{}", cluster.service.as_ref().unwrap().listen), None).unwrap();
+    let gzs = GzsClient::new(&format!("http://{}", cluster.service.listen), None).unwrap();
 
     let load = Arc::new(Load::default());
     let places = [GOES, GOES, STAY[0], STAY[1]];

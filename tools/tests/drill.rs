@@ -2,7 +2,7 @@
 
 mod program;
 
-use dataplane::sandbox::cluster::{Cluster, Maps, Plan, ServiceSettings};
+use dataplane::sandbox::cluster::{Cluster, Plan, ServiceSettings};
 use program::ezone;
 use serde_json::Value;
 use std::process::{Command, Output, Stdio};
@@ -76,13 +76,13 @@ impl Running {
             let root = std::env::temp_dir().join(format!("ezone-drill-live-{}", std::process::id()));
             let _ = std::fs::remove_dir_all(&root);
             std::fs::create_dir_all(&root).unwrap();
-            let maps = Maps::Own(ServiceSettings { silence_ms: 0, move_limit_ms: 2500 });
+            let service = ServiceSettings { silence_ms: 0, move_limit_ms: 2500 };
             let one_way = Duration::from_millis(5);
-            let plan = Plan { root: root.clone(), program, zones: 2, one_way, maps, limited: None };
+            let plan = Plan { root: root.clone(), program, zones: 2, one_way, service, limited: None };
             dataplane::control::runtime().unwrap().block_on(async {
                 let mut cluster = Cluster::of(&plan).unwrap();
                 let routers = cluster.zones.iter().map(|z| format!("{}={}", z.name, z.ports.client)).collect();
-                tell.send((format!("http://{}", cluster.service.as_ref().unwrap().listen), routers)).unwrap();
+                tell.send((format!("http://{}", cluster.service.listen), routers)).unwrap();
                 let _ = ended.await;
                 cluster.stop().await;
             });

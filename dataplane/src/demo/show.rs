@@ -4,7 +4,7 @@ use super::gzs::{Gzs, ZoneAdmin};
 use super::summary::Summary;
 use super::{NAMES, Options, Script, tally};
 use crate::control::{self, report::LogStatus};
-use crate::sandbox::cluster::{Cluster, Maps, Plan, ServiceSettings};
+use crate::sandbox::cluster::{Cluster, Plan, ServiceSettings};
 use crate::sandbox::orders::{Driver, DriverOptions};
 use crate::sandbox::places::{Place, places};
 use crate::sandbox::report::{Report, Second};
@@ -78,8 +78,8 @@ impl Stage<'_> {
         ));
         let program = std::env::current_exe().map_err(|e| format!("this program's own path: {e}"))?;
         // The demo says itself when a zone is lost: how long that takes is part of what it shows.
-        let maps = Maps::Own(ServiceSettings { silence_ms: 0, move_limit_ms: MOVE_LIMIT.as_millis() as u64 });
-        let plan = Plan { root: root.into(), program, zones: NAMES.len(), one_way, maps, limited: None };
+        let service = ServiceSettings { silence_ms: 0, move_limit_ms: MOVE_LIMIT.as_millis() as u64 };
+        let plan = Plan { root: root.into(), program, zones: NAMES.len(), one_way, service, limited: None };
         let mut cluster = Cluster::of(&plan).map_err(|e| format!("starting the zones: {e}"))?;
         if let Some(why) = cluster.no_room() {
             cluster.stop().await;
@@ -90,8 +90,7 @@ impl Stage<'_> {
             router: z.ports.router_admin,
             log: z.ports.log_admin,
         });
-        let at = cluster.service.as_ref().map(|s| s.listen).ok_or("the cluster has no service")?;
-        let gzs = Gzs::at(at, map, admins.collect())?;
+        let gzs = Gzs::at(cluster.service.listen, map, admins.collect())?;
         let begun = Instant::now();
         let mut stage = Stage { options, begun, gzs, cluster, summary: Summary::default(), outage: None };
         if let Err(why) = stage.all_ready().await {

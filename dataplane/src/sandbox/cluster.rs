@@ -1,5 +1,5 @@
-//! A cluster on this host: two to four zones, a Global Zone Service if it has one of its own, and the WAN between all of them. Their
-//! ports, directories, configurations and processes.
+//! A cluster on this host: two to four zones, a Global Zone Service, and the WAN between all of them. Their ports, directories,
+//! configurations and processes.
 //!
 //! ```text
 //!   ROOT/service/gzs.toml, data/     the service
@@ -31,19 +31,10 @@ pub struct Plan {
     pub zones: usize,
     /// One way of the WAN.
     pub one_way: Duration,
-    /// Where maps come from.
-    pub maps: Maps,
+    /// Of its Global Zone Service.
+    pub service: ServiceSettings,
     /// A zone whose data has only so many MiB.
     pub limited: Option<(usize, u64)>,
-}
-
-/// Where a cluster's maps come from.
-#[derive(Clone, Debug)]
-pub enum Maps {
-    /// From a service of the caller's, at this address, with no WAN before it.
-    Of(SocketAddr),
-    /// From `ezone gzs`, a process of the cluster, at the other end of the WAN.
-    Own(ServiceSettings),
 }
 
 /// What a service's configuration says that drills change.
@@ -99,8 +90,8 @@ pub struct ServiceProcess {
 pub struct Cluster {
     /// The zones.
     pub zones: Vec<ZoneProcesses>,
-    /// The service, if it is the cluster's own.
-    pub service: Option<ServiceProcess>,
+    /// The service, at the other end of the WAN for each of them.
+    pub service: ServiceProcess,
     /// What is between them; gone with this.
     pub wan: Wan,
 }
@@ -114,16 +105,10 @@ impl Cluster {
         let (mut at, mut wan) = (probe(names.len() * PORTS + 1)?, Wan::default());
         let service_at = at.split_off(names.len() * PORTS)[0];
         let ports: Vec<Ports> = at.chunks(PORTS).map(Ports::of).collect();
-        let service = match &plan.maps {
-            Maps::Of(_) => None,
-            Maps::Own(settings) => Some(ServiceProcess::new(plan, service_at, settings)?),
-        };
+        let service = ServiceProcess::new(plan, service_at)?;
         let mut zones = vec![];
         for i in 0..names.len() {
-            let gzs = match plan.maps {
-                Maps::Of(at) => at,
-                Maps::Own(_) => wan.add(Side::Zone(i), Side::Service, service_at, plan.one_way)?,
-            };
+            let gzs = wan.add(Side::Zone(i), Side::Service, service_at, plan.one_way)?;
             let mut peers = String::new();
             for (j, other) in names.iter().enumerate().filter(|(j, _)| *j != i) {
                 let mut way = |target| wan.add(Side::Zone(i), Side::Zone(j), target, plan.one_way);
@@ -139,10 +124,8 @@ impl Cluster {
 
     /// Starts each process that does not run; those that are stopped in their tracks go on.
     pub fn start_all(&mut self) -> io::Result<()> {
-        if let Some(service) = &mut self.service {
-            service.process.resume();
-            service.process.start()?;
-        }
+        self.service.process.resume();
+        self.service.process.start()?;
         for zone in &mut self.zones {
             zone.log.resume();
             zone.router.resume();
@@ -153,8 +136,10 @@ impl Cluster {
 
     /// The first process that has ended although nobody killed it, with the last lines it said.
     pub fn fallen(&mut self) -> Option<String> {
-        let service = self.service.as_mut().and_then(|s| s.process.fallen());
-        service.or_else(|| self.zones.iter_mut().find_map(|z| z.log.fallen().or_else(|| z.router.fallen())))
+        self.service
+            .process
+            .fallen()
+            .or_else(|| self.zones.iter_mut().find_map(|z| z.log.fallen().or_else(|| z.router.fallen())))
     }
 
     /// Says so when the disk of the data directory is about to be full: each zone would refuse orders soon.
@@ -179,14 +164,12 @@ impl Cluster {
         for zone in &mut self.zones {
             zone.log.stop().await;
         }
-        if let Some(service) = &mut self.service {
-            service.process.stop().await;
-        }
+        self.service.process.stop().await;
     }
 }
 
 impl ServiceProcess {
-    fn new(plan: &Plan, listen: SocketAddr, settings: &ServiceSettings) -> io::Result<ServiceProcess> {
+    fn new(plan: &Plan, listen: SocketAddr) -> io::Result<ServiceProcess> {
         let home = plan.root.join("service");
         fs::create_dir_all(&home)?;
         fs::write(home.join("china.toml"), chart::text(plan.zones))?;
@@ -195,7 +178,7 @@ impl ServiceProcess {
         let name = "Global Zone Service".into();
         let process = Process::new(name, &plan.program, "gzs", &config, home.join("gzs.out")).listening(&[listen]);
         let service = ServiceProcess { listen, process, config };
-        service.configure(settings)?;
+        service.configure(&plan.service)?;
         Ok(service)
     }
 

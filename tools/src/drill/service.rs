@@ -17,7 +17,7 @@ const KILLS_AFTER_MS: [u64; 8] = [0, 5, 15, 25, 35, 50, 70, 100];
 const GONE: Duration = Duration::from_millis(300);
 
 pub async fn down(scene: &mut Scene<'_>) -> Result<(), String> {
-    kill(scene).await?;
+    kill(scene).await;
     scene.step("the Global Zone Service is killed");
     scene.flow(AWAY).await?;
     let what = What::Move { shards: vec![BUSY], to: scene.stage.name(WHOLE).into() };
@@ -43,7 +43,7 @@ pub async fn killed_in_mid_move(scene: &mut Scene<'_>) -> Result<(), String> {
         let to = if is_there { scene.stage.name(BROKEN) } else { whole }.to_owned();
         let begun = scene.begun(&What::Move { shards: vec![BUSY], to: to.clone() }).await?;
         tokio::time::sleep(Duration::from_millis(after_ms)).await;
-        kill(scene).await?;
+        kill(scene).await;
         tokio::time::sleep(GONE).await;
         start(scene).await?;
         let op = scene.stage.gzs.ended(begun.id, PATIENCE).await.map_err(|e| e.to_string())?;
@@ -83,10 +83,8 @@ async fn owner(scene: &Scene<'_>) -> Result<String, String> {
     Ok(shard.and_then(|s| s.owner).unwrap_or_default())
 }
 
-async fn kill(scene: &mut Scene<'_>) -> Result<(), String> {
-    let service = scene.stage.cluster.service.as_mut().ok_or("the sandbox has no service")?;
-    service.process.kill().await;
-    Ok(())
+async fn kill(scene: &mut Scene<'_>) {
+    scene.stage.cluster.service.process.kill().await;
 }
 
 async fn start(scene: &mut Scene<'_>) -> Result<(), String> {

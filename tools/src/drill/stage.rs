@@ -3,7 +3,7 @@
 use dataplane::control::gzs_client::{Denied, GzsClient};
 use dataplane::control::report::LogStatus;
 use dataplane::sandbox::chart;
-use dataplane::sandbox::cluster::{Cluster, Maps, Plan, ServiceSettings};
+use dataplane::sandbox::cluster::{Cluster, Plan, ServiceSettings};
 use dataplane::sandbox::pages::Pages;
 use dataplane::sandbox::places::{Place, places};
 use dataplane::sandbox::wan::Lines;
@@ -91,12 +91,11 @@ impl Stage {
             program: setting.program.clone(),
             zones: setting.zones,
             one_way: setting.one_way(),
-            maps: Maps::Own(usual()),
+            service: usual(),
             limited: setting.limited.then_some((BROKEN, LIMITED_MIB)),
         };
         let cluster = Cluster::of(&plan).map_err(|e| e.to_string())?;
-        let service = cluster.service.as_ref().ok_or("the sandbox has no service")?;
-        let gzs = GzsClient::new(&format!("http://{}", service.listen), None)?;
+        let gzs = GzsClient::new(&format!("http://{}", cluster.service.listen), None)?;
         let shard_of = |p: &Place| Point::parse(&p.loc).and_then(|point| map.locate(point).shard);
         let owner = |(shard, history): (Shard, &shardmap::ownership::History)| {
             history.view().owner.map(|zone| (shard.0, usize::from(zone.0)))
@@ -233,7 +232,7 @@ impl Stage {
         if settings == self.settings {
             return Ok(());
         }
-        let service = self.cluster.service.as_mut().ok_or("the sandbox has no service")?;
+        let service = &mut self.cluster.service;
         service.configure(&settings).map_err(|e| e.to_string())?;
         service.process.stop().await;
         self.settings = settings;
@@ -243,11 +242,10 @@ impl Stage {
     /// Starts the service, if it does not run, and waits until it answers; how long that took.
     pub async fn start_service(&mut self) -> Result<Duration, String> {
         let begun = Instant::now();
-        let service = self.cluster.service.as_mut().ok_or("the sandbox has no service")?;
-        service.process.start().map_err(|e| e.to_string())?;
+        self.cluster.service.process.start().map_err(|e| e.to_string())?;
         while self.gzs.state().await.is_err() {
             // One that does not start is told at once.
-            if let Some(why) = self.cluster.service.as_mut().and_then(|s| s.process.fallen()) {
+            if let Some(why) = self.cluster.service.process.fallen() {
                 return Err(why);
             }
             if begun.elapsed() >= PATIENCE {

@@ -43,9 +43,25 @@ pub struct Live {
     pub zone: Option<String>,
 }
 
-/// Can it run on a running system?
-pub fn is_harmless(which: Which) -> bool {
-    matches!(which, Which::PlannedMove | Which::EvacuateRestore)
+/// A drill that a running system can bear.
+#[derive(Clone, Copy)]
+pub enum Harmless {
+    PlannedMove,
+    EvacuateRestore,
+}
+
+impl Harmless {
+    /// `None`: that one breaks things.
+    pub fn of(which: Which) -> Option<Harmless> {
+        [Harmless::PlannedMove, Harmless::EvacuateRestore].into_iter().find(|harmless| harmless.which() == which)
+    }
+
+    fn which(self) -> Which {
+        match self {
+            Harmless::PlannedMove => Which::PlannedMove,
+            Harmless::EvacuateRestore => Which::EvacuateRestore,
+        }
+    }
 }
 
 struct Scene<'a> {
@@ -59,24 +75,10 @@ struct Scene<'a> {
 }
 
 /// Runs one; `seed` makes its orders' tokens its own.
-pub async fn run(which: Which, live: &Live, seed: u64) -> Report {
+pub async fn run(which: Harmless, live: &Live, seed: u64) -> Report {
     let begun = Instant::now();
-    let mut report = Report {
-        drill: which.name(),
-        about: which.about(),
-        verdict: Verdict::Failed,
-        why: vec![],
-        zones: live.routers.len(),
-        orders_per_s: live.orders_per_s,
-        each_way_ms: None,
-        took_ms: 0,
-        steps: vec![],
-        checks: vec![],
-        orders: Orders::default(),
-        figures: BTreeMap::new(),
-        notes: vec!["rows that nobody asked for: what is there is read by the ids that clients were given".into()],
-        restored: false,
-    };
+    let mut report = Report::new(which.which(), live.routers.len(), live.orders_per_s, None);
+    report.notes.push("rows that nobody asked for: what is there is read by the ids that clients were given".into());
     match preflight(which, live).await {
         Ok(home) => {
             let (steps, checks, figures) = (vec![], vec![], BTreeMap::new());
@@ -97,7 +99,7 @@ pub async fn run(which: Which, live: &Live, seed: u64) -> Report {
 }
 
 /// Is the system well, and is what is asked for there? Whose the shards are that are to move.
-async fn preflight(which: Which, live: &Live) -> Result<BTreeMap<u16, String>, String> {
+async fn preflight(which: Harmless, live: &Live) -> Result<BTreeMap<u16, String>, String> {
     let state = live.gzs.state().await.map_err(|e| e.to_string())?;
     if let Some(why) = &state.stopped {
         return Err(why.clone());
@@ -125,11 +127,11 @@ async fn preflight(which: Which, live: &Live) -> Result<BTreeMap<u16, String>, S
         all.filter(|(shard, owner)| pick(*shard, owner)).collect()
     };
     let home = match which {
-        Which::PlannedMove => {
+        Harmless::PlannedMove => {
             let shard = live.shard.ok_or("which shard? --shard N names one to move there and back")?;
             owned(&|s, _| s == shard)
         }
-        _ => {
+        Harmless::EvacuateRestore => {
             let zone = live.zone.as_deref().ok_or("which zone? --zone NAME names one to evacuate and restore")?;
             owned(&|_, owner| owner == zone)
         }
@@ -165,9 +167,9 @@ async fn ask(
 }
 
 impl Scene<'_> {
-    async fn play(mut self, which: Which, seed: u64, report: &mut Report) {
+    async fn play(mut self, which: Harmless, seed: u64, report: &mut Report) {
         let routers: Vec<_> = self.live.routers.iter().map(|(name, at)| (*at, name.clone())).collect();
-        let (count, table) = (routers.len(), which.name().replace('-', "_"));
+        let (count, table) = (routers.len(), which.which().name().replace('-', "_"));
         // Clients of one place enter at one router, whoever owns it.
         let entry = move |place: &Place| (place.lat + place.lng).abs() as usize % count;
         let options = DriverOptions::new(routers, self.live.orders_per_s.into(), Box::new(entry));
@@ -198,11 +200,11 @@ impl Scene<'_> {
         (report.steps, report.checks, report.figures) = (self.steps, self.checks, self.figures);
     }
 
-    async fn act(&mut self, which: Which, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
+    async fn act(&mut self, which: Harmless, mut stopped: watch::Receiver<bool>) -> Result<(), String> {
         calm(&mut stopped).await?;
         for _ in 0..self.live.rounds {
             match which {
-                Which::PlannedMove => {
+                Harmless::PlannedMove => {
                     let (shard, home) = self.home.iter().next().map(|(s, z)| (*s, z.clone())).ok_or("no shard")?;
                     let away = self.live.routers.iter().map(|(name, _)| name).find(|name| **name != home);
                     let away = away.ok_or("only one zone has a router: there is nowhere to move to")?.clone();
@@ -211,7 +213,7 @@ impl Scene<'_> {
                         calm(&mut stopped).await?;
                     }
                 }
-                _ => {
+                Harmless::EvacuateRestore => {
                     let zone = self.live.zone.clone().unwrap_or_default();
                     self.op(What::Evacuate { zone: zone.clone(), to: None }).await?;
                     calm(&mut stopped).await?;

@@ -21,7 +21,7 @@ use crate::map::Fault;
 use crate::service::{self as gzs_service, At};
 use clap::{Args, Subcommand};
 use dataplane::control;
-use live::Live;
+use live::{Harmless, Live};
 use report::{Report, Verdict};
 use stage::{Setting, Stage};
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -145,16 +145,24 @@ fn drills(options: &Run) -> Result<ExitCode, Fault> {
 }
 
 /// What runs, and which drills are for it; nothing is done if one is not.
-fn live(options: &Run, which: &[Which]) -> Result<(Live, Vec<Which>), String> {
+fn live(options: &Run, which: &[Which]) -> Result<(Live, Vec<Harmless>), String> {
     if options.at.gzs.is_none() && options.routers.is_empty() {
         return Err(
             "on what? --sandbox starts one; --gzs URL with a --router of each zone names a running system".into()
         );
     }
-    let wanted = |w: &&Which| live::is_harmless(**w) || !options.names.iter().any(|n| n == "all");
-    let which: Vec<Which> = which.iter().filter(wanted).copied().collect();
-    if let Some(breaks) = which.iter().find(|w| !live::is_harmless(**w)) {
-        return Err(format!("{} breaks things: it is for a sandbox (--sandbox). Nothing was done", breaks.name()));
+    let mut harmless = vec![];
+    for which in which {
+        match Harmless::of(*which) {
+            Some(one) => harmless.push(one),
+            None if options.names.iter().any(|n| n == "all") => {}
+            None => {
+                return Err(format!(
+                    "{} breaks things: it is for a sandbox (--sandbox). Nothing was done",
+                    which.name()
+                ));
+            }
+        }
     }
     let live = Live {
         gzs: gzs_service::client(&options.at)?,
@@ -164,10 +172,10 @@ fn live(options: &Run, which: &[Which]) -> Result<(Live, Vec<Which>), String> {
         shard: options.shard,
         zone: options.zone.clone(),
     };
-    Ok((live, which))
+    Ok((live, harmless))
 }
 
-async fn on_a_running_system(options: &Run, live: &Live, which: &[Which]) -> Result<Vec<Report>, String> {
+async fn on_a_running_system(options: &Run, live: &Live, which: &[Harmless]) -> Result<Vec<Report>, String> {
     let mut reports = vec![];
     for (number, which) in which.iter().enumerate() {
         // Tokens that no earlier run has used.

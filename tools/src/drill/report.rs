@@ -1,5 +1,6 @@
 //! What a drill did, what it found and how long things took: as text, Markdown and JSON.
 
+use super::which::Which;
 use dataplane::sandbox::proof::Proof;
 use dataplane::sandbox::tally::Tally;
 use serde::Serialize;
@@ -121,6 +122,26 @@ pub struct Report {
 }
 
 impl Report {
+    /// Of a drill that has not begun: failed, until it is known to have passed.
+    pub fn new(which: Which, zones: usize, orders_per_s: u32, each_way_ms: Option<u32>) -> Report {
+        Report {
+            drill: which.name(),
+            about: which.about(),
+            verdict: Verdict::Failed,
+            why: vec![],
+            zones,
+            orders_per_s,
+            each_way_ms,
+            took_ms: 0,
+            steps: vec![],
+            checks: vec![],
+            orders: Orders::default(),
+            figures: BTreeMap::new(),
+            notes: vec![],
+            restored: false,
+        }
+    }
+
     /// A few lines for a terminal.
     pub fn text(&self) -> String {
         let mut text = String::new();

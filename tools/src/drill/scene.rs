@@ -59,22 +59,7 @@ pub struct Scene<'a> {
 /// Runs a drill on `stage`, or on a new one where that is none or another kind.
 pub async fn run(which: Which, setting: &Setting, stage: &mut Option<Stage>) -> Report {
     let begun = Instant::now();
-    let mut report = Report {
-        drill: which.name(),
-        about: which.about(),
-        verdict: Verdict::Failed,
-        why: vec![],
-        zones: setting.zones,
-        orders_per_s: setting.orders_per_s,
-        each_way_ms: Some(setting.each_way_ms),
-        took_ms: 0,
-        steps: vec![],
-        checks: vec![],
-        orders: Orders::default(),
-        figures: BTreeMap::new(),
-        notes: vec![],
-        restored: false,
-    };
+    let mut report = Report::new(which, setting.zones, setting.orders_per_s, Some(setting.each_way_ms));
     if setting.limited
         && let Err(why) = Volume::is_possible()
     {

@@ -198,14 +198,10 @@ impl GzsClient {
     }
 
     async fn answer<T: DeserializeOwned>(&self, url: &str, mut answer: reqwest::Response) -> Result<T, Denied> {
-        let (status, mut body) = (answer.status().as_u16(), Vec::new());
+        let status = answer.status().as_u16();
         let garbled = |seen: String| Denied::Garbled { url: url.to_owned(), status, seen };
-        while let Some(piece) = answer.chunk().await.map_err(|e| unreachable(url, &e))? {
-            if body.len() + piece.len() > ANSWER_BYTES_MAX {
-                return Err(garbled(format!("more than {ANSWER_BYTES_MAX} bytes")));
-            }
-            body.extend_from_slice(&piece);
-        }
+        let body = reach::body(&mut answer, ANSWER_BYTES_MAX).await.map_err(|e| unreachable(url, &e))?;
+        let body = body.ok_or_else(|| garbled(format!("more than {ANSWER_BYTES_MAX} bytes")))?;
         if (200..300).contains(&status) {
             return serde_json::from_slice(&body).map_err(|e| garbled(format!("what is not its JSON ({e})")));
         }

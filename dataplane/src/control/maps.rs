@@ -1,6 +1,6 @@
 //! Follows the map: asks the GZS by long poll, keeps each map on disk before anyone acts on it, never goes back.
 
-use super::reach::{Asked, Reach, Said, root_cause};
+use super::reach::{self, Asked, Reach, Said, root_cause};
 use super::{Failed, durable};
 use crate::config::{GzsAt, MapSource, file};
 use crate::uring;
@@ -144,13 +144,8 @@ impl Follower {
                 return Err(format!("it answered {other}, expected 200 or 204: {said}"));
             }
         }
-        let mut bytes = vec![];
-        while let Some(part) = answer.chunk().await.map_err(|e| root_cause(&e))? {
-            bytes.extend_from_slice(&part);
-            if bytes.len() > MAP_BYTES_MAX {
-                return Err(format!("its map has more than {MAP_BYTES_MAX} bytes"));
-            }
-        }
+        let bytes = reach::body(&mut answer, MAP_BYTES_MAX).await.map_err(|e| root_cause(&e))?;
+        let bytes = bytes.ok_or_else(|| format!("its map has more than {MAP_BYTES_MAX} bytes"))?;
         if bytes.len() < LARGE_BYTES {
             return self.kept.take(&bytes);
         }

@@ -111,6 +111,18 @@ pub fn request(http: &reqwest::Client, url: &str, asked: Asked<'_>, token: Optio
     request
 }
 
+/// What an answer brings; `None`: more than `most` bytes.
+pub async fn body(answer: &mut reqwest::Response, most: usize) -> Result<Option<Vec<u8>>, reqwest::Error> {
+    let mut body = vec![];
+    while let Some(part) = answer.chunk().await? {
+        if body.len() + part.len() > most {
+            return Ok(None);
+        }
+        body.extend_from_slice(&part);
+    }
+    Ok(Some(body))
+}
+
 /// Addresses of services of which one leads, as far as is known the one that is asked now.
 #[derive(Debug)]
 pub struct Urls {
@@ -202,5 +214,18 @@ mod tests {
         assert_eq!(urls.now(), (0, "a".into()));
         urls.turn(0, "");
         assert_eq!(urls.now(), (1, "b".into()));
+    }
+
+    #[tokio::test]
+    async fn no_answer_is_read_beyond_its_bound() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let long = axum::Router::new().fallback(|| async { "x".repeat(100_000) });
+        tokio::spawn(async move { axum::serve(listener, long).await });
+        let http = client(&url, None, Duration::from_secs(10)).unwrap();
+        for (most, read) in [(99_999, None), (100_000, Some(100_000))] {
+            let mut answer = http.get(&url).send().await.unwrap();
+            assert_eq!(body(&mut answer, most).await.unwrap().map(|b| b.len()), read, "at most {most}");
+        }
     }
 }

@@ -25,6 +25,9 @@ use std::collections::BTreeMap;
 
 pub use edit::Edit;
 
+/// Shards that are named in a sentence.
+const NAMED_MAX: usize = 8;
+
 /// An operation, as it is stored.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Op {
@@ -62,11 +65,11 @@ pub struct Op {
 /// How an operation ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum End {
-    /// Every shard is where it was to go, or another operation's.
+    /// Every shard is where it was to go.
     Done,
     /// By an operator.
     Aborted,
-    /// It took too long: what was not done was given back.
+    /// It took too long, or another operation changed a shard: what was not done was given back, or is as that other one made it.
     GaveUp,
 }
 
@@ -212,8 +215,9 @@ impl Op {
             Err(waits) => waits,
         };
         if self.shares.iter().all(|s| !s.is_open()) {
-            let op = self.end(now_ms, End::Done, "");
-            return Decision::store(None, op, "");
+            let because = self.elsewhere(map);
+            let end = if because.is_empty() { End::Done } else { End::GaveUp };
+            return Decision::store(None, self.end(now_ms, end, &because), "");
         }
         let begins = self.shares.iter().any(|s| s.at == At::Waiting);
         let lacks = if begins { self.targets().find_map(|zone| facts.fresh(zone).err()) } else { None };
@@ -328,6 +332,32 @@ impl Op {
             }
         }
         any.then_some(op)
+    }
+
+    /// Which shards are not where they were to go, since another operation changed them; empty: none.
+    fn elsewhere(&self, map: &Map) -> String {
+        let is_there =
+            |s: &Share| map.view(s.id()).is_some_and(|v| !v.kind.is_unsettled() && v.owner == Some(Zone(s.to)));
+        let away = |s: &&Share| !matches!(s.at, At::Given(_)) && !is_there(s);
+        let away: Vec<u16> = self.shares.iter().filter(away).map(|s| s.shard).collect();
+        match away[..] {
+            [] => String::new(),
+            [shard] => {
+                let owner = map.view(Shard(shard)).and_then(|v| v.owner).map_or("nobody", |zone| map.zone_name(zone));
+                format!("another operation changed shard {shard}, which is {owner}'s now{}", self.others(1))
+            }
+            _ => {
+                let first: Vec<String> = away.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+                let more = if away.len() > NAMED_MAX { " and more" } else { "" };
+                let others = self.others(away.len());
+                format!("other operations changed {} shards: {}{more}{others}", away.len(), first.join(", "))
+            }
+        }
+    }
+
+    fn others(&self, away: usize) -> String {
+        let there = self.shares.len() - away;
+        if there == 0 { String::new() } else { format!("; the other {there} are where they were to go") }
     }
 
     /// A target that is itself lost cannot take anything over.

@@ -2,12 +2,12 @@
 
 mod kit;
 
-use gzs::api::{ShardTold, What};
+use gzs::api::{OpAsk, ShardTold, What};
 use gzs::change::Mark;
 use gzs::service::{Refused, Settings};
 use gzs::store::Store;
 use gzs::store::memory::Memory;
-use kit::{NAMES, all_tell, ask, drain, log, router, service, settings};
+use kit::{NAMES, all_tell, ask, drain, keep, log, router, service, settings};
 use shardmap::ownership::Kind;
 use shardmap::{Shard, Zone};
 
@@ -31,8 +31,7 @@ fn a_move_goes_from_its_ask_to_its_end() {
     let mut s = service(&mut store, settings(), T);
     all_tell(&mut s, &mut store, &NAMES, T);
     let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     drain(&mut s, &mut store, T + 1);
     assert_eq!(s.map().view(Shard(0)).unwrap().kind, Kind::Moving);
     let asked = s.on_told(log("sh", 2), T + 2).unwrap();
@@ -66,8 +65,7 @@ fn a_move_that_takes_too_long_is_given_back_and_can_be_resumed() {
     let mut s = service(&mut store, settings(), T);
     all_tell(&mut s, &mut store, &NAMES, T);
     let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     all_tell(&mut s, &mut store, &NAMES, T + 100);
     for ms in (200..2500).step_by(100) {
         all_tell(&mut s, &mut store, &NAMES, T + ms);
@@ -79,15 +77,35 @@ fn a_move_that_takes_too_long_is_given_back_and_can_be_resumed() {
     assert!(op.says.contains("it took longer than 2500 ms: zone sh has not told yet"), "{}", op.says);
     assert_eq!(s.map().owner(Shard(0)), Some(Zone(0)));
     let change = s.resume(op.id, T + 2600).unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     all_tell(&mut s, &mut store, &NAMES, T + 2600);
     assert_eq!(s.map().view(Shard(0)).unwrap().kind, Kind::Moving);
     let change = s.abort(1, "someone else", T + 2700).unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     assert_eq!((s.ops(true)[0].state.as_str(), s.map().owner(Shard(0))), ("aborted", Some(Zone(0))));
     assert!(matches!(s.abort(1, "x", T + 2800), Err(Refused::State(_))), "it has ended");
+}
+
+/// As an operator sees it: what it was asked for has not come to pass.
+#[test]
+fn a_move_that_another_operation_overtakes_is_not_called_done() {
+    for (lost, owner) in [("sh", "bj"), ("bj", "nobody")] {
+        let mut store = Memory::default();
+        let mut s = service(&mut store, settings(), T);
+        all_tell(&mut s, &mut store, &NAMES, T);
+        let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
+        keep(&mut s, &mut store, change);
+        drain(&mut s, &mut store, T + 1);
+        let what = What::TakeOver { zone: lost.into(), to: Some("gz".into()) };
+        let change = s.begin(&OpAsk { force: true, ..ask(what) }, T + 2).unwrap();
+        keep(&mut s, &mut store, change);
+        drain(&mut s, &mut store, T + 3);
+        let ops = s.ops(true);
+        let op = ops.iter().find(|op| op.id == 1).unwrap();
+        assert_eq!((op.state.as_str(), op.shards[0].state.as_str()), ("gave_up", "replaced"), "{lost}");
+        let says = format!("another operation changed shard 0, which is {owner}'s now");
+        assert_eq!(op.says, says, "{lost} is lost");
+    }
 }
 
 #[test]
@@ -124,8 +142,7 @@ fn a_service_that_has_just_begun_knows_not_yet_which_routers_there_are() {
     let mut s = service(&mut store, settings(), T);
     all_tell(&mut s, &mut store, &NAMES, T);
     let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     drain(&mut s, &mut store, T + 1);
     // It dies; the next one hears the target before any router.
     let mut s = gzs::service::Service::new(store.load().unwrap().unwrap(), vec![], settings(), T + 100);
@@ -179,8 +196,7 @@ fn what_makes_no_sense_is_refused_whoever_insists() {
     check(What::TakeOver { zone: "sh".into(), to: Some("sh".into()) }, "zone sh cannot take over from itself");
     check(What::Unlock { shards: vec![] }, "no shard is named");
     let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     assert!(
         matches!(s.begin(&ask(moving(&[0, 3], "gz")), T), Err(Refused::State(why)) if why.contains("operation 1 is moving"))
     );
@@ -279,11 +295,9 @@ fn what_a_lost_zone_had_told_beyond_every_cut_is_unknown() {
     let mut told = log("sh", 1);
     told.log.as_mut().unwrap().streams[0].durable = 25;
     s.on_told(told, T).unwrap();
-    let change = s
-        .begin(&gzs::api::OpAsk { force: true, ..ask(What::TakeOver { zone: "sh".into(), to: Some("bj".into()) }) }, T);
+    let change = s.begin(&OpAsk { force: true, ..ask(What::TakeOver { zone: "sh".into(), to: Some("bj".into()) }) }, T);
     let change = change.unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     let mut told = log("bj", 2);
     let report = |shard| ShardTold {
         shard,
@@ -328,8 +342,7 @@ fn a_lease_is_told_once_its_grant_is_stored_to_the_owner_alone_and_prolonged_bef
     let (shard, grant) = change.grants[0];
     assert_eq!((shard, grant.zone, grant.owner_epoch, grant.lasts_ms), (Shard(1024), 0, 1, 4500));
     assert_eq!(leases(&mut s, T), [], "nor now");
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    keep(&mut s, &mut store, change);
     assert_eq!(leases(&mut s, T + 10), [(1024, 1, 3000)]);
     assert_eq!(s.on_told(log("sh", 1), T + 10).unwrap().leases, []);
     assert_eq!(s.on_told(router("bj", 1), T + 10).unwrap().leases, [], "a router writes nothing");
@@ -357,9 +370,8 @@ fn a_service_that_has_stopped_grants_nothing() {
 /// bj is lost at `now_ms`, and sh, which gets its shards, has told what it has.
 fn lost(s: &mut gzs::service::Service, store: &mut Memory, now_ms: u64) {
     let what = What::TakeOver { zone: "bj".into(), to: Some("sh".into()) };
-    let change = s.begin(&gzs::api::OpAsk { force: true, ..ask(what) }, now_ms).unwrap();
-    store.commit(&change).unwrap();
-    s.on_stored(change);
+    let change = s.begin(&OpAsk { force: true, ..ask(what) }, now_ms).unwrap();
+    keep(s, store, change);
     let mut told = log("sh", 2);
     let report = |shard| ShardTold {
         shard,

@@ -4,6 +4,7 @@
 pub mod etcd;
 
 use gzs::api::{AuditView, LogTold, NodeTold, OpAsk, RouterTold, StreamTold, What};
+use gzs::change::Change;
 use gzs::service::{Service, Settings};
 use gzs::store::Store;
 use shardmap::fence::Fences;
@@ -98,12 +99,17 @@ pub fn all_tell(service: &mut Service, store: &mut impl Store, zones: &[&str], n
     drain(service, store, now_ms);
 }
 
+/// Stores a change.
+pub fn keep(service: &mut Service, store: &mut impl Store, change: Change) {
+    store.commit(&change).unwrap();
+    service.on_stored(change);
+}
+
 /// Stores what comes next until nothing does.
 pub fn drain(service: &mut Service, store: &mut impl Store, now_ms: u64) {
     for _ in 0..100 {
         let Some(change) = service.next_change(now_ms) else { return };
-        store.commit(&change).unwrap();
-        service.on_stored(change);
+        keep(service, store, change);
     }
     panic!("it changes for ever");
 }

@@ -558,6 +558,7 @@ impl World {
     /// What must hold of each map that was stored, whoever made it.
     fn stored(&mut self, change: &Change) -> Result<(), String> {
         self.count(change);
+        self.done_is_done(change)?;
         let Some(next) = &change.map else { return Ok(()) };
         let before = self.newest().clone();
         let told: Vec<String> = before.diff(next).iter().map(ToString::to_string).collect();
@@ -641,6 +642,20 @@ impl World {
                     state.zones.iter().find(|z| z.id == Some(zone.id.0)).map(|z| z.nodes.clone()).unwrap_or_default();
                 nodes.len() == 2 && nodes.iter().all(|n| n.heard_ms_ago < LIVE_MS)
             })
+    }
+
+    /// An operation that is called done has brought every shard to where it was to go; an edit gives them back.
+    fn done_is_done(&self, change: &Change) -> Result<(), String> {
+        use gzs::op::{At, End, Share};
+        let Some(op) = change.op.as_ref().filter(|op| op.ended.is_some_and(|(_, end)| end == End::Done)) else {
+            return Ok(());
+        };
+        let map = change.map.as_ref().unwrap_or(self.newest());
+        let is_there = |s: &Share| matches!(s.at, At::Given(_)) || map.owner(Shard(s.shard)) == Some(Zone(s.to));
+        match op.shares.iter().find(|s| op.edit.is_none() && !is_there(s)) {
+            Some(away) => Err(format!("operation {} is called done, and its shard is elsewhere: {away:?}", op.id)),
+            None => Ok(()),
+        }
     }
 
     fn count(&mut self, change: &Change) {

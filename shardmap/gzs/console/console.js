@@ -153,7 +153,8 @@ function nodeTaken(raw) {
 function shardTaken(raw) {
   const s = object(raw), name = (v) => (v === null || v === undefined ? null : text(v, 60));
   const epochs = { ownerEpoch: number(s.owner_epoch), epoch: number(s.epoch) };
-  return { shard: number(s.shard), kind: text(s.kind, 20), owner: name(s.owner), to: name(s.to), ...epochs };
+  const service = { global: name(s.global), granted: number(s.granted_ms) };
+  return { shard: number(s.shard), kind: text(s.kind, 20), owner: name(s.owner), to: name(s.to), ...epochs, ...service };
 }
 function opTaken(raw) {
   const o = object(raw);
@@ -189,7 +190,8 @@ const shardNumbered = (n) => state?.shardNumbered.get(n);
 const now = () => state.now + (performance.now() - heardAt);
 const fencesOf = (shard) => (map.byShard.get(shard) ?? []).map((f) => f.name);
 function placeOf(shard) {
-  const names = fencesOf(shard);
+  const names = fencesOf(shard), service = shardNumbered(shard)?.global;
+  if (service) return `global service ${service}`;
   return names.length === 0 ? "" : names.length <= 2 ? names.join(", ") : `${names[0]} and ${names.length - 1} more`;
 }
 const shardSaid = (n) => (placeOf(n) ? `${n} ${placeOf(n)}` : `${n}`);
@@ -821,10 +823,12 @@ function showChosen() {
   if (chosen === null) return;
   const names = fencesOf(chosen);
   const rest = names.length > 8 ? ` and ${names.length - 8} more` : "";
-  say($("chosen-title"), names.length ? names.slice(0, 8).join(", ") + rest : `Shard ${chosen}`);
+  const title = names.length ? names.slice(0, 8).join(", ") + rest : `Shard ${chosen}`;
+  say($("chosen-title"), s?.global ? `Global service ${s.global}` : title);
+  const granted = s?.global ? [["granted", s.granted > 0 ? `for ${(s.granted / 1000).toFixed(1)} s more` : "to nobody", s.granted > 0 ? "none" : "warn"]] : [];
   facts($("chosen-facts"), s
     ? [["shard", String(s.shard)], ["owner", s.kind === "lost" || s.owner === null ? "nobody" : s.owner, s.owner === null ? "bad" : "none"],
-       ["since epoch", String(s.ownerEpoch)], ["says the map", wordOf(s), s.kind === "own" || s.kind === "unlock" ? "none" : "warn"]]
+       ["since epoch", String(s.ownerEpoch)], ["says the map", wordOf(s), s.kind === "own" || s.kind === "unlock" ? "none" : "warn"], ...granted]
     : [["shard", String(chosen)], ["owner", "not in the map", "warn"]]);
   const told = new RegExp(`\\bshard ${chosen}\\b`);
   const entries = auditSorted().map((entry) => ({ entry, changes: entry.changes.filter((c) => told.test(c)) })).filter((e) => e.changes.length);

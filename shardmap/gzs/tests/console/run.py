@@ -311,6 +311,10 @@ def choosing(p):
     p.check("one fence, one cell of the strip are stops of the Tab key", "document.querySelectorAll('.fence[tabindex=\"0\"]').length === 1 && document.querySelectorAll('.cell[tabindex=\"0\"]').length === 1")
     p.open(SCENES["calm"](), path="#shard=341")
     p.check("an address with a choice opens it, with its history", "@chosen-title === 'Shanghai' && document.querySelectorAll('#chosen-history > li').length === 4")
+    p.open(SCENES["service"](), path="#shard=1024")
+    p.check("a global service goes by its name", "@chosen-title === 'Global service users' && document.body.textContent.includes('1024 global service users')")
+    p.check("and says how long its grant lasts", "@chosen-facts.includes('for 4.1 s more')")
+    p.shot("service")
 
 
 def moving(p):

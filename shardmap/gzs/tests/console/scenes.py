@@ -125,6 +125,14 @@ def move():
     return Scene("a move under way", state(43, zones, owners(changed), [running, *ended()], told), FENCES, told)
 
 
+def service():
+    """A global service, which has a name and a grant and no land, and a move of it."""
+    users = {**shard(1024, "bj", 1, "moving", "sh", 42), "global": "users", "granted_ms": 4100}
+    running = op(5, "move", [share(1024, "bj", "sh", "on_its_way", 42)], says="waits until sh has applied the FENCE", to="sh")
+    zones = [zone("bj", 0, 16, {"sh": 0}), zone("sh", 1, 19, {"bj": 0})]
+    return Scene("a global service", state(42, zones, [*owners(), users], [running, *ended()], history()), FENCES, history())
+
+
 def lost():
     south = [s for s, z in OWNERS.items() if z == "sh"]
     waiting = (594, 781, 891, 902)
@@ -241,6 +249,6 @@ def large():
 
 
 SCENES = {
-    "calm": calm, "move": move, "lost": lost, "stopped": stopped, "older": older, "other": other, "bare": bare, "burst": burst,
+    "calm": calm, "move": move, "service": service, "lost": lost, "stopped": stopped, "older": older, "other": other, "bare": bare, "burst": burst,
     "hostile": hostile, "wrong types": wrong_types, "nothing but nulls": nulls, "large": large,
 }  # fmt: skip

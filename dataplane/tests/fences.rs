@@ -115,7 +115,8 @@ fn land_goes_to_another_zone_under_load_and_no_order_fails_or_is_written_at_two_
 async fn under_load(root: PathBuf) {
     let service = ServiceSettings { silence_ms: 0, move_limit_ms: 120_000 };
     let program = PathBuf::from(env!("CARGO_BIN_EXE_ezone"));
-    let plan = Plan { root, program, zones: 2, one_way: Duration::from_millis(2), service, limited: None };
+    let plan =
+        Plan { root, program, zones: 2, one_way: Duration::from_millis(2), service, global: false, limited: None };
     let (mut cluster, pages) = (Cluster::of(&plan).unwrap(), Pages::new().unwrap());
     watch::ready(&mut cluster, &pages, 1, PATIENCE).await.unwrap();
     let routers: Vec<SocketAddr> = cluster.zones.iter().map(|z| z.ports.client).collect();

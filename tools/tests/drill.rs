@@ -78,7 +78,7 @@ impl Running {
             std::fs::create_dir_all(&root).unwrap();
             let service = ServiceSettings { silence_ms: 0, move_limit_ms: 2500 };
             let one_way = Duration::from_millis(5);
-            let plan = Plan { root: root.clone(), program, zones: 2, one_way, service, limited: None };
+            let plan = Plan { root: root.clone(), program, zones: 2, one_way, service, global: false, limited: None };
             dataplane::control::runtime().unwrap().block_on(async {
                 let mut cluster = Cluster::of(&plan).unwrap();
                 let routers = cluster.zones.iter().map(|z| format!("{}={}", z.name, z.ports.client)).collect();

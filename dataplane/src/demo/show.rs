@@ -79,7 +79,8 @@ impl Stage<'_> {
         let program = std::env::current_exe().map_err(|e| format!("this program's own path: {e}"))?;
         // The demo says itself when a zone is lost: how long that takes is part of what it shows.
         let service = ServiceSettings { silence_ms: 0, move_limit_ms: MOVE_LIMIT.as_millis() as u64 };
-        let plan = Plan { root: root.into(), program, zones: NAMES.len(), one_way, service, limited: None };
+        let plan =
+            Plan { root: root.into(), program, zones: NAMES.len(), one_way, service, global: false, limited: None };
         let mut cluster = Cluster::of(&plan).map_err(|e| format!("starting the zones: {e}"))?;
         if let Some(why) = cluster.no_room() {
             cluster.stop().await;

@@ -19,8 +19,11 @@ const WEST: [u16; 6] = [550, 561, 572, 583, 594, 462];
 /// Roughly where the zones are, degrees north and east.
 const CENTRES: [(f64, f64); 4] = [(39.9, 116.4), (31.2, 121.5), (23.1, 113.3), (30.6, 104.1)];
 
-/// The text of a map of so many zones, 2 to 4.
-pub fn text(zones: usize) -> String {
+/// The global service of a map that has one: its number and its name. The second zone owns it.
+pub const GLOBAL: (u16, &str) = (1024, "users");
+
+/// The text of a map of so many zones, 2 to 4, with a global service or without.
+pub fn text(zones: usize, global: bool) -> String {
     let mut text = String::with_capacity(TEXT.len() + 200);
     for line in TEXT.lines() {
         text += &match shard_of(line).and_then(|shard| taker(shard, zones)) {
@@ -33,13 +36,16 @@ pub fn text(zones: usize) -> String {
             more.for_each(|(number, name)| text += &format!("{name} = {number}\n"));
         }
     }
+    if global {
+        text += &format!("\n[[global]]\nid = {}\nname = \"{}\"\nzone = \"{}\"\n", GLOBAL.0, GLOBAL.1, ZONES[1]);
+    }
     text
 }
 
 /// The same, read.
-pub fn map(zones: usize) -> Result<Map, String> {
+pub fn map(zones: usize, global: bool) -> Result<Map, String> {
     let told = |p: Vec<_>| p.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
-    Map::from_toml(&text(zones), |_| Ok(FENCES.to_owned())).map(|(map, _)| map).map_err(told)
+    Map::from_toml(&text(zones, global), |_| Ok(FENCES.to_owned())).map(|(map, _)| map).map_err(told)
 }
 
 fn shard_of(line: &str) -> Option<u16> {
@@ -69,12 +75,12 @@ pub fn nearest(place: &Place, zones: usize) -> usize {
 mod tests {
     use super::super::places::places;
     use super::*;
-    use shardmap::Zone;
+    use shardmap::{Shard, Zone};
 
     #[test]
     fn each_zone_of_two_to_four_owns_shards_and_has_clients_near() {
         for zones in 2..=4 {
-            let map = map(zones).unwrap();
+            let map = map(zones, false).unwrap();
             let names: Vec<_> = map.zones().iter().map(|z| z.name.clone()).collect();
             assert_eq!(names, ZONES[..zones]);
             assert_eq!(map.shards().count(), 34);
@@ -89,6 +95,16 @@ mod tests {
 
     #[test]
     fn two_zones_are_the_map_as_it_is() {
-        assert_eq!(text(2), TEXT);
+        assert_eq!(text(2, false), TEXT);
+    }
+
+    #[test]
+    fn a_global_service_is_the_second_zones() {
+        let map = map(3, true).unwrap();
+        assert_eq!(map.shards().count(), 35);
+        assert_eq!(
+            (map.global_named(GLOBAL.1.as_bytes()), map.owner(Shard(GLOBAL.0))),
+            (Some(Shard(GLOBAL.0)), Some(Zone(1)))
+        );
     }
 }

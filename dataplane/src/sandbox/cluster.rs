@@ -33,6 +33,8 @@ pub struct Plan {
     pub one_way: Duration,
     /// Of its Global Zone Service.
     pub service: ServiceSettings,
+    /// Does its map have a global service, [`chart::GLOBAL`]?
+    pub global: bool,
     /// A zone whose data has only so many MiB.
     pub limited: Option<(usize, u64)>,
 }
@@ -172,7 +174,7 @@ impl ServiceProcess {
     fn new(plan: &Plan, listen: SocketAddr) -> io::Result<ServiceProcess> {
         let home = plan.root.join("service");
         fs::create_dir_all(&home)?;
-        fs::write(home.join("china.toml"), chart::text(plan.zones))?;
+        fs::write(home.join("china.toml"), chart::text(plan.zones, plan.global))?;
         fs::write(home.join(chart::FENCES_FILE), chart::FENCES)?;
         let config = home.join("gzs.toml");
         let name = "Global Zone Service".into();

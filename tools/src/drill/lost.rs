@@ -62,14 +62,14 @@ pub async fn data_centre_lost(scene: &mut Scene<'_>) -> Result<(), String> {
 }
 
 /// Every process of the zone, at once; clients enter elsewhere.
-async fn kill(scene: &mut Scene<'_>) {
+pub async fn kill(scene: &mut Scene<'_>) {
     scene.driver.set_router_up(BROKEN, false);
     scene.stage.cluster.zones[BROKEN].kill().await;
     scene.step(format!("every process of {} is killed", scene.stage.name(BROKEN)));
 }
 
 /// Waits until survivors own everything and go by it; until then, orders of the zone may fail. Milliseconds since `from`.
-async fn taken(scene: &mut Scene<'_>, from: Instant) -> Result<f64, String> {
+pub async fn taken(scene: &mut Scene<'_>, from: Instant) -> Result<f64, String> {
     let name = scene.stage.name(BROKEN);
     let gzs = scene.stage.gzs.clone();
     let mut epoch = 0;
@@ -151,13 +151,13 @@ pub async fn zone_cut_off(scene: &mut Scene<'_>) -> Result<(), String> {
 }
 
 /// Orders that enter at the cut-off zone and belong to another.
-fn entered_there_for_others(scene: &Scene<'_>) -> impl Fn(&Order, Option<Shard>) -> bool + use<> {
+pub fn entered_there_for_others(scene: &Scene<'_>) -> impl Fn(&Order, Option<Shard>) -> bool + use<> {
     let homes = scene.shards_of(BROKEN);
     move |order, shard| order.router == BROKEN && shard.is_none_or(|s| !homes.contains(&s.0))
 }
 
 /// As `taken`, of a zone that is alive: its own clients go on.
-async fn taken_while_cut(scene: &mut Scene<'_>, from: Instant) -> Result<Instant, String> {
+pub async fn taken_while_cut(scene: &mut Scene<'_>, from: Instant) -> Result<Instant, String> {
     let epoch = scene.stage.state().await?.epoch;
     let survivors: Vec<usize> = (0..scene.stage.cluster.zones.len()).filter(|z| *z != BROKEN).collect();
     scene.stage.by_map(&survivors, epoch).await?;

@@ -6,8 +6,10 @@
 
 mod clock;
 mod disk;
+mod global;
 mod live;
 mod lost;
+mod overlap;
 mod parts;
 mod planned;
 mod report;
@@ -77,7 +79,7 @@ pub struct Run {
     /// Orders a second, through all routers together; default: 200 on a sandbox, 20 on a running system
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=20_000))]
     orders_per_s: Option<u32>,
-    /// How often planned-move and gzs-killed-in-mid-move repeat what they do; default: a few times
+    /// How often planned-move, gzs-killed-in-mid-move and taken-over-in-mid-move repeat what they do; default: a few times
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
     rounds: Option<u32>,
     /// One way of the WAN, in milliseconds
@@ -229,7 +231,7 @@ async fn all(options: &Run, program: &Path, which: &[Which]) -> Result<Vec<Repor
             zones: options.zones.into(),
             orders_per_s: options.orders_per_s.unwrap_or(SANDBOX_ORDERS_PER_S),
             each_way_ms: options.each_way_ms,
-            limited: which.is_limited(),
+            kind: which.kind(),
             rounds: options.rounds,
             number,
         };

@@ -10,9 +10,14 @@ pub const BUSY: u16 = 341;
 /// There and back, so often, unless more is asked for.
 const ROUNDS: u32 = 3;
 const BETWEEN: Duration = Duration::from_millis(300);
+/// Nobody waits for longer until something moves.
+const CALM_ROUNDS_MAX: u32 = 25;
 
 pub async fn planned_move(scene: &mut Scene<'_>) -> Result<(), String> {
-    for _ in 0..scene.rounds(ROUNDS) {
+    let rounds = scene.rounds(ROUNDS);
+    // As long as the moves will take, at least: so are the times of other shards' orders compared.
+    scene.flow(BETWEEN * rounds.min(CALM_ROUNDS_MAX) * 2).await?;
+    for _ in 0..rounds {
         for to in [WHOLE, BROKEN] {
             move_busy(scene, to).await?;
             scene.flow(BETWEEN).await?;

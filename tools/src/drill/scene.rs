@@ -2,7 +2,7 @@
 
 use super::report::{Check, Orders, Report, Spread, Step, Verdict};
 use super::stage::{PATIENCE, Setting, Stage, WHOLE};
-use super::which::Which;
+use super::which::{Kind, Which};
 use dataplane::control::gzs_client::Denied;
 use dataplane::sandbox::chart;
 use dataplane::sandbox::client::{Client, Response};
@@ -50,6 +50,8 @@ pub struct Scene<'a> {
     pub takes_over: bool,
     /// Shards that were moved by a plan: their orders' times are shown apart.
     moved: BTreeSet<u16>,
+    /// When the first of them began to.
+    first_move: Option<Instant>,
     /// Orders that this zone acknowledged in this span are all in every ledger.
     pub listed: Option<(usize, Instant, Instant)>,
     /// A zone that was killed at this moment, and the orders that the others had when it was gone: the rest is in every ledger, no other.
@@ -60,7 +62,7 @@ pub struct Scene<'a> {
 pub async fn run(which: Which, setting: &Setting, stage: &mut Option<Stage>) -> Report {
     let begun = Instant::now();
     let mut report = Report::new(which, setting.zones, setting.orders_per_s, Some(setting.each_way_ms));
-    if setting.limited
+    if setting.kind == Kind::Limited
         && let Err(why) = Volume::is_possible()
     {
         // What was there before is as it was.
@@ -78,7 +80,7 @@ pub async fn run(which: Which, setting: &Setting, stage: &mut Option<Stage>) -> 
 
 /// A sandbox on which nothing is broken.
 async fn preflight(setting: &Setting, stage: &mut Option<Stage>) -> Result<(), String> {
-    if let Some(mut other) = stage.take_if(|s| s.limited != setting.limited) {
+    if let Some(mut other) = stage.take_if(|s| s.kind != setting.kind) {
         other.stop().await;
     }
     let stage = match stage {
@@ -139,6 +141,7 @@ impl<'a> Scene<'a> {
             ledger_before,
             takes_over: false,
             moved: BTreeSet::new(),
+            first_move: None,
             listed: None,
             had: None,
         })
@@ -175,8 +178,8 @@ impl<'a> Scene<'a> {
         let same_rows = copies.windows(2).all(|c| c[0].1 == c[1].1);
         let same_digests = digests.windows(2).all(|d| d[0] == d[1]);
         let proof = prove(copies, &told);
-        if !self.moved.is_empty() {
-            times_of_moved(stage, &told, &self.moved, &mut report.figures);
+        if let Some(first) = self.first_move {
+            times_of_moved(stage, &told, &self.moved, first, &mut report.figures);
         }
         checks.extend(usual_checks(&tally, &proof));
         let seen = format!(
@@ -284,6 +287,7 @@ impl<'a> Scene<'a> {
         let mut said = String::new();
         if let What::Move { shards, .. } = &what {
             self.moved.extend(shards);
+            self.first_move.get_or_insert_with(Instant::now);
         }
         for _ in 0..ATTEMPTS {
             let begun = self.begun(&what).await?;
@@ -400,18 +404,31 @@ fn some(count: usize, which: &[String]) -> String {
     }
 }
 
-/// What clients of moved shards waited, beside those of others.
-fn times_of_moved(stage: &Stage, told: &Told, moved: &BTreeSet<u16>, figures: &mut BTreeMap<String, f64>) {
-    let (mut of_moved, mut of_others) = (histogram(), histogram());
+/// What clients of moved shards waited, beside those of others, and those of others before anything moved.
+fn times_of_moved(
+    stage: &Stage,
+    told: &Told,
+    moved: &BTreeSet<u16>,
+    first_move: Instant,
+    figures: &mut BTreeMap<String, f64>,
+) {
+    let (mut of_moved, mut of_others, mut before) = (histogram(), histogram(), histogram());
     for order in told.orders.iter().filter(|o| o.outcome == Outcome::Acknowledged) {
         let Some(answered) = order.answered else { continue };
         let is_moved = stage.shard_of(order.place).is_some_and(|s| moved.contains(&s.0));
-        let to = if is_moved { &mut of_moved } else { &mut of_others };
+        let to = match is_moved {
+            true if order.due < first_move => continue,
+            true => &mut of_moved,
+            false if order.due < first_move => &mut before,
+            false => &mut of_others,
+        };
         to.saturating_record(answered.duration_since(order.due).as_micros() as u64);
     }
-    for (name, times) in [("moved", Spread::of(&of_moved)), ("other", Spread::of(&of_others))] {
-        figures.insert(format!("orders_of_{name}_shards_p99_ms"), times.p99);
-        figures.insert(format!("orders_of_{name}_shards_longest_ms"), times.max);
+    let all = [("moved_shards", of_moved), ("other_shards", of_others), ("other_shards_before_any_move", before)];
+    for (name, times) in all {
+        let times = Spread::of(&times);
+        figures.insert(format!("orders_of_{name}_p99_ms"), times.p99);
+        figures.insert(format!("orders_of_{name}_longest_ms"), times.max);
     }
 }
 

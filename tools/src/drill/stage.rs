@@ -1,5 +1,6 @@
 //! The sandbox that drills run on: started, brought back to what it was, and stopped; what several drills want to know of it.
 
+use super::which::Kind;
 use dataplane::control::gzs_client::{Denied, GzsClient};
 use dataplane::control::report::LogStatus;
 use dataplane::sandbox::chart;
@@ -13,6 +14,7 @@ use shardmap::Shard;
 use shardmap::point::Point;
 use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -36,8 +38,7 @@ pub struct Setting {
     pub zones: usize,
     pub orders_per_s: u32,
     pub each_way_ms: u32,
-    /// Zone `BROKEN` has only so much room.
-    pub limited: bool,
+    pub kind: Kind,
     /// How often what a drill repeats is done; none: as often as the drill thinks enough.
     pub rounds: Option<u32>,
     /// The drill's number: its orders' tokens are its own.
@@ -58,7 +59,7 @@ pub struct Stage {
     /// The shard of each place, and the zone that owns it when nothing is broken.
     shards: Vec<Option<Shard>>,
     home: BTreeMap<u16, usize>,
-    pub limited: bool,
+    pub kind: Kind,
     settings: ServiceSettings,
     one_way: Duration,
     _root: Root,
@@ -85,14 +86,15 @@ impl Stage {
         let name = format!("ezone-drill-{}-{}", std::process::id(), NUMBER.fetch_add(1, Relaxed));
         let root = Root(std::env::temp_dir().join(name));
         fs::create_dir_all(&root.0).map_err(|e| format!("{}: {e}", root.0.display()))?;
-        let map = chart::map(setting.zones)?;
+        let map = chart::map(setting.zones, setting.kind == Kind::Global)?;
         let plan = Plan {
             root: root.0.clone(),
             program: setting.program.clone(),
             zones: setting.zones,
             one_way: setting.one_way(),
             service: usual(),
-            limited: setting.limited.then_some((BROKEN, LIMITED_MIB)),
+            global: setting.kind == Kind::Global,
+            limited: (setting.kind == Kind::Limited).then_some((BROKEN, LIMITED_MIB)),
         };
         let cluster = Cluster::of(&plan).map_err(|e| e.to_string())?;
         let gzs = GzsClient::new(&format!("http://{}", cluster.service.listen), None)?;
@@ -105,7 +107,7 @@ impl Stage {
             pages: Pages::new()?,
             shards: places().iter().map(shard_of).collect(),
             home: map.shards().filter_map(owner).collect(),
-            limited: setting.limited,
+            kind: setting.kind,
             settings: usual(),
             one_way: setting.one_way(),
             cluster,
@@ -198,6 +200,11 @@ impl Stage {
         Ok(())
     }
 
+    /// Where a zone's clients enter.
+    pub fn client(&self, zone: usize) -> SocketAddr {
+        self.cluster.zones[zone].ports.client
+    }
+
     /// Waits until everything runs, goes by the newest map, and every link is live.
     pub async fn ready(&mut self) -> Result<(), String> {
         let epoch = self.state().await?.epoch;
@@ -268,7 +275,7 @@ impl Stage {
     }
 
     /// Moves each shard that is not at home back there.
-    async fn all_home(&mut self) -> Result<(), String> {
+    pub async fn all_home(&mut self) -> Result<(), String> {
         let until = Instant::now() + PATIENCE;
         loop {
             let mut away: BTreeMap<usize, Vec<u16>> = BTreeMap::new();

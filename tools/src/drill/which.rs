@@ -1,7 +1,7 @@
 //! The drills by name, and what each does, in a sentence.
 
 use super::scene::Scene;
-use super::{clock, disk, lost, parts, planned, service, wan};
+use super::{clock, disk, global, lost, overlap, parts, planned, service, wan};
 
 /// A drill. In this order they run when all are asked for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -20,13 +20,25 @@ pub enum Which {
     ZoneCutOff,
     ZoneRestartedWhileCutOff,
     DataCentreLost,
+    TakenOverInMidMove,
     Clock300ms,
     Clock5s,
+    GlobalService,
     DiskFull,
 }
 
+/// What sandbox a drill wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Usual,
+    /// With a global service.
+    Global,
+    /// One zone's data has only so much room.
+    Limited,
+}
+
 impl Which {
-    pub const ALL: [Which; 17] = [
+    pub const ALL: [Which; 19] = [
         Which::PlannedMove,
         Which::EvacuateRestore,
         Which::GzsDown,
@@ -41,9 +53,11 @@ impl Which {
         Which::ZoneCutOff,
         Which::ZoneRestartedWhileCutOff,
         Which::DataCentreLost,
+        Which::TakenOverInMidMove,
         Which::Clock300ms,
         Which::Clock5s,
-        // It wants a sandbox of its own.
+        // These want sandboxes of their own.
+        Which::GlobalService,
         Which::DiskFull,
     ];
 
@@ -63,8 +77,10 @@ impl Which {
             Which::ZoneCutOff => "zone-cut-off",
             Which::ZoneRestartedWhileCutOff => "zone-restarted-while-cut-off",
             Which::DataCentreLost => "data-centre-lost",
+            Which::TakenOverInMidMove => "taken-over-in-mid-move",
             Which::Clock300ms => "clock-300ms",
             Which::Clock5s => "clock-5s",
+            Which::GlobalService => "global-service",
             Which::DiskFull => "disk-full",
         }
     }
@@ -112,9 +128,15 @@ impl Which {
             Which::DataCentreLost => {
                 "Disaster recovery, level 3: a zone is gone, its lines first; by one command the others take over; what it alone had is listed."
             }
+            Which::TakenOverInMidMove => {
+                "A zone is killed and taken over while one shard moves away from it and another one to it; all three end."
+            }
             Which::Clock300ms => "A zone's clock is 300 ms ahead; shards move from and to it, no order fails.",
             Which::Clock5s => {
                 "A zone's clock is 5 s ahead: its writes wait elsewhere until their time; none is lost when it is set right."
+            }
+            Which::GlobalService => {
+                "A global service moves, and its zone is cut off and taken over; never do two zones write it at a time."
             }
             Which::DiskFull => {
                 "A zone's disk is full: it refuses its orders, others go on; with room again it goes on where it was."
@@ -122,9 +144,14 @@ impl Which {
         }
     }
 
-    /// Does it want a zone whose data has a limited place?
-    pub fn is_limited(self) -> bool {
-        self == Which::DiskFull
+    pub fn kind(self) -> Kind {
+        if self == Which::DiskFull {
+            Kind::Limited
+        } else if self == Which::GlobalService {
+            Kind::Global
+        } else {
+            Kind::Usual
+        }
     }
 
     /// Those of these names, each once, in the order of `ALL`; or every one.
@@ -155,8 +182,10 @@ impl Which {
             Which::ZoneCutOff => lost::zone_cut_off(scene).await,
             Which::ZoneRestartedWhileCutOff => lost::restarted_while_cut_off(scene).await,
             Which::DataCentreLost => lost::data_centre_lost(scene).await,
+            Which::TakenOverInMidMove => overlap::taken_over_in_mid_move(scene).await,
             Which::Clock300ms => clock::ahead_300ms(scene).await,
             Which::Clock5s => clock::ahead_5s(scene).await,
+            Which::GlobalService => global::global_service(scene).await,
             Which::DiskFull => disk::full(scene).await,
         }
     }

@@ -138,13 +138,25 @@ fn measure(args: Args) -> Result<(), String> {
     let ended = wait(measuring, &stop);
     // A signal leaves its servers running until this program ends, a moment from now.
     wan::leave();
-    let _ = std::fs::remove_dir_all(&dir);
+    clear(&dir);
     let report = report.lock().map_err(|_| "a phase has panicked; its message is above")?;
     report.print();
     if args.json {
         println!("{}", report.to_json());
     }
     ended
+}
+
+/// After a signal a phase may be making its next directory: once it finds itself without one, it ends.
+fn clear(dir: &std::path::Path) {
+    for _ in 0..50 {
+        let _ = std::fs::remove_dir_all(dir); // looked at below
+        thread::sleep(Duration::from_millis(20));
+        if !dir.exists() {
+            return;
+        }
+    }
+    eprintln!("ezbench ship: {} cannot be removed", dir.display());
 }
 
 fn wait(measuring: JoinHandle<Result<(), String>>, stop: &OwnedFd) -> Result<(), String> {

@@ -188,6 +188,12 @@ impl Gate {
         if owner != Some(self.zone) {
             return Some(Decision::Refused(self.not_owner(owner)));
         }
+        // Behind its own FENCE another zone may write, whatever the map of who asks says, and however long the lease runs.
+        if let Some(history) = self.map.history(shard).filter(|h| self.own_fence(shard) > h.view().owner_epoch)
+            && shard.is_global()
+        {
+            return Some(Decision::Refused(self.not_owner(fenced_to(history))));
+        }
         let (why, waits) = self.unleased(shard, view?.owner_epoch, now.into())?;
         Some(if waits { Decision::WaitLease(why) } else { Decision::Refused(why) })
     }

@@ -104,6 +104,10 @@ fn a_lease_is_of_one_ownership_and_neither_another_zone_nor_a_fenced_one_writes_
     a.on_lease(lease(1, 1000));
     assert_eq!(a.on_map(Arc::new(moving), &Positions::default(), NOW_MS).unwrap().len(), 1, "its FENCE");
     assert!(matches!(a.write(&put(2), Row::Unknown, at(5)), Decision::Refused(Refused::NotOwner { .. })));
+    // Its lease runs, and who asks has an older map: behind the FENCE another zone may have written.
+    let read = a.read(G, MapEpoch(1), false, at(5));
+    assert!(matches!(read, Some(Decision::Refused(Refused::NotOwner { owner: Some(B), .. }))), "{read:?}");
+    assert_eq!(a.read(G, MapEpoch(1), true, at(5)), None, "this zone's own copy");
     let mut b = gate(B, moved.clone());
     b.on_lease(lease(1, 1000));
     assert_eq!(b.write(&put(3), Row::Unknown, at(5)), Decision::WaitLease(unleased(None)), "of another's ownership");

@@ -100,16 +100,18 @@ impl Core {
                     }
                     let stands = hold.as_ref().is_some_and(|h| !h.is_stale(&commit));
                     if stands {
-                        return self.told(stream, ruling, limit).await;
+                        return self.told(stream, commit.shard, ruling, limit).await;
                     }
                 }
-                ruling @ (Ruling::Again(_) | Ruling::Refused(_)) => return self.told(stream, ruling, limit).await,
+                ruling @ (Ruling::Again(_) | Ruling::Refused(_)) => {
+                    return self.told(stream, commit.shard, ruling, limit).await;
+                }
             }
         }
     }
 
     /// The answer to a commit that changes nothing.
-    async fn told(&self, stream: &Stream, ruling: Ruling, limit: Option<Duration>) -> Answer {
+    async fn told(&self, stream: &Stream, shard: Shard, ruling: Ruling, limit: Option<Duration>) -> Answer {
         match ruling {
             Ruling::Again(rows) => {
                 let held = match (rows.last(), limit) {
@@ -118,6 +120,9 @@ impl Core {
                     // Its answer follows right behind its rows.
                     (Some(row), Some(_)) => self.held(stream, row.seq + 1, limit).await,
                 };
+                // It may have waited for long: as with the first answer, who has no lease by now does not know who writes.
+                let stands = !shard.is_global() || stream.gate.borrow().writes(shard, now()).is_some();
+                let held = if stands { held } else { Held::Unleased };
                 Answer::Committed(Committed { rows, replayed: true, held })
             }
             Ruling::Refused(why) => Answer::Refused(why),

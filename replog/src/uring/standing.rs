@@ -24,8 +24,9 @@ impl Core {
     pub(super) async fn standing(&self, router: u64, known: u64, wait_ms: u32) -> Answer {
         let mut until = Duration::from_millis(wait_ms.into());
         if self.map.borrow().globals().iter().any(|(_, shard)| self.stream_of(*shard).is_some()) {
-            // What is left of leases is told with it, and must not be long ago.
-            until = until.min(LEASES_TOLD);
+            // What is left of leases is told with it, and must not be long ago; that one has ended is told at once.
+            let left = self.stands().stands.iter().map(|s| s.lease_ms).filter(|ms| *ms > 0).min();
+            until = until.min(LEASES_TOLD).min(left.map_or(LEASES_TOLD, |ms| Duration::from_millis(u64::from(ms) + 1)));
         }
         self.hearers.borrow_mut().on_ask(router, known, wait_ms > 0);
         self.heard.notify();

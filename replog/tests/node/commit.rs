@@ -36,7 +36,7 @@ fn unmet(seen: Option<Version>) -> Answer {
     Answer::Refused(Refused::Unmet { step: 0, seen })
 }
 
-fn once(key: &str, digest: u8) -> Option<Once> {
+pub fn once(key: &str, digest: u8) -> Option<Once> {
     Some(Once { key: Bytes::from(key.to_owned()), digest: [digest; 16] })
 }
 

@@ -2,8 +2,8 @@
 
 use crate::ONE;
 use crate::cluster::{A, B, Cluster, Site, put};
-use crate::commit::{commit, step};
-use replog::commit::{Condition, Held, Token};
+use crate::commit::{commit, once, step};
+use replog::commit::{Commit, Condition, Held, Token};
 use replog::lease::Lease;
 use replog::port::{Answer, Ask, Refused};
 use replog::uring::steady_ms;
@@ -95,6 +95,32 @@ fn a_write_whose_lease_ends_before_its_answer_is_neither_done_nor_refused() {
         }
     }
     panic!("the lease ended before the append, 50 times");
+}
+
+/// The client tries again by its key, and waits for another zone: what it is told then is as uncertain as the first answer would be.
+#[test]
+fn a_commit_that_is_told_again_after_the_lease_has_ended_is_neither_done_nor_refused() {
+    let cluster = start("lease-again");
+    cluster.b.stop();
+    let mut ask = commit(USERS, TWO, vec![step("k", Some("v"), Condition::Any)]);
+    ask.once = once("k-1", 1);
+    let again = Commit { remote_ms: Some(2000), ..ask.clone() };
+    for _ in 0..50 {
+        lease(&cluster.a, 1000);
+        match (cluster.a.ask(&Ask::Commit(ask.clone())), cluster.a.ask(&Ask::Commit(again.clone()))) {
+            (Answer::Committed(_), Answer::Committed(done)) => {
+                assert_eq!((done.replayed, done.held), (true, Held::Unleased));
+                return;
+            }
+            // On a loaded machine it may end sooner.
+            (
+                Answer::Committed(_) | Answer::Refused(Refused::Unleased { .. }),
+                Answer::Refused(Refused::Unleased { .. }),
+            ) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("the lease ended too early, 50 times");
 }
 
 #[test]

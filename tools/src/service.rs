@@ -150,7 +150,7 @@ fn code(status: u16) -> u8 {
 fn refusal(status: u16, fault: &Fault) -> String {
     let mut text = shown(&fault.error) + "\n";
     fault.reasons.iter().for_each(|r| text += &format!("  {}\n", shown(r)));
-    if !fault.reasons.is_empty() {
+    if !fault.reasons.is_empty() && status == 409 {
         text += "nothing was begun; --force begins nevertheless (role admin), and the reasons are recorded\n";
     }
     if status == 401 {
@@ -242,7 +242,10 @@ async fn end(client: &GzsClient, mut op: OpView, wait: &Wait) -> Result<OpView, 
         let late = from.elapsed() >= limit;
         match client.op(op.id).await {
             Ok(seen) => op = seen,
-            Err(why @ Denied::Unreachable { .. }) if !late => op.says = why.to_string(),
+            // It may have been started again, or another one is about to lead.
+            Err(why @ (Denied::Unreachable { .. } | Denied::Refused { status: 503, .. })) if !late => {
+                op.says = why.to_string();
+            }
             Err(why) => return Err(why.into()),
         }
         if op.state != "running" {
@@ -301,6 +304,7 @@ pub fn task(what: &What) -> String {
         What::Unlock { shards } => format!("unlock {}", named(shards)),
         What::AddZone { zone } => format!("add zone {zone}"),
         What::RemoveZone { zone } => format!("remove zone {zone}"),
+        What::AddGlobal { name, zone } => format!("add global service {name} in {zone}"),
         What::Fences { from_epoch, .. } => format!("change the fences of map {from_epoch}"),
     }
 }

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long one may take for which fences are judged.
 const JUDGED: Duration = Duration::from_secs(120);
-/// The longest answer: the state of 1,024 shards and 15 zones takes less than a tenth of it.
-const ANSWER_BYTES_MAX: usize = 16 << 20;
+/// The longest answer: the fences of two million points take half of it, as much as a thousand operations of hundreds of shards.
+const ANSWER_BYTES_MAX: usize = 128 << 20;
 /// So long there may be no leader, of several services: a lease of etcd's least and what an election takes, twice.
 const ELECTION: Duration = Duration::from_secs(6);
 /// How often an operation's end is looked for.

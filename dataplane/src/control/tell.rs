@@ -3,7 +3,7 @@
 //!
 //! A log need not be asked about a move to its zone: the map says so, and it reports as soon as it is ready.
 
-use super::reach::{Asked, Reach, Said, root_cause};
+use super::reach::{self, Asked, Reach, Said, root_cause};
 use gzs::api::{NodeAsked, NodeTold, ReportAsk};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -17,6 +17,8 @@ const LOOK: Duration = Duration::from_millis(3);
 const TELL_MAX: Duration = Duration::from_secs(5);
 /// And before it was heard once.
 const TELL_FIRST: Duration = Duration::from_millis(200);
+/// The longest answer: asks and leases for every shard that there can be take less than a third of it.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Tellings under way: the answer to one need not have come when there is more to tell.
 const FLYING_MAX: usize = 3;
 
@@ -44,7 +46,9 @@ pub async fn tell(reach: Reach, node: impl Look, mut maps: watch::Receiver<u64>)
     loop {
         let (now, busy) = node.look(&asks).await;
         let urgent = last.as_ref().is_none_or(|last| matters(last, &now));
-        if (urgent && flying.len() < FLYING_MAX) || (flying.is_empty() && told_at.elapsed() >= every) {
+        // One that hangs holds up the next for a while only: leases are asked for with these.
+        let due = told_at.elapsed() >= if flying.is_empty() { every } else { 2 * every };
+        if (urgent || due) && flying.len() < FLYING_MAX {
             flying.spawn(send(reach.clone(), now.clone()));
             (last, told_at) = (Some(now), Instant::now());
         }
@@ -89,9 +93,10 @@ async fn send(reach: Reach, told: NodeTold) -> Result<(NodeAsked, u64), String> 
     let sent_ms = replog::uring::steady_ms();
     let body = serde_json::to_vec(&told).map_err(|e| e.to_string())?;
     let asked = Asked { method: reqwest::Method::POST, path: "/v1/nodes", json: Some(body) };
-    let answer = reach.ask(asked).await?;
+    let mut answer = reach.ask(asked).await?;
     let status = answer.status().as_u16();
-    let bytes = answer.bytes().await.map_err(|e| root_cause(&e))?;
+    let bytes = reach::body(&mut answer, ANSWER_BYTES_MAX).await.map_err(|e| root_cause(&e))?;
+    let bytes = bytes.ok_or_else(|| format!("it answered {status} with more than {ANSWER_BYTES_MAX} bytes"))?;
     if status != 200 {
         let said = String::from_utf8_lossy(&bytes[..bytes.len().min(300)]).into_owned();
         return Err(format!("it answered {status}: {said}"));

@@ -134,6 +134,8 @@ pub enum Refused {
     Illegal(Shard, Illegal),
     /// A zone cannot be added, or removed: why.
     Zone(String),
+    /// A global service cannot be added: why.
+    Global(String),
 }
 
 impl fmt::Display for Refused {
@@ -144,7 +146,7 @@ impl fmt::Display for Refused {
             Refused::UnknownShard(s) => write!(f, "shard {s} is not on the map"),
             Refused::UnknownZone(z) => write!(f, "zone {z} is not on the map"),
             Refused::Illegal(s, why) => write!(f, "shard {s}: {why}"),
-            Refused::Zone(why) => f.write_str(why),
+            Refused::Zone(why) | Refused::Global(why) => f.write_str(why),
         }
     }
 }
@@ -331,6 +333,29 @@ impl Map {
             return Err(Refused::Entries("the same fences: a map's number rises only when something changes"));
         }
         self.successor(entries, |next| (next.fences, next.fences_digest) = (fences, digest))
+    }
+
+    /// As [`Map::with_entries`], with one more global service, which `zone` owns. Its shard is the first that the map does not know.
+    pub fn with_global(&self, name: &str, zone: Zone) -> Result<Map, Refused> {
+        if !names::is_word(name) {
+            let seen: String = name.chars().take(names::WORD_BYTES_MAX).collect();
+            return Err(Refused::Global(format!("global service \"{seen}\"; expected 1 to 64 of a-z, 0-9 and _")));
+        }
+        if let Some(shard) = self.global_named(name.as_bytes()) {
+            return Err(Refused::Global(format!("global service \"{name}\" is on the map already: shard {shard}")));
+        }
+        let mut free = (SHARDS..SHARDS_ALL).map(|n| Shard(n as u16)).filter(|shard| self.history(*shard).is_none());
+        let none = || Refused::Global(format!("shards {SHARDS} to {} are taken: no number is left", SHARDS_ALL - 1));
+        let shard = free.next().ok_or_else(none)?;
+        let history = History::new(zone, self.epoch.next());
+        self.zones_known(history.view())?;
+        self.successor(vec![], |next| {
+            let at = usize::from(shard.0);
+            next.histories.resize(next.histories.len().max(at + 1), None);
+            next.histories[at] = Some(Arc::new(history));
+            let known = next.globals.iter().map(|(name, shard)| (*shard, name.clone()));
+            next.globals = by_name(known.chain([(shard, name.to_owned())]).collect());
+        })
     }
 
     /// As [`Map::with_entries`], with one more zone, which owns nothing; its number was never another's.

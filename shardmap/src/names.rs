@@ -1,8 +1,11 @@
 //! What names may look like, wherever they are given.
 
+/// Bytes of a word.
+pub const WORD_BYTES_MAX: usize = 64;
+
 /// Of a table, and of a global service: 1 to 64 of a-z, 0-9 and _.
 pub fn is_word(name: &str) -> bool {
-    (1..=64).contains(&name.len()) && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
+    (1..=WORD_BYTES_MAX).contains(&name.len()) && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'))
 }
 
 /// Of a zone, in a certificate (one segment of a SPIFFE ID's path, section 2.2) and as a directory, of at most `most` bytes.

@@ -276,6 +276,27 @@ fn damage(good: &[u8]) {
 }
 
 #[test]
+fn a_global_service_is_added_under_the_first_free_number_and_may_follow() {
+    let first = map();
+    let second = first.with_global("users", Zone(1)).unwrap();
+    let third = second.with_global("coupons", Zone(0)).unwrap();
+    assert_eq!((first.may_become(&second), second.may_become(&third)), (Ok(()), Ok(())));
+    for (name, shard, zone) in [("users", Shard(1024), Zone(1)), ("coupons", Shard(1025), Zone(0))] {
+        assert_eq!((third.global_named(name.as_bytes()), third.owner(shard)), (Some(shard), Some(zone)));
+        let tag = format!("global={name}");
+        assert_eq!(third.route(&Tag::parse(tag.as_bytes()), false, NOW_MS).unwrap().shard, shard);
+    }
+    let back = Map::decode(&third.encode()).unwrap();
+    assert_eq!((back.digest(), back.encode(), back.globals()), (third.digest(), third.encode(), third.globals()));
+    let refused = |map: &Map, name: &str, zone: u8| map.with_global(name, Zone(zone)).unwrap_err().to_string();
+    assert!(refused(&third, "users", 0).contains("on the map already: shard 1024"));
+    assert!(refused(&third, "Users", 0).contains("expected 1 to 64"));
+    assert!(refused(&third, "more", 7).contains("zone 7 is not on the map"));
+    let full = (1026..4096).fold(third, |map, n| map.with_global(&format!("g{n}"), Zone(0)).unwrap());
+    assert!(refused(&full, "one_more", 0).contains("no number is left"));
+}
+
+#[test]
 fn a_zone_is_added_and_removed_and_its_number_name_and_ids_stay_its_own() {
     let first = map();
     let second = first.with_zone("gz").unwrap();

@@ -256,6 +256,13 @@ fn who_may_do_what_is_told_by_tokens_and_the_audit_names_their_owners() {
         tried("", line, &json!(""), 401);
         tried("a stranger", line, &json!(""), 401);
     }
+    // Before he has sent it.
+    let mut stranger = TcpStream::connect(gzs.at).unwrap();
+    stranger.set_read_timeout(Some(PATIENCE)).unwrap();
+    stranger.write_all(b"POST /v1/ops HTTP/1.1\r\nhost: gzs\r\ncontent-length: 16000000\r\n\r\n").unwrap();
+    let mut head = [0; 12];
+    stranger.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 401");
     for (line, body) in [("POST /v1/ops", &moved), ("POST /v1/nodes", &told)] {
         tried("", line, body, 401);
         tried("eyes", line, body, 403);
@@ -278,6 +285,7 @@ fn who_may_do_what_is_told_by_tokens_and_the_audit_names_their_owners() {
     tried("eyes", "POST /v1/fences/preview", &json!({"geojson": {"type": "Point"}}), 400);
     tried("alice", "POST /v1/ops", &json!({"kind": "remove_zone", "zone": "sh"}), 403);
     tried("eyes", "POST /v1/ops", &json!({"kind": "add_zone", "zone": "gz"}), 403);
+    tried("eyes", "POST /v1/ops", &json!({"kind": "add_global", "name": "users", "zone": "sh"}), 403);
     tried("alice", "POST /v1/ops", &moved, 409); // the preflight: no log is heard
     assert_eq!(gzs.newest().epoch().0, 1, "nobody has changed anything");
     assert_eq!(gzs.unlock().json()["by"], "root (li)", "a name that one gives oneself stands behind the token's");

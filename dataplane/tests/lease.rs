@@ -224,6 +224,26 @@ fn without_the_service_a_global_service_is_written_until_its_lease_ends_and_shar
 }
 
 #[test]
+fn a_global_service_that_is_added_to_a_map_in_use_is_written_and_read_in_every_zone() {
+    let zones = Zones::start("added", LONG_LEASE_MS);
+    let tag = "x-shard: global=coupons\r\n";
+    let unknown = send(zones.at[BJ], "PUT /records/coupons/k", tag, "v").unwrap();
+    assert_eq!(unknown.status, 400, "{unknown:?}");
+    zones.done(&json!({ "kind": "add_global", "name": "coupons", "zone": "sh" }));
+    let written = zones.within("it is written through the other zone's router", || {
+        send(zones.at[BJ], "PUT /records/coupons/k", tag, "v").ok().filter(|a| a.status == 200)
+    });
+    assert_eq!(written.zone(), "sh", "{written:?}");
+    for at in [BJ, SH] {
+        let read = zones.within("it is in this zone's copy", || {
+            send(zones.at[at], "GET /records/coupons/k", tag, "").ok().filter(|a| a.status == 200)
+        });
+        assert_eq!((read.zone(), read.body.as_str()), (NAMES[at], "v"), "{read:?}");
+    }
+    zones.accepted(BJ, GLOBAL, "as-before");
+}
+
+#[test]
 fn a_planned_move_of_a_global_service_refuses_no_write() {
     let zones = Zones::start("moved", LONG_LEASE_MS);
     let stop = AtomicBool::new(false);

@@ -4,6 +4,7 @@ mod admin;
 mod conflicts;
 mod drill;
 mod fence;
+mod global;
 mod link;
 mod log;
 mod map;
@@ -58,6 +59,9 @@ enum Command {
     /// Preview and change the fences
     #[command(subcommand, after_help = "Example: ezctl fence preview new.geojson --gzs http://127.0.0.1:7300")]
     Fence(fence::Command),
+    /// Global services: add one
+    #[command(subcommand, after_help = "Example: ezctl global add users --zone bj --gzs http://127.0.0.1:7300")]
+    Global(global::Command),
     /// Look into a log
     #[command(subcommand, after_help = "Example: ezctl log ls /var/lib/ezone")]
     Log(log::Command),
@@ -74,6 +78,7 @@ fn main() -> ExitCode {
         Command::Shard(command) => shard::run(command),
         Command::Zone(command) => zone::run(command),
         Command::Fence(command) => fence::run(command),
+        Command::Global(command) => global::run(command),
         Command::Log(command) => log::run(command),
     }
 }

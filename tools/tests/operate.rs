@@ -111,6 +111,18 @@ fn a_cluster_of_no_nodes_is_told_as_it_is_and_forced_moves_give_up() {
 }
 
 #[test]
+fn a_global_service_is_added_under_a_name_that_stays() {
+    let service = Service::start("global");
+    let add = ["global", "add", "users", "--zone", "sh", "--why", "accounts", "--force"];
+    service.check(&add, 0, &["operation 1: add global service users in sh: done"]);
+    service.check(&["shard", "list", "--zone", "sh"], 0, &["users", "1024"]);
+    service.check(&["op", "audit"], 0, &["global users: added, shard 1024", "accounts"]);
+    service.check(&add, 1, &["\"users\" is on the map already: shard 1024"]);
+    service.check(&["global", "add", "Users", "--zone", "sh"], 1, &["expected 1 to 64 of a-z, 0-9 and _"]);
+    service.check(&["global", "add", "more", "--zone", "gz"], 1, &["zone \"gz\" is not on the map, which has: bj, sh"]);
+}
+
+#[test]
 fn an_operation_goes_on_without_the_one_who_began_it_until_it_is_aborted() {
     let service = Service::start("abort");
     let long = ["--force", "--limit-ms", "600000"];

@@ -161,7 +161,7 @@ function opTaken(raw) {
   const shares = array(o.ways, SHARDS_MAX).map(object).map((s) => (
     { shard: number(s.shard), from: text(s.from, 60), to: text(s.to, 60), state: text(s.state, 40), epoch: number(s.epoch) }));
   return {
-    id: number(o.id), title: "", kind: text(o.kind, 40), zone: text(o.zone, 60), to: o.to === null || o.to === undefined ? null : text(o.to, 60),
+    id: number(o.id), title: "", kind: text(o.kind, 40), zone: text(o.zone, 60), name: text(o.name, 64), to: o.to === null || o.to === undefined ? null : text(o.to, 60),
     by: text(o.by, 100), why: text(o.why), forced: array(o.forced, 20).map((r) => text(r)), state: text(o.state, 40), says: text(o.says),
     begun: number(o.begun_ms), ended: Number.isFinite(o.ended_ms) ? o.ended_ms : null, limit: number(o.limit_ms), shares,
   };
@@ -670,6 +670,7 @@ function titleOf(o) {
     case "fences": return "Change the fences";
     case "add_zone": return `Add zone ${o.zone}`;
     case "remove_zone": return `Remove zone ${o.zone}`;
+    case "add_global": return `Add global service ${o.name} in zone ${o.zone}`;
     default: return `${o.kind || "An operation"} ${o.zone}${to}`;
   }
 }

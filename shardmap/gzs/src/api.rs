@@ -214,6 +214,13 @@ pub enum What {
         /// Which zone.
         zone: String,
     },
+    /// One more global service. Clients know it by its name: it stays.
+    AddGlobal {
+        /// What it is called: 1 to 64 of a-z, 0-9 and _.
+        name: String,
+        /// The zone that owns it at first.
+        zone: String,
+    },
     /// Other fences.
     Fences {
         /// The map that the preview was made of: refused if its fences are no longer those of today.

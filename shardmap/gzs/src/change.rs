@@ -23,6 +23,13 @@ pub struct Change {
     pub audit: Option<AuditView>,
 }
 
+impl Change {
+    /// Does it only let leases run on?
+    pub fn is_grants_alone(&self) -> bool {
+        self.map.is_none() && self.op.is_none() && !self.grants.is_empty()
+    }
+}
+
 /// What is remembered of a shard besides its history.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Mark {

@@ -77,11 +77,12 @@ impl Leases {
         each.collect()
     }
 
-    /// The grant of `zone` for this ownership, from now on.
+    /// The grant of `zone` for this ownership, from now on. It never ends before one that it takes the place of: that one may have been of a
+    /// service whose leases are longer, and they run.
     pub fn grant(&self, shard: Shard, zone: Zone, owner_epoch: u64, now_ms: u64) -> Grant {
         let revision = self.known.get(&shard).map_or(0, |k| k.grant.revision) + 1;
-        let lasts_ms = self.lasts_ms();
-        Grant { revision, zone: zone.0, owner_epoch, until_ms: now_ms + lasts_ms, lasts_ms }
+        let until_ms = (now_ms + self.lasts_ms()).max(self.ends_ms(shard).unwrap_or(0));
+        Grant { revision, zone: zone.0, owner_epoch, until_ms, lasts_ms: until_ms - now_ms }
     }
 
     /// These are stored.

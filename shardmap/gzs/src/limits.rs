@@ -8,6 +8,8 @@ pub const STREAMS_MAX: usize = 1024;
 pub const FORGET_MS: u64 = 10 * 60 * 1000;
 /// A node is live if it was heard so recently.
 pub const LIVE_MS: u64 = 1000;
+/// A target of a take-over that is silent for so long is lost itself: another zone takes its place.
+pub const TARGET_SILENT_MS: u64 = 5 * LIVE_MS;
 /// So long after its start the service has heard every node that is there: they try again each 200 ms.
 pub const GATHER_MS: u64 = 500;
 /// How often nodes tell how they are while nothing is under way ..

@@ -6,7 +6,8 @@
 use crate::api::{NodeState, NodeTold, ShardTold, StreamTold};
 use crate::leases::Leases;
 use crate::limits::{
-    BEHIND_MS, FORGET_MS, GATHER_MS, LIVE_MS, NODES_MAX, STREAMS_MAX, TELL_MS, TEXT_BYTES_MAX, TOLD_KEPT,
+    BEHIND_MS, FORGET_MS, GATHER_MS, LIVE_MS, NODES_MAX, STREAMS_MAX, TARGET_SILENT_MS, TELL_MS, TEXT_BYTES_MAX,
+    TOLD_KEPT,
 };
 use crate::op::Facts;
 use shardmap::map::Map;
@@ -237,6 +238,8 @@ pub struct Seen<'a> {
     pub awake_ms: u64,
     /// Zones whose shards are being taken over, or were and are not back.
     pub lost: &'a BTreeSet<Zone>,
+    /// Those whose shards are being taken over.
+    pub losing: &'a BTreeSet<Zone>,
     /// What was granted.
     pub leases: &'a Leases,
 }
@@ -277,7 +280,8 @@ impl Facts for Seen<'_> {
         if told.store_full {
             return Err(format!("zone {name}'s store has no room"));
         }
-        for other in self.map.zones().iter().filter(|z| z.id != zone) {
+        // What a lost zone had told of may be nowhere else: nobody waits for that.
+        for other in self.map.zones().iter().filter(|z| z.id != zone && !self.lost.contains(&z.id)) {
             let Some(there) = self.nodes.log(&other.name) else { continue };
             let behind = log.behind(&other.name, &there.durable_before(BEHIND_MS, self.now_ms));
             if behind > 0 {
@@ -325,13 +329,17 @@ impl Facts for Seen<'_> {
     }
 
     fn instead_of(&self, zone: Zone, lost: Zone) -> Option<Zone> {
-        if !self.lost.contains(&zone) {
+        let silent = self.nodes.silent_ms(self.map.zone_name(zone), self.now_ms).unwrap_or(u64::MAX);
+        let gone = silent.min(self.now_ms.saturating_sub(self.awake_ms)) > TARGET_SILENT_MS;
+        if !gone && !self.losing.contains(&zone) {
             return None;
         }
         let live = |z: &&shardmap::map::ZoneInfo| {
-            z.id != lost && !self.lost.contains(&z.id) && self.nodes.is_live(&z.name, self.now_ms)
+            z.id != lost && z.id != zone && !self.losing.contains(&z.id) && self.nodes.is_live(&z.name, self.now_ms)
         };
-        self.map.zones().iter().filter(live).map(|z| z.id).min_by_key(|z| owned(self.map, *z))
+        // One that was lost and is back has much to catch up with: only if there is no other.
+        let all = self.map.zones().iter().filter(live).map(|z| z.id);
+        all.min_by_key(|z| (self.lost.contains(z), owned(self.map, *z)))
     }
 }
 

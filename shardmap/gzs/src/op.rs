@@ -162,7 +162,7 @@ impl Op {
         match self.what {
             What::TakeOver { .. } => self.shares.first().map(|s| Zone(s.from)),
             What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::Unlock { .. } => None,
-            What::Fences { .. } | What::AddZone { .. } | What::RemoveZone { .. } => None,
+            What::Fences { .. } | What::AddZone { .. } | What::RemoveZone { .. } | What::AddGlobal { .. } => None,
         }
     }
 
@@ -338,8 +338,7 @@ impl Op {
     fn elsewhere(&self, map: &Map) -> String {
         let is_there =
             |s: &Share| map.view(s.id()).is_some_and(|v| !v.kind.is_unsettled() && v.owner == Some(Zone(s.to)));
-        let away = |s: &&Share| !matches!(s.at, At::Given(_)) && !is_there(s);
-        let away: Vec<u16> = self.shares.iter().filter(away).map(|s| s.shard).collect();
+        let away: Vec<u16> = self.shares.iter().filter(|s| !is_there(s)).map(|s| s.shard).collect();
         match away[..] {
             [] => String::new(),
             [shard] => {

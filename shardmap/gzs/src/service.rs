@@ -19,7 +19,8 @@ use crate::api::{AuditView, NodeAsked, NodeTold};
 use crate::change::{Change, Held, Mark};
 use crate::leases::Leases;
 use crate::limits::{
-    CHANGES_BYTES_MAX, CHANGES_MAX, DIGESTS_MAX, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS, TEXT_BYTES_MAX,
+    CHANGES_BYTES_MAX, CHANGES_MAX, DIGESTS_MAX, GATHER_MS, LIVE_MS, OPS_SHOWN_MAX, TELL_MS, TELL_SOON_MS,
+    TEXT_BYTES_MAX,
 };
 use crate::nodes::{Nodes, Seen};
 use crate::op::{At, Decision, Op};
@@ -59,8 +60,16 @@ pub struct Service {
     digests: BTreeMap<u64, [u8; 32]>,
     leases: Leases,
     nodes: Nodes,
+    /// When this process began.
+    begun_ms: u64,
+    /// The change that was stored last was of grants alone.
+    granted: bool,
+    /// The store was read, and it is not known whether its operations are those of its map.
+    adopted: bool,
     /// When this process began to listen, or was last found to have slept.
     awake_ms: u64,
+    /// When it last heard no zone at all: until then it was this service that was cut off.
+    deaf_ms: u64,
     looked_ms: u64,
     /// When the newest map was issued.
     issued_ms: u64,
@@ -99,7 +108,11 @@ impl Service {
             marks: held.marks.into_iter().collect(),
             digests: held.digests.into_iter().collect(),
             nodes: Nodes::default(),
+            begun_ms: now_ms,
+            granted: false,
+            adopted: true,
             awake_ms: now_ms,
+            deaf_ms: now_ms,
             looked_ms: now_ms,
             issued_ms: now_ms,
             shown: None,
@@ -116,6 +129,7 @@ impl Service {
         self.marks = held.marks.into_iter().collect();
         self.digests = held.digests.into_iter().collect();
         self.leases.reload(held.grants);
+        self.adopted = true;
         self.waits.clear();
         if let Some(shown) = self.shown.take().filter(|s| self.is_foreign(s.epoch, s.digest)) {
             self.stop_at(&shown);
@@ -197,23 +211,39 @@ impl Service {
             self.awake_ms = now_ms;
         }
         self.looked_ms = now_ms;
+        let heard = |name: &str| self.nodes.silent_ms(name, now_ms).is_some_and(|ms| ms <= LIVE_MS / 2);
+        if !self.map.zones().iter().any(|z| heard(&z.name)) {
+            self.deaf_ms = now_ms;
+        }
         self.leases.wake(now_ms);
-        if self.stopped.is_some() || self.shown.is_some() {
+        // Who has just begun may have read an old backup: first everyone who is there has shown his map.
+        let gathered = now_ms >= self.begun_ms.saturating_add(GATHER_MS);
+        if self.stopped.is_some() || self.shown.is_some() || !gathered {
             return None;
         }
         let live = |zone: Zone| self.nodes.is_live(self.map.zone_name(zone), now_ms);
-        let grants = self.leases.due(&self.map, live, now_ms);
-        if !grants.is_empty() {
-            let from_epoch = self.map.epoch().0;
-            return Some(Change { from_epoch, map: None, op: None, marks: vec![], grants, audit: None });
+        let due = self.leases.due(&self.map, live, now_ms);
+        let from_epoch = self.map.epoch().0;
+        let grants = (!due.is_empty()).then(|| Change {
+            from_epoch,
+            map: None,
+            op: None,
+            marks: vec![],
+            grants: due,
+            audit: None,
+        });
+        // With a slow store they are due again at once: operations have their turn in between.
+        if grants.is_some() && !self.granted {
+            return grants;
         }
-        let lost = self.lost();
+        let (lost, losing) = (self.lost(), self.losing());
         let facts = Seen {
             nodes: &self.nodes,
             map: &self.map,
             now_ms,
             awake_ms: self.awake_ms,
             lost: &lost,
+            losing: &losing,
             leases: &self.leases,
         };
         for op in self.ops.values().filter(|op| op.is_running()) {
@@ -225,11 +255,18 @@ impl Service {
                 Decision::Ended => {}
             }
         }
-        self.silent_zone(now_ms)
+        if std::mem::take(&mut self.adopted)
+            && let Some(change) = self.orphans(now_ms)
+        {
+            self.adopted = true;
+            return Some(change);
+        }
+        self.silent_zone(now_ms).or(grants)
     }
 
     /// The change is stored: from now on it is so.
     pub fn on_stored(&mut self, change: Change) {
+        self.granted = change.is_grants_alone();
         if let Some(map) = change.map {
             self.note_fences(&map);
             self.nodes.keep(&map);
@@ -274,6 +311,19 @@ impl Service {
         running.chain(self.marks.values().filter(|m| m.lost).filter_map(Mark::home)).collect()
     }
 
+    /// Zones whose shards are being taken over at this moment.
+    fn losing(&self) -> BTreeSet<Zone> {
+        self.ops.values().filter(|op| op.is_running()).filter_map(Op::lost).collect()
+    }
+
+    /// Was it heard again after it had been taken over the last time?
+    fn was_back(&self, zone: Zone, now_ms: u64) -> bool {
+        let last =
+            self.ops.values().filter(|op| op.lost() == Some(zone)).filter_map(|op| op.ended).map(|(at, _)| at).max();
+        let heard = self.nodes.silent_ms(self.map.zone_name(zone), now_ms).map(|ms| now_ms.saturating_sub(ms));
+        heard > last
+    }
+
     /// A step of an operation as a change.
     fn change(&self, was: &Op, map: Option<Map>, op: Op, why: &str, now_ms: u64) -> Change {
         let given =
@@ -299,9 +349,10 @@ impl Service {
         let before = self.marks.get(&Shard(shard)).copied().unwrap_or_default();
         let (home, lost) = match &op.what {
             What::Evacuate { .. } => (before.home.or(Some(from)), before.lost),
-            What::TakeOver { .. } => (before.home.or(Some(from)), true),
+            // What was evacuated to the lost zone has its home elsewhere: that one is not lost by this.
+            What::TakeOver { .. } => (before.home.or(Some(from)), before.lost || before.home.is_none()),
             What::Move { .. } | What::Restore { .. } | What::Unlock { .. } | What::Fences { .. } => (None, false),
-            What::AddZone { .. } | What::RemoveZone { .. } => (before.home, before.lost),
+            What::AddZone { .. } | What::RemoveZone { .. } | What::AddGlobal { .. } => (before.home, before.lost),
         };
         let home = home.filter(|home| *home != to);
         Mark { home, lost: lost && home.is_some(), given_ms: now_ms }

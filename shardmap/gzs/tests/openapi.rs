@@ -66,6 +66,11 @@ fn whats() -> Vec<(&'static str, What, What)> {
         ("TakeOver", What::TakeOver { zone: zone(), to: Some(to()) }, What::TakeOver { zone: zone(), to: None }),
         ("Unlock", What::Unlock { shards: vec![341] }, What::Unlock { shards: vec![] }),
         ("AddZone", What::AddZone { zone: zone() }, What::AddZone { zone: zone() }),
+        (
+            "AddGlobal",
+            What::AddGlobal { name: "users".into(), zone: zone() },
+            What::AddGlobal { name: String::new(), zone: zone() },
+        ),
         ("RemoveZone", What::RemoveZone { zone: zone() }, What::RemoveZone { zone: zone() }),
         (
             "ChangeFences",
@@ -83,6 +88,7 @@ fn whats() -> Vec<(&'static str, What, What)> {
             | What::Unlock { .. }
             | What::AddZone { .. }
             | What::RemoveZone { .. }
+            | What::AddGlobal { .. }
             | What::Fences { .. } => {}
         }
     }

@@ -10,6 +10,7 @@ use gzs::store::memory::Memory;
 use kit::{NAMES, all_tell, ask, drain, keep, log, router, service, settings};
 use shardmap::ownership::Kind;
 use shardmap::{Shard, Zone};
+use std::collections::{BTreeMap, BTreeSet};
 
 const T: u64 = 1_000_000;
 
@@ -83,7 +84,11 @@ fn a_move_that_takes_too_long_is_given_back_and_can_be_resumed() {
     let change = s.abort(1, "someone else", T + 2700).unwrap();
     keep(&mut s, &mut store, change);
     assert_eq!((s.ops(true)[0].state.as_str(), s.map().owner(Shard(0))), ("aborted", Some(Zone(0))));
+    let last = store.audit(0, 100).unwrap().pop().unwrap();
+    assert_eq!((last.by.as_str(), last.epoch), ("someone else", s.map().epoch().0), "who gave it back, not who began");
     assert!(matches!(s.abort(1, "x", T + 2800), Err(Refused::State(_))), "it has ended");
+    assert!(matches!(s.abort(1, &"x".repeat(5000), T + 2800), Err(Refused::Ask(_))), "a name too long");
+    assert!(matches!(s.begin(&ask(moving(&[0; 5000], "sh")), T + 2800), Err(Refused::Ask(_))), "shards without end");
 }
 
 /// As an operator sees it: what it was asked for has not come to pass.
@@ -240,6 +245,127 @@ fn nobody_is_lost_while_the_service_hears_nobody_or_has_slept() {
     assert_eq!(s.ops(false).len(), 1, "gz is silent still");
 }
 
+/// Its own line was cut, and the first that it hears when it is whole again is one zone.
+#[test]
+fn who_was_cut_off_itself_takes_nobody_over_when_it_hears_again() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    for ms in (100..20_000).step_by(100) {
+        drain(&mut s, &mut store, T + ms);
+    }
+    all_tell(&mut s, &mut store, &["bj"], T + 20_000);
+    all_tell(&mut s, &mut store, &["bj", "sh"], T + 20_400);
+    assert!(s.ops(true).is_empty(), "the others were not silent for so long since: {:?}", s.ops(true));
+    for ms in (500..1600).step_by(100) {
+        all_tell(&mut s, &mut store, &["bj", "sh"], T + 20_000 + ms);
+    }
+    assert_eq!(s.ops(true)[0].what, What::TakeOver { zone: "gz".into(), to: None }, "gz is");
+}
+
+/// What a zone owned that is taken over, given to `to`.
+fn taken_over(s: &mut gzs::service::Service, store: &mut Memory, zone: &str, to: &str, now_ms: u64) {
+    let what = What::TakeOver { zone: zone.into(), to: Some(to.into()) };
+    let change = s.begin(&OpAsk { force: true, ..ask(what) }, now_ms).unwrap();
+    let id = change.op.as_ref().unwrap().id;
+    keep(s, store, change);
+    reports(s, store, now_ms);
+    let op = s.ops(true).into_iter().find(|op| op.id == id).unwrap();
+    assert_eq!(op.state, "done", "{op:?}");
+}
+
+/// Each zone reports what it is asked for.
+fn reports(s: &mut gzs::service::Service, store: &mut Memory, now_ms: u64) {
+    for zone in NAMES {
+        let epoch = s.map().epoch().0;
+        let asked = s.on_told(log(zone, epoch), now_ms).unwrap();
+        let mut told = log(zone, epoch);
+        for ask in asked.asks.iter().filter(|ask| ask.take_over) {
+            let (map_epoch, take_over, fence_seq) = (ask.map_epoch, true, None);
+            let applied: BTreeMap<u8, u64> = [(0, 10), (1, 10), (2, 10)].into();
+            let report =
+                |shard: &u16| ShardTold { shard: *shard, map_epoch, take_over, fence_seq, applied: applied.clone() };
+            told.log.as_mut().unwrap().reports.extend(ask.shards.iter().map(report));
+        }
+        s.on_told(told, now_ms).unwrap();
+    }
+    drain(s, store, now_ms);
+}
+
+/// The store is lost in the middle of a move and of a take-over, and a node's map is adopted: nobody knows of either operation.
+#[test]
+fn what_an_adopted_map_holds_for_operations_that_are_lost_gets_an_owner_again() {
+    let first = kit::map();
+    let epoch = first.epoch().next();
+    let moving = (Shard(0), first.history(Shard(0)).unwrap().begin_move(Zone(1), epoch).unwrap());
+    let lost = [2, 5].map(Shard).map(|s| (s, first.history(s).unwrap().declare_lost(Zone(2), epoch).unwrap().unwrap()));
+    // With more of the lost zone's to take, and without.
+    for (entries, to, owner) in [(vec![moving, lost[0].clone()], "sh", Zone(1)), (lost.into(), "bj", Zone(0))] {
+        let moves = entries.len() == 2 && entries[0].0 == Shard(0);
+        let mut store = Memory::default();
+        store.adopt(&first.with_entries(entries).unwrap(), &kit::first_audit()).unwrap();
+        let held = store.load().unwrap().unwrap();
+        let mut s = gzs::service::Service::new(held, vec![], Settings { silence_ms: 0, ..settings() }, T);
+        for ms in (0..2000).step_by(100) {
+            all_tell(&mut s, &mut store, &["bj", "sh"], T + ms);
+        }
+        assert_eq!((s.map().owner(Shard(0)), s.map().epoch().0), (Some(Zone(0)), if moves { 3 } else { 2 }), "once");
+        assert!(s.map().view(Shard(0)).is_some_and(|v| !v.kind.is_unsettled()), "it is given back");
+        let last = store.audit(0, 10).unwrap().pop().unwrap();
+        assert_eq!(last.why == "moves that no operation knows of are given back", moves);
+        taken_over(&mut s, &mut store, "gz", to, T + 2000);
+        assert_eq!([2, 5].map(|shard| s.map().owner(Shard(shard))), [Some(owner); 2]);
+    }
+}
+
+/// sh took bj over; bj is back, and nobody has restored it yet, when the others fall.
+#[test]
+fn a_zone_that_is_back_and_not_restored_takes_over_where_there_is_no_other() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    taken_over(&mut s, &mut store, "bj", "sh", T);
+    for ms in (100..4000).step_by(100) {
+        all_tell(&mut s, &mut store, &["bj"], T + ms);
+    }
+    let ops = s.ops(true);
+    let to = |zone: &str| {
+        let is = |what: &What| matches!(what, What::TakeOver { zone: z, .. } if z == zone);
+        let op = ops.iter().find(|op| is(&op.what)).unwrap_or_else(|| panic!("{zone} is not taken over: {ops:?}"));
+        op.shards.iter().map(|s| s.to.clone()).collect::<BTreeSet<_>>()
+    };
+    assert_eq!((to("sh"), to("gz")), (["bj".to_owned()].into(), ["bj".to_owned()].into()));
+}
+
+/// The shards of bj are at sh since an evacuation, and sh is lost: that takes nothing away from bj, which is well.
+#[test]
+fn a_zone_whose_shards_were_evacuated_is_not_lost_with_the_zone_that_had_them() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let mut held = store.load().unwrap().unwrap();
+    let home = Mark { home: Some(0), ..Mark::default() };
+    held.marks = [1, 4].map(|shard| (Shard(shard), home)).into();
+    s.reload(held);
+    taken_over(&mut s, &mut store, "sh", "gz", T + 100);
+    assert_eq!(s.state(T + 100).zones[0].state, "up");
+}
+
+/// The target of a take-over falls, too, and owned nothing before.
+#[test]
+fn a_take_over_whose_target_is_silent_goes_to_another_zone() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, Settings { silence_ms: 0, ..settings() }, T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let what = What::TakeOver { zone: "sh".into(), to: Some("gz".into()) };
+    let change = s.begin(&OpAsk { force: true, ..ask(what) }, T).unwrap();
+    keep(&mut s, &mut store, change);
+    for ms in (100..7000).step_by(100) {
+        all_tell(&mut s, &mut store, &["bj"], T + ms);
+    }
+    assert!(s.ops(false)[0].shards.iter().all(|share| share.to == "bj"), "{:?}", s.ops(false)[0]);
+}
+
 #[test]
 fn a_service_restored_from_a_backup_stops_issuing_and_says_why() {
     let mut store = Memory::default();
@@ -320,6 +446,38 @@ fn what_a_lost_zone_had_told_beyond_every_cut_is_unknown() {
 }
 
 /// A store with a global service of bj, and a service that has listened for as long as a grant lasts.
+#[test]
+fn a_global_service_is_added_to_a_map_in_use_and_its_owner_gets_a_lease() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, settings(), T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let add = |name: &str, zone: &str| ask(What::AddGlobal { name: name.into(), zone: zone.into() });
+    for (name, zone, why) in [("Users", "bj", "expected 1 to 64 of a-z"), ("users", "nowhere", "is not on the map")] {
+        let refused = s.begin(&add(name, zone), T).unwrap_err();
+        assert!(matches!(&refused, Refused::Ask(said) if said.contains(why)), "{refused:?}");
+    }
+    for (shard, name) in [(1024, "users"), (1025, "shops")] {
+        let change = s.begin(&add(name, "bj"), T).unwrap();
+        keep(&mut s, &mut store, change);
+        all_tell(&mut s, &mut store, &NAMES, T);
+        assert_eq!((s.map().global_name(Shard(shard)), s.map().owner(Shard(shard))), (Some(name), Some(Zone(0))));
+        let twice = s.begin(&add(name, "sh"), T).unwrap_err();
+        assert!(matches!(&twice, Refused::State(said) if said.contains("is on the map already")), "{twice:?}");
+    }
+    assert!(s.ops(true).iter().all(|op| op.state == "done"));
+    let audit = store.audit(1, 10).unwrap();
+    assert_eq!(audit[0].changes, ["global users: added, shard 1024", "shard 1024: added, bj since 2"]);
+    // As a service that starts now reads it.
+    let kept = store.load().unwrap().unwrap().map;
+    assert_eq!(kept.globals(), s.map().globals());
+    all_tell(&mut s, &mut store, &NAMES, T + 100);
+    let told: Vec<_> = leases(&mut s, T + 200).iter().map(|(shard, ..)| *shard).collect();
+    assert_eq!(told, [1025, 1024], "by name");
+    lost(&mut s, &mut store, T + 300);
+    let late = s.begin(&add("late", "bj"), T + 400).unwrap_err();
+    assert!(matches!(&late, Refused::State(said) if said.contains("zone bj is lost")), "{late:?}");
+}
+
 fn with_users() -> (Memory, gzs::service::Service) {
     let mut store = Memory::default();
     store.adopt(&kit::map_with_users(), &kit::first_audit()).unwrap();
@@ -404,6 +562,78 @@ fn a_take_over_gives_sharded_data_at_once_and_a_global_service_when_its_grant_ha
     let epoch = s.map().epoch().0;
     let asked = s.on_told(log("sh", epoch), T + 12_500).unwrap();
     assert_eq!(asked.leases[0].owner_epoch, epoch, "the new owner's grant was stored with the map");
+}
+
+/// A leader with another configuration, or a restart with one: leases of the old length run all the same.
+#[test]
+fn a_shorter_lease_takes_no_longer_grant_out_of_the_store() {
+    let long = Settings { lease_ms: 60_000, ..settings() };
+    let (mut store, _) = with_users();
+    let held = |store: &mut Memory| store.load().unwrap().unwrap();
+    let mut s = kit::awake(gzs::service::Service::new(held(&mut store), vec![], long, T - 1200), T);
+    leases(&mut s, T);
+    drain(&mut s, &mut store, T);
+    assert_eq!(leases(&mut s, T + 100), [(1024, 1, 60_000)], "bj may write for a minute");
+    let short = |store: &mut Memory, now_ms: u64| {
+        kit::awake(gzs::service::Service::new(held(store), vec![], settings(), now_ms - 1200), now_ms)
+    };
+    let mut s = short(&mut store, T + 10_000);
+    leases(&mut s, T + 10_000);
+    drain(&mut s, &mut store, T + 10_000);
+    let mut s = short(&mut store, T + 13_000);
+    lost(&mut s, &mut store, T + 13_000);
+    drain(&mut s, &mut store, T + 60_100);
+    assert_eq!(s.map().owner(Shard(1024)), None, "bj's lease runs until then");
+    drain(&mut s, &mut store, T + 200_000);
+    assert_eq!(s.map().owner(Shard(1024)), Some(Zone(1)));
+}
+
+/// What is in the store may be an old backup: who is there shows it within a moment.
+#[test]
+fn who_has_just_begun_grants_and_changes_nothing_before_everyone_has_shown_his_map() {
+    let (mut store, mut s) = with_users();
+    all_tell(&mut s, &mut store, &NAMES, T);
+    let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
+    keep(&mut s, &mut store, change);
+    drain(&mut s, &mut store, T);
+    let held = store.load().unwrap().unwrap();
+    let later = T + 60_000;
+    let mut s = gzs::service::Service::new(held, vec![], settings(), later);
+    leases(&mut s, later);
+    assert!(s.next_change(later).is_none(), "the move is overdue, bj wants a lease");
+    s.on_told(log("sh", 7), later + 200).unwrap();
+    assert!(s.next_change(later + 10_000).is_none(), "sh goes by a map that is not known here");
+    s.reload(store.load().unwrap().unwrap());
+    assert!(s.stopped().is_some() && s.next_change(later + 10_000).is_none());
+}
+
+/// A grant that is due again as soon as it is stored leaves operations their turn.
+#[test]
+fn a_slow_store_keeps_no_operation_from_going_on() {
+    let (mut store, mut s) = with_users();
+    all_told(&mut s, T);
+    let change = s.begin(&ask(moving(&[0], "sh")), T).unwrap();
+    keep(&mut s, &mut store, change);
+    let mut now_ms = T;
+    for _ in 0..3 {
+        now_ms += 800;
+        leases(&mut s, now_ms);
+        all_told(&mut s, now_ms);
+        let change = s.next_change(now_ms).unwrap();
+        keep(&mut s, &mut store, change);
+        if s.map().view(Shard(0)).unwrap().kind == Kind::Moving {
+            return;
+        }
+    }
+    panic!("only grants were stored: {:?}", s.ops(false));
+}
+
+fn all_told(s: &mut gzs::service::Service, now_ms: u64) {
+    for zone in NAMES {
+        let epoch = s.map().epoch().0;
+        s.on_told(log(zone, epoch), now_ms).unwrap();
+        s.on_told(router(zone, epoch), now_ms).unwrap();
+    }
 }
 
 #[test]

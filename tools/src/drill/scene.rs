@@ -531,6 +531,7 @@ pub fn told(what: &What) -> String {
         What::Fences { .. } => "changing the fences".into(),
         What::AddZone { zone } => format!("adding {zone}"),
         What::RemoveZone { zone } => format!("removing {zone}"),
+        What::AddGlobal { name, .. } => format!("adding global service {name}"),
     }
 }
 
@@ -543,6 +544,7 @@ pub fn kind(what: &What) -> &'static str {
         What::Fences { .. } => "fences",
         What::AddZone { .. } => "add_zone",
         What::RemoveZone { .. } => "remove_zone",
+        What::AddGlobal { .. } => "add_global",
         What::Unlock { .. } => "unlock",
     }
 }

@@ -393,9 +393,12 @@ impl Keeper {
         if desk.inner().service.wants_reload() && self.reload(desk).is_err() {
             return;
         }
+        // Where the store is slow, grants are due again as soon as they are stored: others want something of this thread, too.
+        let mut granted = false;
         loop {
             let next = desk.inner().service.next_change(desk.now_ms());
-            let Some(change) = next else { return };
+            let Some(change) = next.filter(|change| !(granted && change.is_grants_alone())) else { return };
+            granted |= change.is_grants_alone();
             match self.store(desk, change) {
                 Ok(()) => self.told = false,
                 Err(Unstored::Overtaken { .. }) => return,

@@ -7,7 +7,7 @@ use crate::control::reach::LEADER;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, post};
@@ -72,8 +72,19 @@ pub fn pages(desk: Arc<Desk>) -> Router {
     for (path, kind, text) in CONSOLE {
         pages = pages.route(path, get(async move || shown(kind, text)));
     }
+    let pages = pages.layer(from_fn_with_state(desk.clone(), by_the_known));
     let pages = pages.layer(from_fn_with_state(desk.clone(), by_the_leader));
     pages.layer(DefaultBodyLimit::max(BODY_BYTES_MAX)).with_state(desk)
+}
+
+/// What a stranger sends is not read, however long: he is told so at once.
+async fn by_the_known(State(desk): Shared, request: Request, next: Next) -> Response {
+    if request.method() == Method::POST
+        && let Err(answer) = desk.caller(request.headers(), &[Role::Node, Role::Read])
+    {
+        return *answer;
+    }
+    next.run(request).await
 }
 
 /// Of several services one leads: the others say where it is, and send a browser there.
@@ -275,8 +286,12 @@ async fn judged<T: Send + 'static>(
     judge: impl FnOnce() -> Result<T, Vec<String>> + Send + 'static,
 ) -> Result<T, Vec<String>> {
     let turn = JUDGING.acquire().await;
+    // With it: who asked may be gone before it is done.
+    let judge = move || {
+        let _turn = turn;
+        judge()
+    };
     let done = tokio::task::spawn_blocking(judge).await;
-    drop(turn);
     done.unwrap_or_else(|e| Err(vec![format!("judging them ended: {e}")]))
 }
 

@@ -12,8 +12,9 @@ use crate::limits::{RUNNING_MAX, TEXT_BYTES_MAX};
 use crate::nodes::{Seen, owned};
 use crate::op::{At, Decision, End, Facts, Op, Share};
 use serde_json::Value;
-use shardmap::map::Map;
-use shardmap::ownership::{Entry, History, Illegal};
+use shardmap::map::{Map, SHARDS_ALL, ZoneInfo};
+use shardmap::names::is_word;
+use shardmap::ownership::{Entry, History, Illegal, Kind};
 use shardmap::{Shard, Zone};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -44,6 +45,11 @@ impl Service {
     fn begin_with(&self, ask: &OpAsk, fences: Option<&Prepared>, now_ms: u64) -> Result<Change, Refused> {
         if let Some(why) = &self.stopped {
             return Err(Refused::State(why.clone()));
+        }
+        if let What::Move { shards, .. } | What::Unlock { shards } = &ask.what
+            && shards.len() > SHARDS_ALL
+        {
+            return Err(Refused::Ask(format!("{} shards, there are at most {SHARDS_ALL}", shards.len())));
         }
         if ask.by.len() > TEXT_BYTES_MAX || ask.why.len() > TEXT_BYTES_MAX {
             return Err(Refused::Ask(format!("`by` and `why` have at most {TEXT_BYTES_MAX} bytes")));
@@ -83,17 +89,26 @@ impl Service {
             What::Unlock { shards } => self.unlock(op, shards, now_ms),
             What::AddZone { zone } => self.add_zone(op, zone, now_ms),
             What::RemoveZone { zone } => self.remove_zone(op, zone, now_ms),
+            What::AddGlobal { name, zone } => self.add_global(op, name, zone, now_ms),
         }
     }
 
     /// The change that aborts an operation.
     pub fn abort(&self, id: u64, by: &str, now_ms: u64) -> Result<Change, Refused> {
+        if by.len() > TEXT_BYTES_MAX {
+            return Err(Refused::Ask(format!("`by` has at most {TEXT_BYTES_MAX} bytes")));
+        }
         let op = self.ops.get(&id).ok_or(Refused::Unknown(id))?;
         if let Some(why) = &self.stopped {
             return Err(Refused::State(why.clone()));
         }
         match op.abort(&self.map, now_ms, by).map_err(Refused::State)? {
-            Decision::Store(step) => Ok(self.change(op, step.map, step.op, step.why, now_ms)),
+            Decision::Store(step) => {
+                let mut change = self.change(op, step.map, step.op, step.why, now_ms);
+                // It is who aborts that gives back, not who began.
+                change.audit.iter_mut().for_each(|entry| entry.by = by.to_owned());
+                Ok(change)
+            }
             Decision::Wait(why) => Err(Refused::State(why)),
             Decision::Ended => Err(Refused::State(format!("operation {id} has ended"))),
         }
@@ -117,8 +132,12 @@ impl Service {
         if silence == 0 {
             return None;
         }
-        let (lost, awake) = (self.lost(), now_ms.saturating_sub(self.awake_ms));
-        for zone in self.map.zones().iter().filter(|z| !lost.contains(&z.id) && owned(&self.map, z.id) > 0) {
+        // While this service heard nobody, nobody was silent.
+        let awake = now_ms.saturating_sub(self.awake_ms.max(self.deaf_ms));
+        let (lost, losing) = (self.lost(), self.losing());
+        // One that was taken over in part is left to people until it was heard again.
+        let gone = |zone: Zone| losing.contains(&zone) || (lost.contains(&zone) && !self.was_back(zone, now_ms));
+        for zone in self.map.zones().iter().filter(|z| !gone(z.id) && owned(&self.map, z.id) > 0) {
             let (silent, enough) = match self.nodes.silent_ms(&zone.name, now_ms) {
                 Some(ms) => (ms.min(awake), silence),
                 None => (awake, silence + GRACE_MS),
@@ -139,6 +158,24 @@ impl Service {
             }
         }
         None
+    }
+
+    /// A map that was adopted from a node may hold shards for moves that this store knows nothing of: the change that gives them back.
+    pub(super) fn orphans(&self, now_ms: u64) -> Option<Change> {
+        let next = self.map.epoch().next();
+        let orphan = |shard: Shard, history: &History| history.view().kind == Kind::Moving && !self.is_held(shard);
+        let back = |shard: Shard, history: &History| orphan(shard, history).then(|| history.abort(next)).transpose();
+        let map = self.with(back).ok()??;
+        let why = "moves that no operation knows of are given back".to_owned();
+        let audit = Some(self.audited(&map, "ezone gzs", why, None, now_ms));
+        let from_epoch = self.map.epoch().0;
+        Some(Change { from_epoch, map: Some(map), op: None, marks: vec![], grants: vec![], audit })
+    }
+
+    /// Is it on its way by an operation?
+    fn is_held(&self, shard: Shard) -> bool {
+        let has = |op: &Op| op.shares.iter().any(|s| s.is_open() && s.shard == shard.0);
+        self.ops.values().any(|op| op.is_running() && has(op))
     }
 
     /// Did an operation give this zone its shards back a moment ago? Then a person decides: it may be flapping.
@@ -185,19 +222,26 @@ impl Service {
                 if under_way {
                     return Err(Refused::State("a take-over of this zone is under way".into()));
                 }
-                // What was on its way to it goes back by itself; what is its own needs a new owner.
+                // What was on its way to it goes back by itself; what is its own needs a new owner, and so does what is nobody's: by a map
+                // that was adopted in the middle of a take-over.
+                let is_nobodys = |(shard, h): (Shard, &History)| {
+                    let was_its = h.view().kind == Kind::Lost && h.view().lost.is_some_and(|(lost, _)| lost == zone);
+                    (was_its && !self.is_held(shard)).then_some(shard)
+                };
+                let all = all(zone).chain(self.map.shards().filter_map(is_nobodys));
                 match to {
                     Some(to) if self.zone_named(to)? == zone => {
                         Err(Refused::Ask(format!("zone {to} cannot take over from itself")))
                     }
-                    Some(to) => Ok(self.survivor(all(zone), zone, self.zone_named(to)?)),
-                    None => self.spread(all(zone), zone, now_ms),
+                    Some(to) => Ok(self.survivor(all, zone, self.zone_named(to)?)),
+                    None => self.spread(all, zone, now_ms),
                 }
             }
             What::Unlock { shards } if shards.is_empty() => Err(Refused::Ask("no shard is named".into())),
             What::Unlock { .. } => Ok(vec![]),
             What::AddZone { zone } => self.may_come(zone).map(|()| vec![]),
             What::RemoveZone { zone } => self.may_go(zone, now_ms).map(|()| vec![]),
+            What::AddGlobal { name, zone } => self.with_global(name, zone).map(|_| vec![]),
             What::Fences { .. } => Err(Refused::Ask("no fences that were judged: expected `geojson`".into())),
         }
     }
@@ -274,13 +318,14 @@ impl Service {
 
     /// Over the other zones that are up, each shard to the one that has fewest.
     fn spread(&self, shards: impl Iterator<Item = Shard>, from: Zone, now_ms: u64) -> Result<Vec<Share>, Refused> {
-        let lost = self.lost();
-        let up = self
-            .map
-            .zones()
-            .iter()
-            .filter(|z| z.id != from && !lost.contains(&z.id) && self.nodes.is_live(&z.name, now_ms));
-        let mut has: BTreeMap<Zone, usize> = up.map(|z| (z.id, owned(&self.map, z.id))).collect();
+        let (lost, losing) = (self.lost(), self.losing());
+        let up = |z: &&ZoneInfo| z.id != from && !losing.contains(&z.id) && self.nodes.is_live(&z.name, now_ms);
+        let mut has: BTreeMap<Zone, usize> =
+            self.map.zones().iter().filter(up).map(|z| (z.id, owned(&self.map, z.id))).collect();
+        // One that was lost and is back has much to catch up with: only if there is no other.
+        if has.keys().any(|zone| !lost.contains(zone)) {
+            has.retain(|zone, _| !lost.contains(zone));
+        }
         let mut shares = vec![];
         for shard in shards {
             let Some(to) = has.iter().min_by_key(|(_, n)| **n).map(|(z, _)| *z) else {
@@ -312,7 +357,9 @@ impl Service {
     fn preflight(&self, what: &What, shares: &[Share], now_ms: u64) -> Vec<String> {
         let map = &*self.map;
         let lost = self.lost();
-        let seen = Seen { nodes: &self.nodes, map, now_ms, awake_ms: self.awake_ms, lost: &lost, leases: &self.leases };
+        let losing = self.losing();
+        let (nodes, leases) = (&self.nodes, &self.leases);
+        let seen = Seen { nodes, map, now_ms, awake_ms: self.awake_ms, lost: &lost, losing: &losing, leases };
         let name = |zone: u8| map.zone_name(Zone(zone));
         let mut reasons = vec![];
         let mut away: BTreeSet<String> = lost.iter().map(|z| map.zone_name(*z).to_owned()).collect();
@@ -330,7 +377,7 @@ impl Service {
             What::Restore { zone } => {
                 away.remove(zone);
             }
-            What::AddZone { .. } => {}
+            What::AddZone { .. } | What::AddGlobal { .. } => {}
             What::RemoveZone { zone } => {
                 reasons.extend(self.is_home(zone));
                 reasons.extend(self.lacked_of(zone));
@@ -396,18 +443,21 @@ impl Service {
         let lost = self.zone_named(zone)?;
         let next = self.map.epoch().next();
         op.told_durable = self.nodes.durable(zone);
-        op.shares.iter_mut().for_each(|s| s.at = At::OnItsWay(next.0));
+        for share in &mut op.shares {
+            let view = self.map.view(Shard(share.shard)).filter(|v| v.kind == Kind::Lost);
+            share.at = At::OnItsWay(view.map_or(next.0, |v| v.epoch.0));
+        }
         let map = self.with(|_, history| history.declare_lost(lost, next))?;
-        let Some(map) = map else {
+        if map.is_none() && op.shares.is_empty() {
             return Err(Refused::State(
                 "the zone owns no shard and none is on its way to it: there is nothing to take over".into(),
             ));
-        };
+        }
         // A zone that owned nothing, and was a target only: what was on its way has gone back, and that is all.
         if op.shares.is_empty() {
             op.ended = Some((now_ms, End::Done));
         }
-        Ok(self.change(&op, Some(map), op.clone(), "the zone is lost", now_ms))
+        Ok(self.change(&op, map, op.clone(), "the zone is lost", now_ms))
     }
 
     fn unlock(&self, mut op: Op, shards: &[u16], now_ms: u64) -> Result<Change, Refused> {
@@ -422,6 +472,24 @@ impl Service {
         )?;
         op.ended = Some((now_ms, End::Done));
         Ok(self.change(&op, map, op.clone(), "the locks of take-overs are opened", now_ms))
+    }
+
+    /// The map with one more global service: of a zone that is there, since nobody else may write it.
+    fn with_global(&self, name: &str, zone: &str) -> Result<Map, Refused> {
+        let owner = self.zone_named(zone)?;
+        if self.losing().contains(&owner) {
+            return Err(Refused::State(format!("zone {zone} is lost: nobody would write the global service")));
+        }
+        let not = |e: shardmap::map::Refused| e.to_string();
+        self.map
+            .with_global(name, owner)
+            .map_err(|e| if is_word(name) { Refused::State(not(e)) } else { Refused::Ask(not(e)) })
+    }
+
+    fn add_global(&self, mut op: Op, name: &str, zone: &str, now_ms: u64) -> Result<Change, Refused> {
+        let map = self.with_global(name, zone)?;
+        op.ended = Some((now_ms, End::Done));
+        Ok(self.change(&op, Some(map), op.clone(), "a global service is added", now_ms))
     }
 
     /// The next map, with an entry for each shard for which `step` gives one; `None`: for none.
@@ -443,7 +511,7 @@ fn shown(what: &What) -> What {
     match what {
         What::Fences { from_epoch, .. } => What::Fences { from_epoch: *from_epoch, geojson: Value::Null, datum: None },
         What::Move { .. } | What::Evacuate { .. } | What::Restore { .. } | What::TakeOver { .. } => what.clone(),
-        What::Unlock { .. } | What::AddZone { .. } | What::RemoveZone { .. } => what.clone(),
+        What::Unlock { .. } | What::AddZone { .. } | What::RemoveZone { .. } | What::AddGlobal { .. } => what.clone(),
     }
 }
 

@@ -4,7 +4,7 @@ use super::{AUDIT_SHOWN, Service};
 use crate::api::{OpView, ShardState, State, UnknownRange, ZoneState};
 use crate::limits::{LIVE_MS, OPS_SHOWN_MAX};
 use crate::nodes::owned;
-use crate::op::Op;
+use crate::op::{At, Op};
 use shardmap::map::ZoneInfo;
 use shardmap::ownership::Kind;
 use shardmap::{Shard, Zone};
@@ -100,11 +100,16 @@ impl Service {
         let streams = op.told_durable.len() as u32;
         let cut = |stream: u32| {
             let shards = op.shares.iter().filter(|s| u32::from(s.shard) % streams == stream);
-            let entries = shards.filter_map(|s| self.map.history(Shard(s.shard))).flat_map(|h| h.entries());
-            entries.filter(|e| e.lost.is_some_and(|(z, _)| z == zone)).filter_map(|e| e.cut.get(zone)).min()
+            // Those of this take-over: an earlier one's cuts are of long ago.
+            let cuts = shards.filter_map(|s| {
+                let At::Given(epoch) = s.at else { return None };
+                let history = self.map.history(Shard(s.shard))?;
+                history.entries().iter().find(|e| e.epoch.0 == epoch)?.cut.get(zone)
+            });
+            cuts.min()
         };
         let all = op.told_durable.iter().enumerate().filter_map(|(at, last)| {
-            let (stream, first) = (at as u32, cut(at as u32)? + 1);
+            let (stream, first) = (at as u32, cut(at as u32)?.saturating_add(1));
             (first <= *last).then_some(UnknownRange { stream, first, last: *last })
         });
         all.collect()

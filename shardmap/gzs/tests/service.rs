@@ -263,31 +263,37 @@ fn who_was_cut_off_itself_takes_nobody_over_when_it_hears_again() {
     assert_eq!(s.ops(true)[0].what, What::TakeOver { zone: "gz".into(), to: None }, "gz is");
 }
 
-/// What a zone owned that is taken over, given to `to`.
-fn taken_over(s: &mut gzs::service::Service, store: &mut Memory, zone: &str, to: &str, now_ms: u64) {
-    let what = What::TakeOver { zone: zone.into(), to: Some(to.into()) };
+/// An operation, until it is done; new owners have `of_sh` records of sh's log.
+fn done(s: &mut gzs::service::Service, store: &mut Memory, what: What, of_sh: u64, now_ms: u64) {
     let change = s.begin(&OpAsk { force: true, ..ask(what) }, now_ms).unwrap();
     let id = change.op.as_ref().unwrap().id;
     keep(s, store, change);
-    reports(s, store, now_ms);
+    drain(s, store, now_ms);
+    reports(s, store, of_sh, now_ms);
     let op = s.ops(true).into_iter().find(|op| op.id == id).unwrap();
     assert_eq!(op.state, "done", "{op:?}");
 }
 
+fn taken_over(s: &mut gzs::service::Service, store: &mut Memory, zone: &str, to: &str, now_ms: u64) {
+    done(s, store, What::TakeOver { zone: zone.into(), to: Some(to.into()) }, 10, now_ms);
+}
+
 /// Each zone reports what it is asked for.
-fn reports(s: &mut gzs::service::Service, store: &mut Memory, now_ms: u64) {
+fn reports(s: &mut gzs::service::Service, store: &mut Memory, of_sh: u64, now_ms: u64) {
+    let epoch = s.map().epoch().0;
     for zone in NAMES {
-        let epoch = s.map().epoch().0;
         let asked = s.on_told(log(zone, epoch), now_ms).unwrap();
         let mut told = log(zone, epoch);
-        for ask in asked.asks.iter().filter(|ask| ask.take_over) {
-            let (map_epoch, take_over, fence_seq) = (ask.map_epoch, true, None);
-            let applied: BTreeMap<u8, u64> = [(0, 10), (1, 10), (2, 10)].into();
+        for ask in &asked.asks {
+            let (map_epoch, take_over) = (ask.map_epoch, ask.take_over);
+            let fence_seq = (!take_over).then_some(12);
+            let applied: BTreeMap<u8, u64> = [(0, 12), (1, of_sh), (2, 12)].into();
             let report =
                 |shard: &u16| ShardTold { shard: *shard, map_epoch, take_over, fence_seq, applied: applied.clone() };
             told.log.as_mut().unwrap().reports.extend(ask.shards.iter().map(report));
         }
         s.on_told(told, now_ms).unwrap();
+        s.on_told(router(zone, epoch), now_ms).unwrap();
     }
     drain(s, store, now_ms);
 }
@@ -335,6 +341,36 @@ fn a_zone_that_is_back_and_not_restored_takes_over_where_there_is_no_other() {
         op.shards.iter().map(|s| s.to.clone()).collect::<BTreeSet<_>>()
     };
     assert_eq!((to("sh"), to("gz")), (["bj".to_owned()].into(), ["bj".to_owned()].into()));
+}
+
+/// What it lost the first time has come since: only what it told beyond the last cuts is nowhere else. And nobody waits for that.
+#[test]
+fn what_is_unknown_counts_from_the_last_loss_and_holds_up_no_move_of_others() {
+    let mut store = Memory::default();
+    let mut s = service(&mut store, Settings { silence_ms: 0, ..settings() }, T);
+    all_tell(&mut s, &mut store, &NAMES, T);
+    taken_over(&mut s, &mut store, "sh", "bj", T);
+    all_tell(&mut s, &mut store, &NAMES, T + 100);
+    done(&mut s, &mut store, What::Restore { zone: "sh".into() }, 12, T + 200);
+    for ms in (300..1000).step_by(100) {
+        all_tell(&mut s, &mut store, &NAMES, T + ms);
+    }
+    let mut told = log("sh", s.map().epoch().0);
+    told.log.as_mut().unwrap().streams[0].durable = 25;
+    s.on_told(told, T + 1000).unwrap();
+    done(&mut s, &mut store, What::TakeOver { zone: "sh".into(), to: Some("bj".into()) }, 17, T + 1000);
+    let unknown = |s: &gzs::service::Service, now_ms| {
+        let sh = &s.state(now_ms).zones[1];
+        sh.unknown.iter().map(|u| (u.stream, u.first, u.last)).collect::<Vec<_>>()
+    };
+    assert_eq!(unknown(&s, T + 1000), [(0, 18, 25)]);
+    for ms in (1100..3000).step_by(100) {
+        all_tell(&mut s, &mut store, &["bj", "gz"], T + ms);
+    }
+    let change = s.begin(&OpAsk { force: true, ..ask(moving(&[0], "gz")) }, T + 3000).unwrap();
+    keep(&mut s, &mut store, change);
+    drain(&mut s, &mut store, T + 3000);
+    assert_eq!(s.map().view(Shard(0)).unwrap().kind, Kind::Moving, "{:?}", s.ops(false));
 }
 
 /// The shards of bj are at sh since an evacuation, and sh is lost: that takes nothing away from bj, which is well.
@@ -445,7 +481,6 @@ fn what_a_lost_zone_had_told_beyond_every_cut_is_unknown() {
     assert_eq!(back.shares.iter().map(|s| s.shard).collect::<Vec<_>>(), [1, 4]);
 }
 
-/// A store with a global service of bj, and a service that has listened for as long as a grant lasts.
 #[test]
 fn a_global_service_is_added_to_a_map_in_use_and_its_owner_gets_a_lease() {
     let mut store = Memory::default();
@@ -478,6 +513,7 @@ fn a_global_service_is_added_to_a_map_in_use_and_its_owner_gets_a_lease() {
     assert!(matches!(&late, Refused::State(said) if said.contains("zone bj is lost")), "{late:?}");
 }
 
+/// A store with a global service of bj, and a service that has listened for as long as a grant lasts.
 fn with_users() -> (Memory, gzs::service::Service) {
     let mut store = Memory::default();
     store.adopt(&kit::map_with_users(), &kit::first_audit()).unwrap();

@@ -2,7 +2,7 @@
 
 mod process_kit;
 
-use process_kit::{Dir, Running, addresses, http, map, within};
+use process_kit::{Dir, Running, addresses, http, map, within, within_or};
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -68,7 +68,9 @@ impl Node {
 
     /// Waits until the router answers for the log.
     fn ready(&self) {
-        within("the node takes writes", || self.post("{}").ok().filter(|(status, _)| *status == 201));
+        let said = || format!("{}\nnow: {:?}\n{:?}", self.said(), self.post("{}"), self.status());
+        let written = || self.post("{}").ok().filter(|(status, _)| *status == 201);
+        within_or("the node takes writes", said, written);
     }
 
     fn post(&self, body: &str) -> std::io::Result<(u16, String)> {

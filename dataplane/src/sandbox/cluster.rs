@@ -13,7 +13,7 @@ use super::volume::Volume;
 use super::wan::{Side, Wan};
 use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -268,18 +268,17 @@ impl Ports {
 const PORTS_FROM: u16 = 10_000;
 const PORTS_TO: u16 = 32_000;
 
-/// Free ports, each another one: all are held until the last is known.
+/// Free ports, each another one. Nothing is bound to find out: a program that another thread starts at that moment would hold it for a
+/// while longer.
 fn probe(count: usize) -> io::Result<Vec<SocketAddr>> {
     let span = PORTS_TO - PORTS_FROM;
     // Not where another sandbox began that was started at the same time.
     let begin = (std::process::id() * 37 % u32::from(span)) as u16;
     let at = |n: u16| SocketAddr::from(([127, 0, 0, 1], PORTS_FROM + (begin + n) % span));
-    let held: Vec<TcpListener> = (0..span).filter_map(|n| TcpListener::bind(at(n)).ok()).take(count).collect();
-    if held.len() < count {
-        return Err(io::Error::other(format!(
-            "{} ports are free from {PORTS_FROM} on, {count} are needed",
-            held.len()
-        )));
+    let free: Vec<SocketAddr> = (0..span).map(at).filter(|at| TcpStream::connect(at).is_err()).take(count).collect();
+    if free.len() < count {
+        let (from, seen) = (PORTS_FROM, free.len());
+        return Err(io::Error::other(format!("{seen} ports are free from {from} on, {count} are needed")));
     }
-    held.iter().map(TcpListener::local_addr).collect()
+    Ok(free)
 }

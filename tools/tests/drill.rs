@@ -18,7 +18,7 @@ fn ezctl(args: &[&str]) -> (i32, String, String) {
 #[test]
 fn every_drill_is_listed_with_a_sentence() {
     let (code, out, _) = ezctl(&["drill", "list"]);
-    assert_eq!((code, out.lines().count()), (0, 17), "{out}");
+    assert_eq!((code, out.lines().count()), (0, 19), "{out}");
     assert!(out.lines().all(|l| l.ends_with('.')) && out.contains("zone-cut-off "), "{out}");
 }
 

@@ -218,6 +218,11 @@ impl Service {
         self.leases.wake(now_ms);
         // Who has just begun may have read an old backup: first everyone who is there has shown his map.
         let gathered = now_ms >= self.begun_ms.saturating_add(GATHER_MS);
+        if !gathered {
+            let running = self.ops.values().filter(|op| op.is_running());
+            let why = "this service began a moment ago, and first hears everyone";
+            self.waits = running.map(|op| (op.id, why.to_owned())).collect();
+        }
         if self.stopped.is_some() || self.shown.is_some() || !gathered {
             return None;
         }

@@ -637,6 +637,7 @@ fn who_has_just_begun_grants_and_changes_nothing_before_everyone_has_shown_his_m
     let mut s = gzs::service::Service::new(held, vec![], settings(), later);
     leases(&mut s, later);
     assert!(s.next_change(later).is_none(), "the move is overdue, bj wants a lease");
+    assert!(s.ops(false)[0].says.contains("began a moment ago"), "{:?}", s.ops(false)[0]);
     s.on_told(log("sh", 7), later + 200).unwrap();
     assert!(s.next_change(later + 10_000).is_none(), "sh goes by a map that is not known here");
     s.reload(store.load().unwrap().unwrap());

@@ -6,6 +6,7 @@ use super::elect::Hears;
 use axum::body::Bytes;
 use gzs::api::AuditView;
 use gzs::change::{Change, Held, Unstored};
+use gzs::op::End;
 use gzs::service::{Refused, Service, Settings};
 use gzs::store::Store;
 use gzs::store::etcd::Who;
@@ -469,7 +470,13 @@ fn tell(change: &Change) {
             if n > 1 { ", .." } else { "" }
         );
     }
-    if let Some(op) = change.op.as_ref().filter(|op| !op.is_running()) {
-        tracing::info!("operation {} has ended: {:?} {}", op.id, op.ended.map(|(_, end)| end), op.because);
+    if let Some((op, (_, end))) = change.op.as_ref().and_then(|op| Some((op, op.ended?))) {
+        let how = match end {
+            End::Done => "is done",
+            End::Aborted => "was aborted",
+            End::GaveUp => "gave up",
+        };
+        let because = if op.because.is_empty() { String::new() } else { format!(": {}", op.because) };
+        tracing::info!("operation {} {how}{because}", op.id);
     }
 }

@@ -183,18 +183,18 @@ impl Gate {
         if map_epoch > self.map.epoch() {
             return Some(Decision::WaitMap);
         }
-        let view = self.map.history(shard).map(History::view);
-        let owner = view.and_then(|v| v.owner);
+        let history = self.map.history(shard);
+        let owner = history.and_then(|h| h.view().owner);
         if owner != Some(self.zone) {
             return Some(Decision::Refused(self.not_owner(owner)));
         }
+        let history = history.filter(|_| shard.is_global())?;
+        let owner_epoch = history.view().owner_epoch;
         // Behind its own FENCE another zone may write, whatever the map of who asks says, and however long the lease runs.
-        if let Some(history) = self.map.history(shard).filter(|h| self.own_fence(shard) > h.view().owner_epoch)
-            && shard.is_global()
-        {
+        if self.own_fence(shard) > owner_epoch {
             return Some(Decision::Refused(self.not_owner(fenced_to(history))));
         }
-        let (why, waits) = self.unleased(shard, view?.owner_epoch, now.into())?;
+        let (why, waits) = self.unleased(shard, owner_epoch, now.into())?;
         Some(if waits { Decision::WaitLease(why) } else { Decision::Refused(why) })
     }
 

@@ -335,8 +335,8 @@ impl Map {
         self.successor(entries, |next| (next.fences, next.fences_digest) = (fences, digest))
     }
 
-    /// As [`Map::with_entries`], with one more global service, which `zone` owns. Its shard is the first that the map does not know.
-    pub fn with_global(&self, name: &str, zone: Zone) -> Result<Map, Refused> {
+    /// The shard that a new global service of this name would have: the first that the map does not know.
+    pub fn place_global(&self, name: &str) -> Result<Shard, Refused> {
         if !names::is_word(name) {
             let seen: String = name.chars().take(names::WORD_BYTES_MAX).collect();
             return Err(Refused::Global(format!("global service \"{seen}\"; expected 1 to 64 of a-z, 0-9 and _")));
@@ -346,7 +346,12 @@ impl Map {
         }
         let mut free = (SHARDS..SHARDS_ALL).map(|n| Shard(n as u16)).filter(|shard| self.history(*shard).is_none());
         let none = || Refused::Global(format!("shards {SHARDS} to {} are taken: no number is left", SHARDS_ALL - 1));
-        let shard = free.next().ok_or_else(none)?;
+        free.next().ok_or_else(none)
+    }
+
+    /// As [`Map::with_entries`], with one more global service, which `zone` owns.
+    pub fn with_global(&self, name: &str, zone: Zone) -> Result<Map, Refused> {
+        let shard = self.place_global(name)?;
         let history = History::new(zone, self.epoch.next());
         self.zones_known(history.view())?;
         self.successor(vec![], |next| {

@@ -215,9 +215,11 @@ impl Op {
             Err(waits) => waits,
         };
         if self.shares.iter().all(|s| !s.is_open()) {
-            let because = self.elsewhere(map);
-            let end = if because.is_empty() { End::Done } else { End::GaveUp };
-            return Decision::store(None, self.end(now_ms, end, &because), "");
+            let op = match self.elsewhere(map) {
+                None => self.end(now_ms, End::Done, ""),
+                Some(because) => self.end(now_ms, End::GaveUp, &because),
+            };
+            return Decision::store(None, op, "");
         }
         let begins = self.shares.iter().any(|s| s.at == At::Waiting);
         let lacks = if begins { self.targets().find_map(|zone| facts.fresh(zone).err()) } else { None };
@@ -334,22 +336,22 @@ impl Op {
         any.then_some(op)
     }
 
-    /// Which shards are not where they were to go, since another operation changed them; empty: none.
-    fn elsewhere(&self, map: &Map) -> String {
+    /// Which shards are not where they were to go, since another operation changed them.
+    fn elsewhere(&self, map: &Map) -> Option<String> {
         let is_there =
             |s: &Share| map.view(s.id()).is_some_and(|v| !v.kind.is_unsettled() && v.owner == Some(Zone(s.to)));
         let away: Vec<u16> = self.shares.iter().filter(|s| !is_there(s)).map(|s| s.shard).collect();
         match away[..] {
-            [] => String::new(),
+            [] => None,
             [shard] => {
                 let owner = map.view(Shard(shard)).and_then(|v| v.owner).map_or("nobody", |zone| map.zone_name(zone));
-                format!("another operation changed shard {shard}, which is {owner}'s now{}", self.others(1))
+                Some(format!("another operation changed shard {shard}, which is {owner}'s now{}", self.others(1)))
             }
             _ => {
                 let first: Vec<String> = away.iter().take(NAMED_MAX).map(ToString::to_string).collect();
                 let more = if away.len() > NAMED_MAX { " and more" } else { "" };
                 let others = self.others(away.len());
-                format!("other operations changed {} shards: {}{more}{others}", away.len(), first.join(", "))
+                Some(format!("other operations changed {} shards: {}{more}{others}", away.len(), first.join(", ")))
             }
         }
     }

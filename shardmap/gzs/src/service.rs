@@ -260,11 +260,11 @@ impl Service {
                 Decision::Ended => {}
             }
         }
-        if std::mem::take(&mut self.adopted)
-            && let Some(change) = self.orphans(now_ms)
-        {
-            self.adopted = true;
-            return Some(change);
+        if self.adopted {
+            if let Some(change) = self.orphans(now_ms) {
+                return Some(change);
+            }
+            self.adopted = false;
         }
         self.silent_zone(now_ms).or(grants)
     }
@@ -312,8 +312,8 @@ impl Service {
 
     /// Zones that are being taken over, or were and have not got their shards back.
     fn lost(&self) -> BTreeSet<Zone> {
-        let running = self.ops.values().filter(|op| op.is_running()).filter_map(Op::lost);
-        running.chain(self.marks.values().filter(|m| m.lost).filter_map(Mark::home)).collect()
+        let losing = self.losing().into_iter();
+        losing.chain(self.marks.values().filter(|m| m.lost).filter_map(Mark::home)).collect()
     }
 
     /// Zones whose shards are being taken over at this moment.

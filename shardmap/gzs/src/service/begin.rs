@@ -241,7 +241,7 @@ impl Service {
             What::Unlock { .. } => Ok(vec![]),
             What::AddZone { zone } => self.may_come(zone).map(|()| vec![]),
             What::RemoveZone { zone } => self.may_go(zone, now_ms).map(|()| vec![]),
-            What::AddGlobal { name, zone } => self.with_global(name, zone).map(|_| vec![]),
+            What::AddGlobal { name, zone } => self.may_have(name, zone).map(|_| vec![]),
             What::Fences { .. } => Err(Refused::Ask("no fences that were judged: expected `geojson`".into())),
         }
     }
@@ -474,20 +474,22 @@ impl Service {
         Ok(self.change(&op, map, op.clone(), "the locks of take-overs are opened", now_ms))
     }
 
-    /// The map with one more global service: of a zone that is there, since nobody else may write it.
-    fn with_global(&self, name: &str, zone: &str) -> Result<Map, Refused> {
+    /// May a zone have a new global service of this name? One that is there, since nobody else may write it.
+    fn may_have(&self, name: &str, zone: &str) -> Result<Zone, Refused> {
         let owner = self.zone_named(zone)?;
         if self.losing().contains(&owner) {
             return Err(Refused::State(format!("zone {zone} is lost: nobody would write the global service")));
         }
-        let not = |e: shardmap::map::Refused| e.to_string();
-        self.map
-            .with_global(name, owner)
-            .map_err(|e| if is_word(name) { Refused::State(not(e)) } else { Refused::Ask(not(e)) })
+        match self.map.place_global(name) {
+            Ok(_) => Ok(owner),
+            Err(why) if is_word(name) => Err(Refused::State(why.to_string())),
+            Err(why) => Err(Refused::Ask(why.to_string())),
+        }
     }
 
     fn add_global(&self, mut op: Op, name: &str, zone: &str, now_ms: u64) -> Result<Change, Refused> {
-        let map = self.with_global(name, zone)?;
+        let owner = self.may_have(name, zone)?;
+        let map = self.map.with_global(name, owner).map_err(|e| Refused::State(e.to_string()))?;
         op.ended = Some((now_ms, End::Done));
         Ok(self.change(&op, Some(map), op.clone(), "a global service is added", now_ms))
     }

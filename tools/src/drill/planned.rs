@@ -15,7 +15,7 @@ const CALM_ROUNDS_MAX: u32 = 25;
 
 pub async fn planned_move(scene: &mut Scene<'_>) -> Result<(), String> {
     let rounds = scene.rounds(ROUNDS);
-    // As long as the moves will take, at least: so are the times of other shards' orders compared.
+    // About as long as the moves will take: so are the times of other shards' orders compared.
     scene.flow(BETWEEN * rounds.min(CALM_ROUNDS_MAX) * 2).await?;
     for _ in 0..rounds {
         for to in [WHOLE, BROKEN] {
